@@ -1,0 +1,40 @@
+"""MEND knowledge editing for models that are spread over devices.
+
+Importing this package makes `alg_name='MEND_PARALLEL'` known to EasyEdit, now or as soon as
+EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
+"""
+
+from easyedit_mend_parallel.archive import Archive, load_archive, save_archive
+from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
+from easyedit_mend_parallel.errors import (
+    ArchiveError,
+    HparamsError,
+    MendParallelError,
+    PlacementError,
+    PluginError,
+    RequestError,
+    TargetError,
+    UpdateError,
+)
+from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallelTrainingHparams
+from easyedit_mend_parallel.requests import Request
+
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "EditResult",
+    "HparamsError",
+    "MENDParallelHyperParams",
+    "MENDParallelTrainingHparams",
+    "MendParallel",
+    "MendParallelError",
+    "PlacementError",
+    "PluginError",
+    "Request",
+    "RequestError",
+    "TargetError",
+    "UpdateError",
+    "load_archive",
+    "rollback_all",
+    "save_archive",
+]

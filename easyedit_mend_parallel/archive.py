@@ -1,0 +1,218 @@
+"""Trained hypernetworks on disk, in EasyEdit's format or one without pickle; reading runs no code.
+
+Knows a hypernetwork's state and nothing of the model it edits.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.files import read_tensors, write_tensors, written_whole
+from easyedit_mend_parallel.hypernetwork import STATISTICS, Hypernetwork
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+")
+"""Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
+OLD_PREFIX, PREFIX = "gtn.", "mend."
+RATES = "edit_lrs"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A trained hypernetwork as it was read: `state` has EasyEdit's keys, tensors on the CPU.
+
+    `header` is what a safetensors archive says of itself (targets, options, base model); of an
+    EasyEdit archive it is empty.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    header: dict[str, Any] = field(default_factory=dict)
+
+    def load_into(self, network: Hypernetwork) -> None:
+        """Copy the archive's tensors into `network`, on the network's device, as fp32.
+
+        Raises ArchiveError where the archive was made for other targets or options, or where it
+        was never trained; the network is then unchanged.
+        """
+        wanted = network.state_dict()
+        differences = [
+            f"{name} is {_shape(self.state.get(name))} in the archive and {_shape(tensor)} here"
+            for name, tensor in wanted.items()
+            if _shape(self.state.get(name)) != _shape(tensor)
+        ] + [
+            f"{name} is {_shape(tensor)} in the archive and absent here"
+            for name, tensor in self.state.items()
+            if name not in wanted
+        ]
+        if differences:
+            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            raise ArchiveError(
+                f"the archive {self.path} does not fit these targets: "
+                f"{'; '.join(differences[:3])}{more}. It was trained for another model, other "
+                "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
+            )
+        if network.config.norm:
+            self._refuse_untrained()
+        # A network built on the meta device takes the archive's tensors as they are, so that
+        # nothing of its size is first made and then overwritten.
+        empty = network.edit_lrs.is_meta
+        state = {name: tensor.float() for name, tensor in self.state.items()}
+        network.load_state_dict(state, assign=empty)
+
+    def _refuse_untrained(self) -> None:
+        bad = [
+            name
+            for name, tensor in self.state.items()
+            if name.rpartition(".")[2] in ("u_mean", "v_mean", "u_std", "v_std")
+            and not torch.isfinite(tensor).all()
+        ]
+        if bad:
+            raise ArchiveError(
+                f"the archive {self.path} holds a network that was never trained: {bad[0]} is not "
+                "a number. Train it, or use an archive saved after at least one training step"
+            )
+
+
+def load_archive(path: str | Path) -> Archive:
+    """Read a trained hypernetwork: a file of `save_archive` or one that EasyEdit's trainer wrote.
+
+    Nothing in the file is run: safetensors holds only tensors, and a pickle is read with torch's
+    `weights_only`, where transformers' configuration classes are stood in for by an inert one.
+
+    Raises ArchiveError for a file that is missing, truncated, no archive, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArchiveError(
+            f"there is no archive at {path.absolute()}. Set `archive` to a hypernetwork trained "
+            "with EasyEdit's EditTrainer for this model and these inner_params"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            state, header = read_tensors(path)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
+        return Archive(path, _named(path, state), header)
+    return Archive(path, _named(path, _read_pickle(path)))
+
+
+def save_archive(
+    path: str | Path,
+    network: Hypernetwork,
+    *,
+    model_config: Mapping[str, Any] | None = None,
+    half: bool = False,
+    **header: Any,
+) -> Path:
+    """Write `network` to `path`, whole or not at all.
+
+    A path that ends in `.safetensors` gets the format without pickle, with the targets, the
+    options and `header` (anything JSON can say) in its metadata; `half` then stores matrices in
+    fp16, and statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets
+    EasyEdit's format, which its executor and trainer read; `model_config`
+    (`model.config.to_dict()`) goes there as a plain dictionary, since torch from 2.6 on refuses
+    to load a pickled configuration object.
+    """
+    path = Path(path)
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    if path.suffix == ".safetensors":
+        if half:
+            state = {name: _halved(name, tensor) for name, tensor in state.items()}
+        about = {
+            "format_version": FORMAT_VERSION,
+            "targets": [asdict(target) for target in network.targets],
+            "config": asdict(network.config),
+            **header,
+        }
+        write_tensors(path, state, about)
+        return path
+    with written_whole(path) as temporary:
+        torch.save(
+            {
+                "model": {**state, "model_config": dict(model_config or {})},
+                "opt": None,
+                "lr_opt": None,
+                "val_stats": None,
+                "start_time": None,
+                "elapsed_time": None,
+                "step": 0,
+            },
+            temporary,
+        )
+    return path
+
+
+class _StandIn:
+    """Takes the place of a pickled configuration class; keeps what it is given, does nothing."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:  # torch raises whatever the broken file makes its reader raise
+        raise ArchiveError(
+            f"{path} is not a whole archive ({type(error).__name__}: {error}); copy or train it "
+            "again"
+        ) from error
+    refused = [name for name in needed if not CONFIG_CLASS.fullmatch(name)]
+    if refused:
+        raise ArchiveError(
+            f"{path} would run code when loaded: it asks for {', '.join(refused)}. Nothing was "
+            "loaded. An archive needs only tensors; save it again from a source that you trust"
+        )
+    stand_ins: list[Any] = [(_StandIn, name) for name in needed]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ArchiveError(f"{path} is not a whole archive: {error}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
+        raise ArchiveError(
+            f"{path} is not an archive: EasyEdit's trainer writes a dictionary with the "
+            "hypernetwork under 'model'"
+        )
+    return dict(content["model"])
+
+
+def _named(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under today's names (older archives say `gtn.` for `mend.`)."""
+    tensors = {
+        PREFIX + name.removeprefix(OLD_PREFIX) if name.startswith(OLD_PREFIX) else name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }
+    if RATES not in tensors:
+        raise ArchiveError(
+            f"{path} is not an archive of MEND: it has no {RATES!r} among its "
+            f"{len(tensors)} tensors"
+        )
+    return tensors
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    keep = name == RATES or name.rpartition(".")[2] in STATISTICS
+    return tensor if keep else tensor.half()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else "×".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,159 @@
+"""Requests made into token ids, labels and a loss for each; the one place that calls a model.
+
+Tokenizers end here: below this room there are only tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.placement import input_device
+from easyedit_mend_parallel.requests import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+"""The label of a position on which no loss depends, as in torch and transformers."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T tokens that belong to R requests.
+
+    `inputs` is what the model is called with (`input_ids`, `attention_mask`, `position_ids`
+    where the forward takes them, `decoder_input_ids` for encoder-decoder models). `labels`
+    (B, T), on the CPU, is aligned with the model's predictions: `labels[b, t]` is what the
+    logits at t should predict, or `IGNORED`. `request` (B,) is the index of each sequence's
+    request.
+    """
+
+    inputs: dict[str, Any]
+    labels: Tensor
+    request: Tensor
+
+    @property
+    def n_requests(self) -> int:
+        return int(self.request.max()) + 1
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
+        output = model(**self.inputs)
+        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+        return logits
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """(R,), fp32: for each request the mean negative log-likelihood of its labels.
+
+        Each request has a mean of its own, so its gradient is the same alone and in a batch.
+        """
+        sequence, position = (self.labels != IGNORED).nonzero(as_tuple=True)
+        label, request = self.labels[sequence, position], self.request[sequence]
+        count = torch.bincount(request, minlength=self.n_requests)
+        device = logits.device
+        picked = logits[sequence.to(device), position.to(device)].float()
+        nll = F.cross_entropy(picked, label.to(device), reduction="none")
+        share = nll / count[request].to(device)
+        return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
+
+
+def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
+    """The batch of `requests`, on the device where `model` wants its token ids.
+
+    The labels are the target's tokens when it is tokenized alone, special tokens included, as
+    EasyEdit makes them and trains its archives. An encoder-decoder model reads the prompt and
+    predicts the target; any other model reads both and predicts the target at the end. Padding
+    is on the tokenizer's side; the tokenizer needs no padding token and is not changed.
+
+    Raises RequestError for a target that has no token of its own, or is as long as the sequence.
+    """
+    targets = [_target_ids(tokenizer, request) for request in requests]
+    if model.config.is_encoder_decoder:
+        return _encoder_decoder_batch(model, tokenizer, requests, targets)
+    sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
+    labels = []
+    for request, sentence, target in zip(requests, sentences, targets, strict=True):
+        before = len(sentence) - len(target) - 1
+        if before < 0:
+            raise RequestError(
+                f"the prompt {request.prompt!r} has no token before its target "
+                f"{request.target_new!r}: nothing would predict the target"
+            )
+        labels.append([IGNORED] * before + target + [IGNORED])
+    left = tokenizer.padding_side == "left"
+    mask = _padded([[1] * len(sentence) for sentence in sentences], 0, left)
+    inputs = {"input_ids": _padded(sentences, _padding(tokenizer), left), "attention_mask": mask}
+    if _takes(model, "position_ids"):
+        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
+        # logits in a padded batch than alone.
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return Batch(
+        _called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
+    )
+
+
+def _encoder_decoder_batch(
+    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
+) -> Batch:
+    prompts = [_ids(tokenizer, request.prompt) for request in requests]
+    left = tokenizer.padding_side == "left"
+    labels = _padded(targets, IGNORED, left=False)
+    inputs = {
+        "input_ids": _padded(prompts, _padding(tokenizer), left),
+        "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
+        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+    }
+    return Batch(_called_with(model, inputs), labels, torch.arange(len(requests)))
+
+
+def _target_ids(tokenizer: Any, request: Request) -> list[int]:
+    ids = _ids(tokenizer, request.target_text)
+    if not set(ids) - set(tokenizer.all_special_ids):
+        raise RequestError(
+            f"the target {request.target_new!r} of {request.prompt!r} is nothing but special "
+            f"tokens to this tokenizer (ids {ids}): the edit would teach it no answer"
+        )
+    return ids
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
+
+
+def _padding(tokenizer: Any) -> int:
+    """Any valid id: what stands in padding is masked."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _padded(rows: list[list[int]], filler: int, left: bool) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor(
+        [
+            [filler] * (width - len(row)) + row if left else row + [filler] * (width - len(row))
+            for row in rows
+        ]
+    )
+
+
+def _called_with(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    device = input_device(model)
+    called_with = {name: ids.to(device) for name, ids in inputs.items()}
+    if _takes(model, "use_cache"):
+        called_with["use_cache"] = False
+    return called_with
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
+    return argument in inspect.signature(type(model).forward).parameters

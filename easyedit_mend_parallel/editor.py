@@ -1,0 +1,138 @@
+"""Editing a model with MEND, without EasyEdit: requests in, an edited model and a way back out.
+
+The last room that sees hyperparameters; everything it calls takes targets, rows and updates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyedit_mend_parallel.archive import load_archive
+from easyedit_mend_parallel.batch import make_batch
+from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.hparams import MendHparams
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.ledger import Entry, Ledger
+from easyedit_mend_parallel.mend import propose
+from easyedit_mend_parallel.placement import Placement, as_device, place
+from easyedit_mend_parallel.requests import Request, as_requests
+from easyedit_mend_parallel.stores import store_for
+from easyedit_mend_parallel.target import find_targets, highest
+from easyedit_mend_parallel.update import LowRankUpdate
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What an edit did, and the way back. Holds names and low-rank rows, no model.
+
+    `updates` is {target name: update}, on the device of each target; `losses` has each request's
+    mean negative log-likelihood before the edit, `losses_after` the same after it where it was
+    asked for. As long as the result is held, the edit can be rolled back by itself.
+    """
+
+    requests: list[Request]
+    updates: dict[str, LowRankUpdate]
+    placements: dict[str, Placement]
+    losses: list[float]
+    losses_after: list[float] | None
+    seconds: float
+    entry: Entry
+
+    def rollback(self) -> None:
+        """Take the edit out of the model: every weight gets back the bits it had, to the last.
+
+        With later edits in the model, they stay (see `Entry.undo`). Calling it again does
+        nothing.
+        """
+        self.entry.undo()
+
+
+class MendParallel:
+    """Edits `model` in place, wherever its weights lie.
+
+    `model` is any transformers model, dispatched by accelerate or not; `tokenizer` its tokenizer
+    (not changed); `hparams` name the targets, the network's options and the trained archive. A
+    `network` that is given is used as it is, and no archive is read.
+
+    Raises TargetError, PlacementError, UpdateError or ArchiveError where the model cannot be
+    edited with these hyperparameters; the model is not changed by that.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        hparams: MendHparams,
+        *,
+        network: Hypernetwork | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.targets = find_targets(model, hparams.inner_params)
+        for target in self.targets:
+            store_for(model, target)  # refuses, before anything is computed, what cannot be edited
+        self.network = network or self._read_network(hparams)
+
+    def edit(
+        self,
+        requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
+        *,
+        losses_after: bool = False,
+    ) -> EditResult:
+        """Edit the model so that each request's prompt is followed by its target.
+
+        Several requests are one update: the sum of their updates, each from its own loss. The
+        model is changed wholly or not at all. `losses_after` costs one more forward pass.
+
+        Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
+        """
+        started = time.perf_counter()
+        asked = as_requests(requests)
+        ledger = Ledger.of(self.model)
+        with ledger.lock, torch.no_grad():
+            batch = make_batch(self.model, self.tokenizer, asked)
+            proposal = propose(self.model, self.targets, batch, self.network)
+            placements = {target.name: place(self.model, target) for target in self.targets}
+            entry = ledger.change(self.targets, proposal.updates)
+            after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
+        return EditResult(
+            requests=asked,
+            updates=proposal.updates,
+            placements=placements,
+            losses=proposal.losses.tolist(),
+            losses_after=after,
+            seconds=time.perf_counter() - started,
+            entry=entry,
+        )
+
+    def rollback_all(self) -> None:
+        """Give every edited weight of the model the bits it had before its first edit."""
+        rollback_all(self.model)
+
+    def _read_network(self, hparams: MendHparams) -> Hypernetwork:
+        if hparams.archive is None:
+            raise ArchiveError(
+                "archive is null, and MEND edits with a trained hypernetwork: set it to the file "
+                "that EasyEdit's EditTrainer wrote for this model and these inner_params"
+            )
+        archive = load_archive(hparams.archive)
+        with torch.device("meta"):
+            network = Hypernetwork(self.targets, hparams.network_config())
+        archive.load_into(network)
+        if hparams.network_device is not None:
+            device = as_device(hparams.network_device)
+        else:
+            device = place(self.model, highest(self.model, self.targets)).device
+        return network.to(device).eval().requires_grad_(False)
+
+
+def rollback_all(model: nn.Module) -> None:
+    """Undo every edit of `model` that this package made: each weight gets back, to the bit, what
+    it held before its first edit, however many edits there were and whoever made them."""
+    Ledger.of(model).undo_all()

@@ -1,0 +1,63 @@
+"""Files written whole or not at all, and safetensors files with a JSON header.
+
+Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+HEADER = "easyedit_mend_parallel"
+"""The safetensors metadata entry that holds this package's JSON header."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the context ends without an exception.
+
+    A reader sees the old file or the new one, never a part; after an exception, the old one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """A safetensors file of `tensors` with `header` as JSON in its metadata."""
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as temporary:
+        save_file(here, temporary, metadata={HEADER: json.dumps(header)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, mapped from it, and its JSON header (empty if none)."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118

@@ -1,0 +1,214 @@
+"""Hyperparameters in EasyEdit's spelling, read from EasyEdit's own MEND yaml files as they are.
+
+Knows the names of EasyEdit's fields and nothing else of EasyEdit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+
+from easyedit_mend_parallel.errors import HparamsError, suggestion
+from easyedit_mend_parallel.hypernetwork import HypernetworkConfig
+
+METHOD = "MEND_PARALLEL"
+"""The name of this method in EasyEdit, `alg_name` and `alg` alike."""
+HOST_METHOD = "MEND"
+"""The name of EasyEdit's own method, whose files are read too."""
+
+Hparams = TypeVar("Hparams", bound="MendHparams")
+
+
+@dataclass(kw_only=True)
+class MendHparams:
+    """The fields that EasyEdit's MEND has for editing and for training alike.
+
+    Those without a default have to be in the file. `model_kwargs`, `network_device` are this
+    package's own: what `from_pretrained` is called with, and where the hypernetwork lives
+    (default: beside the highest target).
+    """
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
+
+    # Model
+    model_name: Any
+    inner_params: list[str]
+    archive: str | None
+    model_class: str = "AutoModelForCausalLM"
+    tokenizer_class: str = "AutoTokenizer"
+    tokenizer_name: str | None = None
+    model_parallel: bool = False
+    device: int | str = 0
+    half: bool = False
+
+    # Method
+    rank: int
+    edit_lr: float
+    shared: bool
+    combine: bool
+    norm: bool
+    init: str
+    mlp_class: str
+    n_hidden: int
+    one_sided: bool
+    x_only: bool
+    delta_only: bool
+    hidden_dim: int | None = None
+    act: str = "relu"
+    lr: float = 1e-6
+    lr_lr: float = 1e-4
+    lr_scale: float = 1.0
+    cedit: float = 0.1
+    cloc: float = 1.0
+    cbase: float = 1.0
+    dropout: float | None = 0.0
+    train_base: bool = False
+    no_grad_layers: Any = None
+    seed: int = 42
+
+    # Training
+    batch_size: int = 1
+    val_batch_size: int = 5
+    accumulate_bs: int = 10
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    max_length: int = 40
+    max_output_length: int | None = None
+    model_save_pt: int = 5000
+    opt: str = "Adam"
+    grad_clip: float = 100.0
+    log_interval: int = 1000
+    eval_log_interval: int = 1000
+    val_interval: int = 1000
+    val_steps: int = 500
+    early_stop_patience: int = 20000
+    early_stop_key: str = "loss/total_edit_val"
+    final_eval: bool = True
+    eval_only: bool = False
+    debug: bool = False
+    save: bool = False
+    silent: bool = False
+    verbose: bool = True
+
+    # Output
+    results_dir: str = "./results"
+
+    # This package
+    model_kwargs: dict[str, Any] | None = None
+    network_device: int | str | None = None
+
+    # Both names, since EasyEdit's editors read one and its trainers the other
+    alg_name: str = METHOD
+    alg: str = METHOD
+
+    def __post_init__(self) -> None:
+        for name in ("alg_name", "alg"):
+            value = getattr(self, name)
+            if value not in (METHOD, HOST_METHOD):
+                raise HparamsError(
+                    f"{name} is {value!r}: these are hyperparameters of {METHOD}; files that say "
+                    f"{HOST_METHOD!r} are read too"
+                )
+            setattr(self, name, METHOD)
+        if isinstance(self.inner_params, str) or not self.inner_params:
+            raise HparamsError(
+                f"inner_params is {self.inner_params!r}; it has to list the names of the weights "
+                "to edit"
+            )
+        if self.model_kwargs is not None and not isinstance(self.model_kwargs, dict):
+            raise HparamsError(
+                f"model_kwargs is {self.model_kwargs!r}; it has to map arguments of "
+                "from_pretrained (device_map, max_memory, dtype, ...) to their values"
+            )
+        self.network_config()
+
+    def network_config(self) -> HypernetworkConfig:
+        """The hypernetwork's part; raises HparamsError for options that cannot be built."""
+        names = [option.name for option in dataclasses.fields(HypernetworkConfig)]
+        return HypernetworkConfig(**{name: getattr(self, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_hparams(cls: type[Hparams], hparams_name_or_path: str | Path) -> Hparams:
+        """Read a yaml or json file; `.yaml` may be left off, as in EasyEdit.
+
+        Raises HparamsError for a file that is missing or no mapping, and for keys that are
+        missing, misspelt, or of the wrong type: all of them at once.
+        """
+        path = Path(hparams_name_or_path)
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            path = path.with_name(path.name + ".yaml")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
+        try:
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise HparamsError(f"{path} cannot be parsed: {error}") from error
+        if not isinstance(values, dict):
+            raise HparamsError(f"{path} does not hold a mapping of names to values")
+        if not {"alg", "alg_name"} & set(values):
+            raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+        return cls.from_values(values, str(path))
+
+    @classmethod
+    def from_values(
+        cls: type[Hparams], values: dict[str, Any], source: str = "the hyperparameters"
+    ) -> Hparams:
+        """Hyperparameters from names and values; `source` is named in the HparamsError."""
+        fields = {option.name: option for option in dataclasses.fields(cls)}
+        problems = [
+            f"unknown key {name!r}" + suggestion(name, fields)
+            for name in values
+            if name not in fields
+        ]
+        problems += [
+            f"missing key {name!r}"
+            for name, option in fields.items()
+            if name not in values and option.default is dataclasses.MISSING
+        ]
+        converted = {}
+        for name, value in values.items():
+            if name in fields:
+                try:
+                    converted[name] = _converted(value, str(fields[name].type))
+                except ValueError:
+                    problems.append(f"{name} is {value!r}, not a {fields[name].type}")
+        if problems:
+            raise HparamsError(f"{source}: " + "; ".join(problems))
+        return cls(**converted)
+
+
+@dataclass(kw_only=True)
+class MENDParallelHyperParams(MendHparams):
+    """Hyperparameters for editing: what `BaseEditor.from_hparams` and `MendParallel` take."""
+
+
+@dataclass(kw_only=True)
+class MENDParallelTrainingHparams(MendHparams):
+    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes."""
+
+
+def _converted(value: Any, kind: str) -> Any:
+    """`value` as the field's type wants it. yaml reads `1e-4` as a string; EasyEdit's files say so.
+
+    Raises ValueError where it is of another type.
+    """
+    if value is None and "None" in kind:
+        return value
+    if kind.startswith("float") and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return float(value)
+    plain = {"bool": bool, "int": int, "str": str, "float": float}.get(kind.split(" | ")[0])
+    if plain is None or "|" in kind.replace(" | None", ""):
+        return value
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise ValueError
+    return value

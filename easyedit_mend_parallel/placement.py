@@ -1,0 +1,165 @@
+"""Where a target computes and where its weight lies, found on the live model.
+
+Three witnesses are heard: `hf_device_map`, accelerate's hook and the weight itself. Knows nothing
+of updates: what is written, and how, is the stores' affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
+from torch import nn
+
+from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.target import Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OFFLOAD_PLACES = ("cpu", "disk")
+"""What a device map may say of a module whose weights are not where it computes."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a target is: `device` is where its layer computes and its token rows arise.
+
+    `kept` is `"resident"` where the weight lies on that device, or else what holds it
+    meanwhile: `"cpu"` or `"disk"`.
+    """
+
+    device: torch.device
+    kept: str = "resident"
+
+
+def place(model: nn.Module, target: Target) -> Placement:
+    """The placement of `target` in `model` as it is now.
+
+    Raises PlacementError where the device map has no entry for it, or where the map, the hook
+    and the weight contradict each other; the message names all three.
+    """
+    weight = target.layer(model).get_parameter("weight")
+    mapped = mapped_place(model, target.name)
+    hook = execution_hook(model, target.layer_name)
+    offloaded = weight.device.type == "meta"
+
+    def contradiction() -> PlacementError:
+        return PlacementError(
+            f"{target.name}: hf_device_map says {_say(mapped)}, accelerate's hook says "
+            f"{_say_hook(hook)}, the weight itself is on {weight.device}. Dispatch the model "
+            "again (accelerate.dispatch_model), or delete model.hf_device_map if it was never "
+            "dispatched"
+        )
+
+    if offloaded:
+        if hook is None or not hook.offload:
+            raise contradiction()
+        if mapped is not None and mapped not in OFFLOAD_PLACES:
+            raise contradiction()
+        return Placement(as_device(hook.execution_device), "cpu" if mapped is None else str(mapped))
+    if mapped is not None and (mapped == "disk" or not _same(as_device(mapped), weight.device)):
+        raise contradiction()
+    if hook is not None and (
+        hook.offload or not _same(as_device(hook.execution_device), weight.device)
+    ):
+        raise contradiction()
+    return Placement(weight.device)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids are wanted: the device on which the input embeddings are looked up."""
+    embeddings = model.get_input_embeddings()
+    weight: torch.Tensor = next(embeddings.parameters())
+    if weight.device.type != "meta":
+        return weight.device
+    name = next((name for name, module in model.named_modules() if module is embeddings), "")
+    hook = execution_hook(model, name)
+    if hook is None:
+        raise PlacementError(
+            f"the input embeddings ({name or type(model).__name__}) have no values and no "
+            "accelerate hook that loads them; load the model with from_pretrained"
+        )
+    return as_device(hook.execution_device)
+
+
+def mapped_place(model: nn.Module, parameter: str) -> int | str | torch.device | None:
+    """What `model.hf_device_map` says of `parameter`, by its longest matching prefix.
+
+    None where the model was never dispatched. Raises PlacementError where the map leaves the
+    parameter out.
+    """
+    device_map: Mapping[str, Any] | None = getattr(model, "hf_device_map", None)
+    if device_map is None:
+        return None
+    prefixes = [
+        prefix
+        for prefix in device_map
+        if not prefix or parameter == prefix or parameter.startswith(prefix + ".")
+    ]
+    if not prefixes:
+        raise PlacementError(
+            f"hf_device_map has no entry for {parameter}; its entries are "
+            f"{', '.join(device_map)}: add one for its block and load the model again"
+        )
+    entry: int | str | torch.device = device_map[max(prefixes, key=len)]
+    return entry
+
+
+def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | None:
+    """The innermost accelerate hook on the way to a module that says where it computes."""
+    path = module_name.split(".") if module_name else []
+    for depth in range(len(path), -1, -1):
+        for hook in _hooks(model.get_submodule(".".join(path[:depth]))):
+            if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None:
+                return hook
+    return None
+
+
+def is_dispatched(model: nn.Module) -> bool:
+    """Whether accelerate's hooks or a device map hold the model in place."""
+    return hasattr(model, "hf_device_map") or any(
+        isinstance(hook, AlignDevicesHook) for module in model.modules() for hook in _hooks(module)
+    )
+
+
+def as_device(place: int | str | torch.device) -> torch.device:
+    """A device from a device map's entry; a bare number counts this machine's accelerators."""
+    if isinstance(place, str) and place.isdigit():
+        place = int(place)
+    if isinstance(place, int):
+        accelerator = torch.accelerator.current_accelerator()
+        return torch.device(accelerator.type if accelerator else "cuda", place)
+    try:
+        return torch.device(place)
+    except RuntimeError as error:
+        raise PlacementError(
+            f"{place!r} is not a device that torch knows: write 'cpu', a number, or a name such "
+            "as 'cuda:1'"
+        ) from error
+
+
+def _hooks(module: nn.Module) -> Iterator[ModelHook]:
+    hook = getattr(module, "_hf_hook", None)
+    if isinstance(hook, SequentialHook):
+        yield from hook.hooks
+    elif hook is not None:
+        yield hook
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two names mean one device: an accelerator without an index is its first."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def _say(mapped: int | str | torch.device | None) -> str:
+    return "nothing (there is none)" if mapped is None else repr(mapped)
+
+
+def _say_hook(hook: AlignDevicesHook | None) -> str:
+    if hook is None:
+        return "nothing (there is none)"
+    return f"{hook.execution_device!r}" + (" (offloaded)" if hook.offload else "")

@@ -1,0 +1,73 @@
+"""What a user asks for: one fact to edit, checked before anything is computed.
+
+Knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from easyedit_mend_parallel.errors import RequestError, suggestion
+
+FIELDS = ("prompt", "target_new")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One edit: after `prompt` the model shall go on with `target_new`.
+
+    `other` holds whatever else EasyEdit's request dictionaries carry (subject, rephrase_prompt,
+    locality, ...); the edit does not depend on it.
+    """
+
+    prompt: str
+    target_new: str
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in FIELDS:
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise RequestError(f"{name} is a {type(value).__name__}, not a string: {value!r}")
+            if not value.strip():
+                raise RequestError(f"{name} is empty in the request {self._say()}")
+
+    @property
+    def target_text(self) -> str:
+        """The target as it follows the prompt: with a space before it, as EasyEdit writes it."""
+        return self.target_new if self.target_new[0] == " " else " " + self.target_new
+
+    def _say(self) -> str:
+        return f"{self.prompt!r} -> {self.target_new!r}"
+
+
+def as_requests(
+    requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
+) -> list[Request]:
+    """Requests from what users write: one or many, `Request`s or EasyEdit's dictionaries.
+
+    Raises RequestError, naming the request by its number (from 0), for a missing field, an empty
+    string, or no request at all.
+    """
+    if isinstance(requests, (Request, Mapping)):
+        requests = [requests]
+    if not requests:
+        raise RequestError("no request was given")
+    return [_as_request(number, request) for number, request in enumerate(requests)]
+
+
+def _as_request(number: int, request: Request | Mapping[str, Any]) -> Request:
+    if isinstance(request, Request):
+        return request
+    if not isinstance(request, Mapping):
+        raise RequestError(f"request {number} is a {type(request).__name__}, not a dictionary")
+    for name in FIELDS:
+        if name not in request:
+            raise RequestError(f"request {number} has no {name!r}" + suggestion(name, request))
+    other = {name: value for name, value in request.items() if name not in FIELDS}
+    try:
+        return Request(request["prompt"], request["target_new"], other)
+    except RequestError as error:
+        raise RequestError(f"request {number}: {error}") from None

@@ -1,0 +1,112 @@
+"""What a target is: the weight of one linear layer, its widths and its orientation.
+
+Asks the layer's type, never the model's name, and knows nothing of devices or of where the
+weight is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from easyedit_mend_parallel.errors import TargetError, suggestion
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight to edit.
+
+    `name` is the parameter's name in the model, `in_features` and `out_features` are the widths
+    of its layer (whole, also where the weight is sharded or packed), and `transposed` is true
+    where the weight is stored in × out (transformers' `Conv1D`) instead of out × in (`nn.Linear`).
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    transposed: bool = False
+
+    @property
+    def layer_name(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out): what decides which targets share a network."""
+        return self.in_features, self.out_features
+
+    def layer(self, model: nn.Module) -> nn.Module:
+        """The target's layer in `model`, looked up anew at each call since people re-dispatch."""
+        return model.get_submodule(self.layer_name)
+
+
+def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
+    """The targets of `names` (EasyEdit's `inner_params`), in the order given.
+
+    Raises TargetError for a name that is given twice, is not in the model, is not
+    two-dimensional, or does not belong to a linear layer.
+    """
+    if not names:
+        raise TargetError("inner_params is empty: name at least one weight to edit")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise TargetError(f"inner_params names {', '.join(repeated)} more than once")
+    return [find_target(model, name) for name in names]
+
+
+def find_target(model: nn.Module, name: str) -> Target:
+    """The target called `name`; raises TargetError as `find_targets` does."""
+    layer_name, _, parameter_name = name.rpartition(".")
+    layer = _module(model, layer_name, name)
+    parameters = dict(layer.named_parameters(recurse=False))
+    if parameter_name not in parameters:
+        have = ", ".join(parameters) or "none"
+        raise TargetError(
+            f"{name} is not in this model; {layer_name or 'the model'} is a "
+            f"{type(layer).__name__} with these parameters of its own: {have}"
+        )
+    dimensions = parameters[parameter_name].dim()
+    linear = isinstance(layer, (nn.Linear, Conv1D))
+    if parameter_name != "weight" or (dimensions != 2 and not linear):
+        raise TargetError(
+            f"{name} has {dimensions} dimension(s); MEND edits the two-dimensional weight of a "
+            "linear layer: take it out of inner_params"
+        )
+    if isinstance(layer, Conv1D):
+        return Target(name, layer.nx, layer.nf, transposed=True)
+    if isinstance(layer, nn.Linear):
+        return Target(name, layer.in_features, layer.out_features)
+    raise TargetError(
+        f"{name} belongs to a {type(layer).__name__}; MEND edits torch.nn.Linear and "
+        "transformers' Conv1D layers: take it out of inner_params"
+    )
+
+
+def highest(model: nn.Module, targets: Sequence[Target]) -> Target:
+    """The target that comes last in the model's own order of modules."""
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return max(targets, key=lambda target: order[target.layer_name])
+
+
+def _module(model: nn.Module, path: str, parameter: str) -> nn.Module:
+    """The module at `path`; an error that says how far the path leads where it does not exist."""
+    module = model
+    walked: list[str] = []
+    for step in path.split(".") if path else []:
+        children = dict(module.named_children())
+        if step not in children:
+            raise TargetError(f"{parameter} is not in this model; {_what_is_there(walked, module)}")
+        module = children[step]
+        walked.append(step)
+    return module
+
+
+def _what_is_there(walked: list[str], module: nn.Module) -> str:
+    where = ".".join(walked) or "the model"
+    if isinstance(module, nn.ModuleList):
+        return f"it has {len(module)} layers in {where} (0-{len(module) - 1})"
+    children = [name for name, _ in module.named_children()]
+    return f"{where} has {', '.join(children) or 'no modules'}" + suggestion(where, children)

@@ -1,0 +1,128 @@
+"""The low-rank update that an edit is, and how it is felt without being written.
+
+Knows nothing of hypernetworks or stores: it is two matrices of token rows, their algebra, and a
+context manager that adds them to the outputs of layers while a model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.target import Target
+
+WRITE_LIMIT = 1 << 24
+"""Elements of ΔW formed at once while an update is written into a half-precision weight."""
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """ΔW = valuesᵀ keys (out × in), one pair of rows for each of n tokens.
+
+    `keys` is (n, in) and `values` (n, out), both fp32 on one device, with the learned rate
+    already in the values; `request` (n,) is the index of the request that each row belongs to.
+    A layer's output changes by (x keysᵀ) values. Rows of padding are zero, not absent.
+    """
+
+    keys: Tensor
+    values: Tensor
+    request: Tensor
+
+    def to(self, device: torch.device) -> LowRankUpdate:
+        return LowRankUpdate(self.keys.to(device), self.values.to(device), self.request.to(device))
+
+    def detach(self) -> LowRankUpdate:
+        return LowRankUpdate(self.keys.detach(), self.values.detach(), self.request)
+
+    def is_finite(self) -> Tensor:
+        """A boolean scalar on the update's device; reading it waits for that device."""
+        return torch.isfinite(self.keys).all() & torch.isfinite(self.values).all()
+
+    def norm(self) -> Tensor:
+        """‖ΔW‖ (Frobenius), from the n × n Gram matrices and never from ΔW."""
+        gram = (self.keys @ self.keys.T) * (self.values @ self.values.T)
+        return gram.sum().clamp(min=0).sqrt()
+
+    def largest_possible(self) -> Tensor:
+        """An upper bound of the largest entry of ΔW, without forming it."""
+        return (self.keys.abs().amax(1) * self.values.abs().amax(1)).sum()
+
+    @torch.no_grad()
+    def write(self, weight: Tensor, transposed: bool) -> None:
+        """Add ΔW to `weight` in place, on the weight's device.
+
+        ΔW is computed in fp32 and cast to the weight's dtype once, just before it is added, as
+        EasyEdit does (`p + update.to(p.dtype)`); for fp32 the sum is one fused operation.
+        """
+        keys, values = self.keys.to(weight.device), self.values.to(weight.device)
+        left, right = (keys, values) if transposed else (values, keys)
+        if weight.dtype == torch.float32:
+            weight.addmm_(left.T, right)
+            return
+        rows = max(1, WRITE_LIMIT // weight.shape[1])
+        for start in range(0, weight.shape[0], rows):
+            part = weight[start : start + rows]
+            part.add_((left[:, start : start + rows].T @ right).to(weight.dtype))
+
+    def added(self, x: Tensor, route: Tensor | None = None) -> Tensor:
+        """What the layer's output gains for inputs x (..., in): (..., out), fp32, on x's device.
+
+        With `route` (B,), sequence b feels the rows of request `route[b]` only; x then has B
+        sequences in its first dimension, or B × T tokens.
+        """
+        match = x.float() @ self.keys.T
+        if route is not None:
+            felt = (route.unsqueeze(-1) == self.request).to(match.dtype)
+            felt = felt.repeat_interleave(x.shape[0] // route.shape[0], dim=0)
+            match = match * felt.reshape(felt.shape[0], *(1,) * (x.dim() - 2), -1)
+        return match @ self.values
+
+
+@contextmanager
+def attached(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    updates: Mapping[str, LowRankUpdate],
+    route: Tensor | None = None,
+) -> Iterator[None]:
+    """While the context lasts, every call of `model` feels `updates` ({target name: update}).
+
+    Each update is added to its layer's output where that output arises; nothing is written and
+    accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for `route`.
+    """
+    with ExitStack() as stack:
+        for name, update in updates.items():
+            hook = _adding(update, route)
+            stack.callback(targets[name].layer(model).register_forward_hook(hook).remove)
+        yield
+
+
+def _adding(update: LowRankUpdate, route: Tensor | None):  # type: ignore[no-untyped-def]
+    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # accelerate moves inputs inside the forward that it wraps: out here x can still be on
+        # the previous device, so the output says where the layer computed.
+        device = output.device
+        here = None if route is None else route.to(device)
+        return output + update.to(device).added(inputs[0].to(device), here).to(output.dtype)
+
+    return add
+
+
+def refuse_non_finite(updates: Mapping[str, LowRankUpdate]) -> None:
+    """Raise UpdateError naming every target whose update has a NaN or an infinity in it."""
+    if not updates:
+        return
+    verdicts = [update.is_finite() for update in updates.values()]
+    home = verdicts[0].device
+    finite = torch.stack([verdict.to(home) for verdict in verdicts]).tolist()  # one wait for all
+    bad = [name for name, good in zip(updates, finite, strict=True) if not good]
+    if bad:
+        raise UpdateError(
+            f"the update of {', '.join(bad)} is not finite; nothing was written. Check the "
+            "archive's statistics, and the model's dtype (float16 overflows; bfloat16 does not)"
+        )
