@@ -5,6 +5,11 @@ EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
 """
 
 from easyedit_mend_parallel.archive import Archive, load_archive, save_archive
+from easyedit_mend_parallel.easyedit.registration import (
+    join_when_imported,
+    replace_mend,
+    restore_mend,
+)
 from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
 from easyedit_mend_parallel.errors import (
     ArchiveError,
@@ -35,6 +40,10 @@ __all__ = [
     "TargetError",
     "UpdateError",
     "load_archive",
+    "replace_mend",
+    "restore_mend",
     "rollback_all",
     "save_archive",
 ]
+
+join_when_imported()

@@ -1,0 +1,43 @@
+"""Which EasyEdit is there, and in what its releases differ. Decided by what it has, not by version.
+
+Two are known: today's repository (a clone on PYTHONPATH), and the release 0.0.1.dev0 on PyPI.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from easyedit_mend_parallel.hookspecs import Host
+
+NAME = "easyeditor"
+
+
+def is_early(package_folder: Path) -> bool:
+    """Whether the EasyEdit in this folder is the early release, which knows only CUDA devices.
+
+    The repository gained `util/device.py` when it learned other devices.
+    """
+    return not (package_folder / "util" / "device.py").is_file()
+
+
+def early_release_is_installed() -> bool:
+    """Whether importing EasyEdit would import the early release; imports nothing itself."""
+    try:
+        spec = importlib.util.find_spec(NAME)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None and is_early(Path(spec.origin).parent)
+
+
+def keeps_edits_unless_asked(host: Host) -> bool:
+    """Whether `keep_original_weight` decides if an edit is undone (the early release).
+
+    Today's editors decide it themselves, by what they call, and pass False always.
+    """
+    return is_early(folder_of(host))
+
+
+def folder_of(host: Host) -> Path:
+    assert host.package.__file__ is not None
+    return Path(host.package.__file__).parent

@@ -1,0 +1,93 @@
+"""The method that EasyEdit's editors call: hyperparameters and requests in, an edited model out.
+
+Registered through the same plugin hook that any other package uses.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+import dataclasses
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from easyedit_mend_parallel.easyedit.host import keeps_edits_unless_asked
+from easyedit_mend_parallel.easyedit.rollback import Rollback
+from easyedit_mend_parallel.editor import MendParallel
+from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
+from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+
+
+@dataclass
+class _Network:
+    """The network that edits one model, and what it was read for."""
+
+    made_for: tuple[Any, ...]
+    network: Hypernetwork
+
+
+class Executor:
+    """MEND_PARALLEL for EasyEdit. Keeps a network for each model, and no model.
+
+    `options` are fields of this package's hyperparameters that apply where EasyEdit's own are
+    given (`replace_mend`).
+    """
+
+    def __init__(self, keeps_edits: bool, options: Mapping[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
+        self._keeps_edits = keeps_edits
+        self._networks: weakref.WeakKeyDictionary[nn.Module, _Network] = weakref.WeakKeyDictionary()
+
+    def apply_to_model(
+        self,
+        model: nn.Module,
+        tok: Any,
+        requests: Sequence[Mapping[str, Any]],
+        hparams: Any,
+        copy: bool = False,
+        return_orig_weights: bool = False,
+        keep_original_weight: bool = False,
+        **_: Any,
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Edit `model` (or a copy of it) as EasyEdit's executors do.
+
+        Returns the model and what EasyEdit calls `weights_copy`: a `Rollback`, or an empty
+        dictionary where the original weights were not asked for.
+        """
+        if copy:
+            model = copying.deepcopy(model)
+        fields = our_hparams(hparams, self.options)
+        made_for = (
+            str(fields.archive),
+            tuple(fields.inner_params),
+            fields.network_config(),
+            fields.network_device,
+        )
+        known = self._networks.get(model)
+        network = known.network if known is not None and known.made_for == made_for else None
+        editor = MendParallel(model, tok, fields, network=network)
+        self._networks[model] = _Network(made_for, editor.network)
+        result = editor.edit(requests)
+        if not return_orig_weights:
+            return model, {}
+        return model, Rollback(result, restores=keep_original_weight or not self._keeps_edits)
+
+
+def our_hparams(hparams: Any, options: Mapping[str, Any]) -> MENDParallelHyperParams:
+    """Hyperparameters of this package: as they are, or EasyEdit's own with `options` added."""
+    if isinstance(hparams, MENDParallelHyperParams):
+        return hparams
+    known = {field.name for field in dataclasses.fields(MENDParallelHyperParams)}
+    values = {name: value for name, value in vars(hparams).items() if name in known}
+    return MENDParallelHyperParams.from_values({**values, **options}, "EasyEdit's hyperparameters")
+
+
+@hookimpl
+def editing_method(host: Host) -> EditingMethod:
+    """Offer MEND_PARALLEL, which EasyEdit treats as its own MEND wherever names decide."""
+    executor = Executor(keeps_edits_unless_asked(host))
+    return EditingMethod(METHOD, executor.apply_to_model, behaves_like=HOST_METHOD)

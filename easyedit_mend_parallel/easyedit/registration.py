@@ -1,0 +1,244 @@
+"""Joining EasyEdit: methods into its registries, and our method treated there as MEND is.
+
+Runs once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from easyedit_mend_parallel.easyedit import early_release
+from easyedit_mend_parallel.easyedit.host import (
+    NAME,
+    early_release_is_installed,
+    folder_of,
+    is_early,
+    keeps_edits_unless_asked,
+)
+from easyedit_mend_parallel.easyedit.loading import from_pretrained_with, held_in_place
+from easyedit_mend_parallel.easyedit.method import Executor
+from easyedit_mend_parallel.errors import HparamsError, PluginError, suggestion
+from easyedit_mend_parallel.hookspecs import EditingMethod, Host
+from easyedit_mend_parallel.hparams import HOST_METHOD, MENDParallelHyperParams
+from easyedit_mend_parallel.plugins import editing_methods
+
+log = logging.getLogger(__name__)
+
+CALLS_OF_EDITOR = ("edit", "batch_edit", "edit_dataset", "normal_edit", "generate_edit")
+
+
+@dataclass
+class _Joined:
+    """What was done to the EasyEdit of this process. The registration is its only state."""
+
+    methods: dict[str, EditingMethod] = field(default_factory=dict)
+    replacement: dict[str, Any] | None = None
+    """The options of `replace_mend`, or None while EasyEdit's own MEND is in place."""
+    host: Host | None = None
+    original_mend: Any = None
+
+
+_joined = _Joined()
+
+
+def join_when_imported() -> None:
+    """Arrange that our methods join EasyEdit now, or as soon as it is imported."""
+    if early_release_is_installed():
+        wrapt.register_post_import_hook(
+            early_release.add_names_that_are_gone, "transformers.modeling_utils"
+        )
+    wrapt.register_post_import_hook(_join, NAME)
+
+
+def replace_mend(**options: Any) -> None:
+    """From now on EasyEdit's own name `MEND` runs the parallel-safe variant, for text models.
+
+    Scripts and yaml files stay as they are. `options` are fields of `MENDParallelHyperParams`
+    that apply to them, such as `model_kwargs` or `network_device`. Editors made earlier, and
+    multimodal and personality models, keep EasyEdit's own. `restore_mend()` takes it back.
+
+    Raises HparamsError for an option that is no such field.
+    """
+    fields = [option.name for option in dataclasses.fields(MENDParallelHyperParams)]
+    for name in options:
+        if name not in fields:
+            raise HparamsError(
+                f"replace_mend: {name!r} is not a hyperparameter" + suggestion(name, fields)
+            )
+    _joined.replacement = options
+    if _joined.host is not None:
+        _put_replacement(_joined.host)
+
+
+def restore_mend() -> None:
+    """Give EasyEdit's name `MEND` back to EasyEdit's own method; does nothing if it has it."""
+    _joined.replacement = None
+    if _joined.host is not None and _joined.original_mend is not None:
+        _registry()[HOST_METHOD] = _joined.original_mend
+        _joined.original_mend = None
+
+
+def _join(package: ModuleType) -> None:
+    host = Host(package)
+    _joined.host = host
+    registry = _registry()
+    for method in editing_methods(host):
+        if method.name in registry:
+            raise PluginError(
+                f"a plugin offers a method named {method.name!r}, which EasyEdit has itself"
+            )
+        registry[method.name] = method.apply_to_model
+        _joined.methods[method.name] = method
+    if _joined.replacement is not None:
+        _put_replacement(host)
+    _treat_as_known(sys.modules[f"{NAME}.editors.batch_editor"].BatchEditor)
+    _join_editor(sys.modules[f"{NAME}.editors.editor"].BaseEditor, is_early(folder_of(host)))
+    _join_trainer(sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer)
+
+
+def _put_replacement(host: Host) -> None:
+    registry = _registry()
+    if _joined.original_mend is None:
+        _joined.original_mend = registry[HOST_METHOD]
+    executor = Executor(keeps_edits_unless_asked(host), _joined.replacement)
+    registry[HOST_METHOD] = executor.apply_to_model
+
+
+def _registry() -> dict[str, Any]:
+    registry: dict[str, Any] = sys.modules[f"{NAME}.util.alg_dict"].ALG_DICT
+    return registry
+
+
+def _options_for(name: str, hparams: Any) -> Mapping[str, Any] | None:
+    """The `model_kwargs` that a method of ours is loaded with; None for EasyEdit's methods."""
+    if name in _joined.methods:
+        return getattr(hparams, "model_kwargs", None) or {}
+    if name == HOST_METHOD and _joined.replacement is not None:
+        return _joined.replacement.get("model_kwargs") or {}
+    return None
+
+
+def _treat_as_known(batch_editor: Any) -> None:
+    """Allow batches to a method of ours where EasyEdit allows them to the one it behaves like."""
+    original = batch_editor.is_batchable_method
+
+    @functools.wraps(original)
+    def is_batchable_method(alg_name: str) -> Any:
+        return original(_known_name(alg_name))
+
+    batch_editor.is_batchable_method = staticmethod(is_batchable_method)
+
+
+def _known_name(name: str) -> str:
+    method = _joined.methods.get(name)
+    return method.behaves_like or name if method else name
+
+
+def _join_editor(editor_class: Any, early: bool) -> None:
+    original = editor_class.__init__
+
+    @functools.wraps(original)
+    def __init__(editor: Any, hparams: Any, *args: Any, **kwargs: Any) -> None:
+        name = str(getattr(hparams, "alg_name", None))
+        model_kwargs = _options_for(name, hparams)
+        if model_kwargs is None:
+            original(editor, hparams, *args, **kwargs)
+            return
+        with _loading(hparams, model_kwargs, early):
+            original(editor, hparams, *args, **kwargs)
+        editor.alg_name, editor.apply_algo = name, _registry()[name]
+        if early and hparams.model_parallel and editor.model.device.index is not None:
+            hparams.device = editor.model.device.index
+        if not isinstance(editor.model_name, str):
+            _settle_loaded_pair(editor)
+
+    editor_class.__init__ = __init__
+    if early:
+        for name in CALLS_OF_EDITOR:
+            if name in vars(editor_class):
+                setattr(editor_class, name, _with_cuda_elsewhere(vars(editor_class)[name]))
+
+
+@contextmanager
+def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iterator[None]:
+    """EasyEdit's own loading, for a method of ours: as for the method it behaves like, with the
+    user's `model_kwargs`, and without moving what a device map put in place."""
+    with ExitStack() as stack:
+        if early:
+            stack.enter_context(early_release.cuda_elsewhere())
+        if isinstance(hparams.model_name, str):
+            by_map = {"device_map": "auto"} if hparams.model_parallel else {}
+            stack.enter_context(from_pretrained_with({**by_map, **model_kwargs}))
+        else:
+            stack.enter_context(held_in_place(hparams.model_name[0]))
+        # The device map is ours to give, and a dispatched model is held in place, so EasyEdit
+        # takes its plainest way; the early release also stumbles over a CPU on the other one.
+        stack.enter_context(_presented(hparams, "model_parallel", False))
+        stack.enter_context(_presented(hparams, "alg_name", _known_name(hparams.alg_name)))
+        yield
+
+
+@contextmanager
+def _presented(hparams: Any, name: str, value: Any) -> Iterator[None]:
+    """While the context lasts, EasyEdit reads `value` in this field."""
+    own = getattr(hparams, name)
+    setattr(hparams, name, value)
+    try:
+        yield
+    finally:
+        setattr(hparams, name, own)
+
+
+def _settle_loaded_pair(editor: Any) -> None:
+    """An editor given `(model, tokenizer)`: what EasyEdit's evaluation needs besides.
+
+    It decides by the model's name, which a pair does not have, and it pads.
+    """
+    editor.model_name = editor.model.config.model_type
+    if editor.tok.pad_token_id is None:
+        log.info("the tokenizer has no padding token; its end-of-sequence token is used")
+        editor.tok.pad_token_id = editor.tok.eos_token_id
+
+
+def _with_cuda_elsewhere(call: Any) -> Any:
+    @functools.wraps(call)
+    def redirected(editor: Any, *args: Any, **kwargs: Any) -> Any:
+        if _options_for(editor.alg_name, editor.hparams) is None:
+            return call(editor, *args, **kwargs)
+        with early_release.cuda_elsewhere():
+            return call(editor, *args, **kwargs)
+
+    return redirected
+
+
+def _join_trainer(trainer_class: Any) -> None:
+    """EasyEdit's trainer loads a model with our `model_kwargs`, and leaves it in place."""
+    original = trainer_class.__init__
+    parameters = list(inspect.signature(original).parameters)
+
+    @functools.wraps(original)
+    def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        config = kwargs["config"] if "config" in kwargs else args[parameters.index("config") - 1]
+        model_kwargs = _options_for(str(getattr(config, "alg", None)), config)
+        if not model_kwargs:
+            original(trainer, *args, **kwargs)
+            return
+        with ExitStack() as stack:
+            stack.enter_context(from_pretrained_with(model_kwargs))
+            if model_kwargs.get("device_map") is not None:
+                # The trainer moves its whole module, the model within, unless it is parallel.
+                config.model_parallel = True
+            original(trainer, *args, **kwargs)
+
+    trainer_class.__init__ = __init__

@@ -1,0 +1,44 @@
+"""The plugin manager: finds who offers something through the entry-point group `easyedit`.
+
+Knows the hooks and nothing of what is offered through them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pluggy
+
+from easyedit_mend_parallel import hookspecs
+from easyedit_mend_parallel.errors import PluginError
+from easyedit_mend_parallel.hookspecs import EditingMethod, Host
+
+
+@cache
+def plugin_manager() -> pluggy.PluginManager:
+    """The process's plugin manager, with every installed plugin registered."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+    return manager
+
+
+def editing_methods(host: Host) -> list[EditingMethod]:
+    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used."""
+    offers: list[EditingMethod] = []
+    for implementation in plugin_manager().hook.editing_method.get_hookimpls():
+        offer = implementation.function(host)
+        if offer is None:
+            continue
+        if not isinstance(offer, EditingMethod) or not callable(offer.apply_to_model):
+            raise PluginError(
+                f"the plugin {implementation.plugin_name} offers {offer!r}; editing_method has "
+                "to return an EditingMethod with a callable apply_to_model, or None"
+            )
+        if offer.name in [other.name for other in offers]:
+            raise PluginError(
+                f"two plugins offer a method named {offer.name!r}, one of them "
+                f"{implementation.plugin_name}: uninstall one"
+            )
+        offers.append(offer)
+    return offers
