@@ -144,11 +144,16 @@ class GradientTransform(nn.Module):
         if config.combine:
             self.mlp = LowRankMLP(x_width + delta_width, config, n_modes)
             return
-        narrow_x = config.one_sided and x_width <= delta_width
-        narrow_delta = config.one_sided and not narrow_x
-        if not (config.delta_only or narrow_delta):
+        # Where several of these options are set, EasyEdit heeds the first one.
+        if config.one_sided:
+            of_x, of_delta = x_width <= delta_width, x_width > delta_width
+        elif config.x_only:
+            of_x, of_delta = True, False
+        else:
+            of_x, of_delta = not config.delta_only, True
+        if of_x:
             self.mlp1 = LowRankMLP(x_width, config, n_modes)
-        if not (config.x_only or narrow_x):
+        if of_delta:
             self.mlp2 = LowRankMLP(delta_width, config, n_modes)
 
     def forward(self, x: Tensor, delta: Tensor, mode: Tensor | None) -> tuple[Tensor, Tensor]:

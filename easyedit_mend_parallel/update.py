@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.target import Target
 
-WRITE_LIMIT = 1 << 24
-"""Elements of ΔW formed at once while an update is written into a half-precision weight."""
+WRITE_LIMIT = 1 << 21
+"""Elements of ΔW (fp32) formed at once while an update is written: as many as a cache holds."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,12 @@ class LowRankUpdate:
     def write(self, weight: Tensor, transposed: bool) -> None:
         """Add ΔW to `weight` in place, on the weight's device.
 
-        ΔW is computed in fp32 and cast to the weight's dtype once, just before it is added, as
-        EasyEdit does (`p + update.to(p.dtype)`); for fp32 the sum is one fused operation.
+        ΔW is computed in fp32, a few rows at a time, cast to the weight's dtype and added once,
+        as EasyEdit does (`p + update.to(p.dtype)`). A fused product and sum (`addmm_`) would
+        round into the weight once for each block of tokens.
         """
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
         left, right = (keys, values) if transposed else (values, keys)
-        if weight.dtype == torch.float32:
-            weight.addmm_(left.T, right)
-            return
         rows = max(1, WRITE_LIMIT // weight.shape[1])
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]

@@ -1,0 +1,52 @@
+# Everything starts from a fresh clone: each command makes .venv, installs, and runs.
+
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# torchvision 0.16.2 is the one that imports beside a CPU build of this torch; EasyEdit asks for it
+# by an import and this project computes nothing with it. On a GPU machine give the matching one.
+TORCHVISION ?= torchvision==0.16.2
+WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor==0.0.1.dev0
+
+# Tiny models are many times slower when every operator starts threads.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
+	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
+	@echo "make lint   lint and types only"
+	@echo "make format rewrite the code in the project's format"
+	@echo "make clean  remove .venv and caches"
+
+demo: $(INSTALLED)
+	PYTHONPATH=tests $(RUN) -W ignore -m easyedit_mend_parallel.demo
+
+test: lint
+	$(RUN) -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(INSTALLED)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+$(INSTALLED): pyproject.toml requirements.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON) (set PYTHON=... to name another; EasyEdit's dependencies need 3.11)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "missing: Python 3.11; $(PYTHON) is another version"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: the venv module of $(PYTHON) (on Debian: apt-get install python3.11-venv)"; exit 1; }
+	@command -v g++ >/dev/null || { echo "missing: g++, for the simulated accelerators (on Debian: apt-get install g++)"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps --pre $(WITHOUT_DEPENDENCIES)
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""Edits facts that SmolLM2 knows while its blocks lie in different places, and shows the proof.
+
+    python -m easyedit_mend_parallel.demo [--spread NAME]
+
+For each fact: the answers before and after, to the prompt, a rephrase and an unrelated prompt;
+then that the weights equal those of an edit on one device, and that rollback restored every bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
+from easyedit_mend_parallel.demo import demo_archive, demo_hparams
+from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
+from easyedit_mend_parallel.demo.placements import Spread, choices, spread
+from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.errors import MendParallelError
+
+SAME_EDIT = 1e-5
+"""Largest difference to the one-device edit, as a share of the largest weight change."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo")
+    parser.add_argument(
+        "--spread",
+        choices=[*choices(), "simulated"],
+        help="where the blocks lie (default: the best this machine has, then simulated)",
+    )
+    named = parser.parse_args().spread
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        if named:
+            return show(named, console)
+        first = choices()[0]
+        failed = show(first, console)
+        if first == "two-gpus":
+            return failed
+        return failed or show_simulated(console)
+    except MendParallelError as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}")
+        return 1
+
+
+def show_simulated(console: Console) -> int:
+    """The second pass, in a process of its own: a simulated accelerator cannot be taken out."""
+    if importlib.util.find_spec("simulated_accelerators") is None:
+        console.print(
+            "The second pass needs the simulated accelerators of this project's tests: "
+            "`make demo` in a clone runs it."
+        )
+        return 0
+    command = [sys.executable, "-W", "ignore", "-m", "easyedit_mend_parallel.demo"]
+    return subprocess.run([*command, "--spread", "simulated"], check=False).returncode
+
+
+def show(name: str, console: Console) -> int:
+    """One pass: load, edit each fact, compare, roll back. Returns 0 if all of it held."""
+    started = time.perf_counter()
+    if name == "simulated":
+        import simulated_accelerators
+
+        simulated_accelerators.load()
+    logging.disable(logging.WARNING)  # EasyEdit logs every metric
+    with tempfile.TemporaryDirectory() as folder:
+        where = spread(name, folder)
+        console.rule(f"SmolLM2-135M-Instruct: {where.says}")
+        console.print("loading the model through EasyEdit's BaseEditor ...")
+        home = os.getcwd()
+        os.chdir(folder)  # EasyEdit writes its logs where it is run
+        try:
+            held = edit_facts(where, console)
+        finally:
+            os.chdir(home)
+    console.print(f"{name}: {time.perf_counter() - started:.0f} seconds\n")
+    return 0 if held else 1
+
+
+def edit_facts(where: Spread, console: Console) -> bool:
+    import easyeditor
+
+    directory = str(prepare())
+    hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
+    hparams.model_name = hparams.tokenizer_name = directory
+    hparams.archive = str(demo_archive())
+    hparams.model_kwargs, hparams.device = where.model_kwargs, where.device
+    editor = easyeditor.BaseEditor.from_hparams(hparams)
+    model, tokenizer = editor.model, editor.tok
+
+    plain = MENDParallelHyperParams.from_hparams(demo_hparams())
+    plain.archive = hparams.archive
+    one_device = type(model).from_pretrained(directory).eval()
+    reference = MendParallel(one_device, tokenizer, plain)
+    targets = [(name, model.get_parameter(name)) for name in hparams.inner_params]
+    print_places(model, targets, console)
+
+    table = Table("fact", "prompt", "rephrase", "unrelated", "edit", "one device", "rollback")
+    held = True
+    for fact in DEMO_FACTS:
+        before = answers(model, tokenizer, fact)
+        _, _, weights_copy = editor.edit(
+            prompts=[fact.prompt],
+            target_new=[fact.target_new],
+            ground_truth=[fact.ground_truth],
+            rephrase_prompts=[fact.rephrase_prompt],
+            sequential_edit=True,
+            verbose=False,
+        )
+        after = answers(model, tokenizer, fact)
+        result = reference.edit({"prompt": fact.prompt, "target_new": fact.target_new})
+        apart = largest_difference(targets, one_device, result)
+        result.rollback()
+        weights_copy()
+        restored = all(
+            torch.equal(weight.cpu(), one_device.get_parameter(name)) for name, weight in targets
+        )
+        held &= restored and apart <= SAME_EDIT and after[0] == fact.target_new.strip()
+        table.add_row(
+            fact.subject,
+            *(f"{old} → {new}" for old, new in zip(before, after, strict=True)),
+            f"{weights_copy.result.seconds:.2f} s",
+            f"{apart:.0e} of ΔW" if apart <= SAME_EDIT else f"[red]{apart:.0e}[/red]",
+            "every bit" if restored else "[red]differs[/red]",
+        )
+    console.print(table)
+    return held
+
+
+def print_places(model: Any, targets: list[tuple[str, Any]], console: Console) -> None:
+    """How many blocks lie where, and where each target does."""
+    where: dict[str, list[str]] = {}
+    for block, place in model.hf_device_map.items():
+        where.setdefault(str(place), []).append(block.removeprefix("model."))
+    for place, blocks in where.items():
+        console.print(f"  {place}: {blocks[0]} … {blocks[-1]} ({len(blocks)} modules)")
+    places: dict[str, list[str]] = {}
+    for name, weight in targets:
+        places.setdefault(str(weight.device), []).append(name.removeprefix("model.layers."))
+    for place, names in places.items():
+        console.print(f"  targets on {place}: {', '.join(names)}", highlight=False)
+
+
+def answers(model: Any, tokenizer: Any, fact: DemoFact) -> list[str]:
+    """What the model says after the fact's prompt, its rephrase, and the unrelated prompt."""
+    n_tokens = len(tokenizer(fact.target_new)["input_ids"])
+    asked = [
+        (fact.prompt, n_tokens),
+        (fact.rephrase_prompt, n_tokens),
+        (fact.unrelated_prompt, len(tokenizer(fact.unrelated_answer)["input_ids"])),
+    ]
+    return [answer(model, tokenizer, prompt, n) for prompt, n in asked]
+
+
+@torch.no_grad()
+def answer(model: Any, tokenizer: Any, prompt: str, n_tokens: int) -> str:
+    """The `n_tokens` most probable tokens after `prompt`, one after the other."""
+    ids = list(tokenizer(prompt)["input_ids"])
+    for _ in range(n_tokens):
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    text: str = tokenizer.decode(ids[-n_tokens:])
+    return text.strip()
+
+
+def largest_difference(targets: list[tuple[str, Any]], one_device: Any, result: Any) -> float:
+    """Between the spread model's weights and the one-device edit's, in shares of max |ΔW|."""
+    apart = 0.0
+    for name, weight in targets:
+        edited = one_device.get_parameter(name).detach()
+        change = (edited - result.entry.before()[name]).abs().max()
+        apart = max(apart, float((weight.detach().cpu() - edited).abs().max() / change))
+    return apart
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Where the demo puts SmolLM2's blocks: the device maps, and which of them this machine can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+N_BLOCKS = 30
+"""SmolLM2-135M has 30 blocks; the last three hold the targets."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One way to spread the model: a sentence, and what `from_pretrained` is called with."""
+
+    says: str
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    device: int | str = "cpu"
+    """Where EasyEdit sends the prompts."""
+
+
+def spread(name: str, offload_folder: str) -> Spread:
+    """The spread called `name`: one of `choices()`, or `simulated`."""
+    if name == "two-gpus":
+        return Spread("two GPUs, the cut inside the edited blocks", _map(0, 28, 1), device=0)
+    if name == "simulated":
+        return Spread(
+            "two simulated accelerators, the cut inside the edited blocks",
+            _map("sim:0", 28, "sim:1"),
+            device="sim:0",
+        )
+    if name == "gpu+cpu":
+        return Spread(
+            "the lower half offloaded to RAM, the rest on the GPU",
+            {**_map("cpu", 15, 0), "offload_folder": offload_folder},
+            device=0,
+        )
+    return Spread(
+        "the lower half on disk, the rest in memory",
+        {**_map("disk", 15, "cpu"), "offload_folder": offload_folder},
+    )
+
+
+def choices() -> list[str]:
+    """What this machine can run, the best first."""
+    gpus = torch.cuda.device_count()
+    return ["two-gpus"] * (gpus > 1) + ["gpu+cpu"] * (gpus > 0) + ["cpu+disk"]
+
+
+def _map(lower: int | str, cut: int, upper: int | str) -> dict[str, Any]:
+    """Blocks below `cut` on `lower`, the others on `upper`; embeddings where they can be read.
+
+    The head's weight is that of the embeddings, so both go to one place.
+    """
+    ends = upper if lower in ("cpu", "disk") else lower
+    device_map = {"model.embed_tokens": ends, "lm_head": ends, "model.rotary_emb": ends}
+    device_map |= {
+        f"model.layers.{block}": lower if block < cut else upper for block in range(N_BLOCKS)
+    }
+    return {"device_map": {**device_map, "model.norm": upper}}
