@@ -20,6 +20,7 @@ from pathlib import Path
 
 import facts
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,16 +82,31 @@ class UpperBlocks:
             found = self.trunk(input_ids=padded, use_cache=False).last_hidden_state
             for ids, state in zip(missing, found, strict=True):
                 self.kept[ids] = state[: len(ids)].clone()
+            for text in texts:
+                # A prompt without its target is the beginning of the same text: nothing in a
+                # decoder looks ahead.
+                if text.n_target and text.ids in self.kept:
+                    prompt = text.ids[: -text.n_target]
+                    self.kept.setdefault(prompt, self.kept[text.ids][: len(prompt)])
         return nn.utils.rnn.pad_sequence([self.kept[t.ids] for t in texts], batch_first=True)
 
+    def keep(self, texts: Sequence[Text], at_once: int = 64) -> None:
+        """Pass the texts through the trunk ahead of time, those of like length together."""
+        ordered = sorted(texts, key=lambda text: len(text.ids))
+        starts = range(0, len(ordered), at_once)
+        for start in track(starts, "hidden states below the edited blocks"):
+            self.states(ordered[start : start + at_once])
+
     def batch(self, texts: Sequence[Text]) -> Batch:
+        """The texts as edits; logits are made only where some text has a label."""
         states = self.states(texts)
         labels = torch.full(states.shape[:2], IGNORED)
         for row, text in zip(labels, texts, strict=True):
-            end = len(text.ids)
-            row[end - text.n_target - 1 : end - 1] = torch.tensor(text.ids[end - text.n_target :])
-        inputs = {"inputs_embeds": states, "use_cache": False}
-        return Batch(inputs, labels, torch.arange(len(texts)))
+            where, label = target_positions(text)
+            row[where] = torch.tensor(label)
+        wanted = (labels != IGNORED).any(0).nonzero().flatten()
+        inputs = {"inputs_embeds": states, "use_cache": False, "logits_to_keep": wanted}
+        return Batch(inputs, labels[:, wanted], torch.arange(len(texts)))
 
     def hidden(self, texts: Sequence[Text]) -> Tensor:
         """(B, T, width): what leaves the last block, normed; logits are `lm_head` of it."""
@@ -124,6 +140,7 @@ def step_loss(
     network: Hypernetwork,
     chosen: Sequence[facts.Fact],
     unrelated: Sequence[str],
+    alike: dict[str, list[facts.Fact]],
     rng: random.Random,
 ) -> tuple[Tensor, float, float]:
     """Edit loss on a rephrase (and half the time the prompt), KL on locality prompts."""
@@ -137,7 +154,7 @@ def step_loss(
     n_edit = len(texts)
     for number, fact in enumerate(chosen):
         near = rng.random() < NEIGHBOUR_SHARE
-        texts.append(upper.text(rng.choice(fact.neighbours if near else unrelated)))
+        texts.append(upper.text(neighbour(fact, alike, rng) if near else rng.choice(unrelated)))
         owners.append(number)
     with attached(upper.model, upper.by_name, updates, route=torch.tensor(owners)):
         after = upper.hidden(texts)
@@ -160,6 +177,12 @@ def step_loss(
         new, old = (upper.model.lm_head(h[where]).log_softmax(-1) for h in (row, base))
         kl = kl + (old.exp() * (old - new)).sum(-1).mean() / len(chosen)
     return EDIT_WEIGHT * nll + LOCALITY_WEIGHT * kl, nll.item(), kl.item()
+
+
+def neighbour(fact: facts.Fact, alike: dict[str, list[facts.Fact]], rng: random.Random) -> str:
+    """A prompt or rephrase of another training fact of the same relation, without its target."""
+    other = rng.choice([f for f in alike[fact.relation] if f.subject != fact.subject])
+    return rng.choice([other.prompt, *other.rephrases])
 
 
 def target_positions(text: Text) -> tuple[list[int], list[int]]:
@@ -228,6 +251,12 @@ def main() -> None:
     cut = len(sentences) * 2 // 3
     train_unrelated, eval_unrelated = sentences[:cut], sentences[cut:]
 
+    alike: dict[str, list[facts.Fact]] = {}
+    for fact in train:
+        alike.setdefault(fact.relation, []).append(fact)
+    upper.keep([upper.text(q, f.target) for f in train for q in [f.prompt, *f.rephrases]])
+    upper.keep([upper.text(sentence) for sentence in train_unrelated])
+
     network = Hypernetwork(upper.targets, CONFIG)
     for start in range(0, STATISTICS_FACTS, BATCH):
         edits = [upper.text(f.prompt, f.target) for f in train[start : start + BATCH]]
@@ -269,7 +298,7 @@ def main() -> None:
                 save_named(options.out, network, upper, line)
         if over:
             return
-        loss, nll, kl = step_loss(upper, network, chosen, train_unrelated, rng)
+        loss, nll, kl = step_loss(upper, network, chosen, train_unrelated, alike, rng)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
