@@ -99,13 +99,18 @@ class MendParallel:
             batch = make_batch(self.model, self.tokenizer, asked)
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
+            losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates)
-            after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
+            try:
+                after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
+            except BaseException:
+                entry.undo()
+                raise
         return EditResult(
             requests=asked,
             updates=proposal.updates,
             placements=placements,
-            losses=proposal.losses.tolist(),
+            losses=losses,
             losses_after=after,
             seconds=time.perf_counter() - started,
             entry=entry,

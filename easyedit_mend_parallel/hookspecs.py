@@ -1,4 +1,4 @@
-"""What a plugin may offer: editing methods under a name of their own, for EasyEdit's editors.
+"""What a plugin may offer: editing methods for EasyEdit's editors, and stores for weights.
 
 A package offers through an entry point in the group `easyedit` that names a module with hook
 implementations; `docs/plugins.md` builds one.
@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from easyedit_mend_parallel.placement import Placement
+    from easyedit_mend_parallel.stores import Store
+    from easyedit_mend_parallel.target import Target
 
 PROJECT = "easyedit"
 """The name of the pluggy project, and of the entry-point group in which plugins are found."""
@@ -41,6 +48,28 @@ class EditingMethod:
     name: str
     apply_to_model: Callable[..., tuple[Any, Any]]
     behaves_like: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """One target's weight, for which a store is wanted.
+
+    `placement` is where it lies now; `apply` is the user's wish: `"weight"`, the update is
+    written, or `"output"`, it is added to the layer's output.
+    """
+
+    model: nn.Module
+    target: Target
+    placement: Placement
+    apply: str
+
+
+@hookspec(firstresult=True)
+def weight_store(place: WeightPlace) -> Store | None:
+    """Offer a store for a kind of weight that you know, or None for any other.
+
+    Plugins are asked before this package's own stores, so one can also replace those.
+    """
 
 
 @hookspec

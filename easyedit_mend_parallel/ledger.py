@@ -27,6 +27,7 @@ class _Record:
     targets: dict[str, Target]
     updates: dict[str, LowRankUpdate]
     staged: dict[str, Staged]
+    apply: str
     entry: weakref.ref[Entry] = field(init=False)
 
     @property
@@ -88,23 +89,29 @@ class Ledger:
                 ledger = cls._of_model[model] = cls(model)
             return ledger
 
-    def change(self, targets: Sequence[Target], updates: Mapping[str, LowRankUpdate]) -> Entry:
+    def change(
+        self,
+        targets: Sequence[Target],
+        updates: Mapping[str, LowRankUpdate],
+        apply: str = "weight",
+    ) -> Entry:
         """Add `updates` ({target name: update}) to the model: all of them, or none.
 
-        Raises UpdateError (an update that is not finite, or that a store cannot take) or
-        PlacementError, with every weight as it was. The oldest changes that nobody holds are
-        forgotten then: they stay in the model and only `undo_all` takes them out.
+        `apply` says how they are felt (see `WeightPlace`). Raises UpdateError (an update that is
+        not finite, or that a store cannot take) or PlacementError, with every weight as it was.
+        The oldest changes that nobody holds are forgotten then: they stay in the model and only
+        `undo_all` takes them out.
         """
         with self.lock:
             model = self._live_model()
             refuse_non_finite(updates)
             by_name = {target.name: target for target in targets if target.name in updates}
             staged = {
-                name: store_for(model, target).stage(updates[name])
+                name: store_for(model, target, apply).stage(updates[name])
                 for name, target in by_name.items()
             }
             _commit(list(staged.values()))
-            record = _Record(by_name, dict(updates), staged)
+            record = _Record(by_name, dict(updates), staged, apply)
             entry = Entry(self, record)
             record.entry = weakref.ref(entry)
             self._records.append(record)
@@ -112,7 +119,10 @@ class Ledger:
             return entry
 
     def undo_all(self) -> None:
-        """Give every weight that was ever changed its bits from before the first change."""
+        """Give every weight that was ever changed its bits from before the first change.
+
+        If it breaks off, every change is still on record, and asking again finishes it.
+        """
         with self.lock:
             first: dict[str, Staged] = dict(self._base)
             for record in self._records:
@@ -141,12 +151,11 @@ class Ledger:
         """Put back what was before `record`, add what came later again, and say what was staged."""
         again: list[tuple[_Record, str, Staged]] = []
         if not later:
-            for staged in record.staged.values():
-                staged.undo()
+            _undo_together(list(record.staged.values()))
             return again
         model = self._live_model()
         guards = [
-            store_for(model, target).stage(_nothing(record.updates[name]))
+            store_for(model, target, record.apply).stage(_nothing(record.updates[name]))
             for name, target in record.targets.items()
         ]
         try:
@@ -154,7 +163,8 @@ class Ledger:
                 staged.undo()
             for other in later:
                 for name in record.targets.keys() & other.targets.keys():
-                    staged = store_for(model, other.targets[name]).stage(other.updates[name])
+                    store = store_for(model, other.targets[name], other.apply)
+                    staged = store.stage(other.updates[name])
                     staged.commit()
                     again.append((other, name, staged))
         except BaseException:
@@ -197,6 +207,22 @@ def _commit(staged: Sequence[Staged]) -> None:
     except BaseException:
         for one in reversed(begun):
             one.undo()
+        raise
+
+
+def _undo_together(staged: Sequence[Staged]) -> None:
+    """Undo all; on any exception write those again that were undone.
+
+    Written again, a weight has the bits that it had: the same update on the same bits.
+    """
+    undone: list[Staged] = []
+    try:
+        for one in staged:
+            one.undo()
+            undone.append(one)
+    except BaseException:
+        for one in reversed(undone):
+            one.commit()
         raise
 
 

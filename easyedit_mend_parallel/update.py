@@ -40,8 +40,11 @@ class LowRankUpdate:
         return LowRankUpdate(self.keys.detach(), self.values.detach(), self.request)
 
     def is_finite(self) -> Tensor:
-        """A boolean scalar on the update's device; reading it waits for that device."""
-        return torch.isfinite(self.keys).all() & torch.isfinite(self.values).all()
+        """A boolean scalar on the update's device; reading it waits for that device.
+
+        False where a row is not finite, and where finite rows have a product that is not.
+        """
+        return torch.isfinite(self.largest_possible())
 
     def norm(self) -> Tensor:
         """‖ΔW‖ (Frobenius), from the n × n Gram matrices and never from ΔW."""

@@ -9,6 +9,7 @@ then that the weights equal those of an edit on one device, and that rollback re
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import logging
 import os
@@ -71,9 +72,7 @@ def show(name: str, console: Console) -> int:
     """One pass: load, edit each fact, compare, roll back. Returns 0 if all of it held."""
     started = time.perf_counter()
     if name == "simulated":
-        import simulated_accelerators
-
-        simulated_accelerators.load()
+        importlib.import_module("simulated_accelerators").load()
     logging.disable(logging.WARNING)  # EasyEdit logs every metric
     with tempfile.TemporaryDirectory() as folder:
         where = spread(name, folder)

@@ -6,54 +6,38 @@ and can *undo* it. Nothing above this folder asks which kind of store it is.
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor, nn
+from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import place
-from easyedit_mend_parallel.stores.resident import ResidentStore
+from easyedit_mend_parallel.plugins import plugin_manager
+from easyedit_mend_parallel.stores import resident
+from easyedit_mend_parallel.stores.protocol import Staged, Store
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate
 
 __all__ = ["Staged", "Store", "store_for"]
 
-
-class Staged(Protocol):
-    """One update of one weight, ready to be committed."""
-
-    @property
-    def before(self) -> Tensor | None:
-        """The weight's bits as they were when this was staged; None once forgotten."""
-
-    def commit(self) -> None:
-        """Write the update. Whatever could be checked was checked when it was staged."""
-
-    def undo(self) -> None:
-        """Put `before` back: also after a commit that broke off, and as often as asked."""
-
-    def forget(self) -> None:
-        """Let the backup go; the update can then no longer be undone by itself."""
+OFFERS = (resident.offer,)
+"""This package's own kinds, in the order in which they are asked."""
 
 
-class Store(Protocol):
-    """Where one target's weight is kept."""
-
-    def stage(self, update: LowRankUpdate) -> Staged:
-        """Prepare `update`; changes nothing. Raises UpdateError where it cannot be written."""
-
-
-def store_for(model: nn.Module, target: Target) -> Store:
-    """The store of `target`'s weight as it is kept now.
+def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
+    """The store of `target`'s weight as it is kept now; `apply` as in `WeightPlace`.
 
     Raises PlacementError for a weight that is kept where no store can write.
     """
-    placement = place(model, target)
-    if placement.kept == "resident":
-        return ResidentStore(target, target.layer(model))
-    where = {"cpu": "host memory (RAM)", "disk": "disk"}[placement.kept]
+    where = WeightPlace(model, target, place(model, target), apply)
+    offered: Store | None = plugin_manager().hook.weight_store(place=where)
+    if offered is not None:
+        return offered
+    for offer in OFFERS:
+        offered = offer(where)
+        if offered is not None:
+            return offered
+    kept = {"cpu": "host memory (RAM)", "disk": "disk"}.get(where.placement.kept, "elsewhere")
     raise PlacementError(
-        f"{target.name} is offloaded to {where} and only visits {placement.device} while its "
+        f"{target.name} is offloaded to {kept} and only visits {where.placement.device} while its "
         "layer computes. Editing offloaded weights is not supported yet: give its block a device "
         "of its own in device_map (model_kwargs in the hparams), other blocks may stay offloaded"
     )

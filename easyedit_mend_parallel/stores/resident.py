@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate
+
+
+def offer(place: WeightPlace) -> ResidentStore | None:
+    """A store for a weight that lies where it computes."""
+    if place.placement.kept != "resident" or place.apply != "weight":
+        return None
+    return ResidentStore(place.target, place.target.layer(place.model))
 
 
 class ResidentStore:
@@ -47,8 +55,8 @@ class ResidentStore:
         """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
         weight = self.weight
         if weight.dtype == torch.float16 and len(update.keys):
-            largest = torch.finfo(torch.float16).max / 2
-            if update.largest_possible() > largest:
+            largest = update.largest_possible() + weight.abs().max()
+            if largest > torch.finfo(torch.float16).max:
                 raise UpdateError(
                     f"the update of {self.target.name} could exceed what float16 holds; nothing "
                     "was written. Load the model in bfloat16 or float32"
