@@ -38,7 +38,7 @@ class PluginError(MendParallelError):
     """A plugin offers something that cannot be registered."""
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: object, known: Iterable[object]) -> str:
     """`; did you mean 'shared'?`, or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

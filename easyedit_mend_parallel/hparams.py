@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -204,6 +205,8 @@ def _converted(value: Any, kind: str) -> Any:
     """
     if value is None and "None" in kind:
         return value
+    if isinstance(value, os.PathLike) and kind.startswith("str"):
+        return os.fspath(value)
     if kind.startswith("float") and isinstance(value, (str, int)) and not isinstance(value, bool):
         return float(value)
     plain = {"bool": bool, "int": int, "str": str, "float": float}.get(kind.split(" | ")[0])

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.errors import MendParallelError, UpdateError
 from easyedit_mend_parallel.stores import Staged, store_for
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
@@ -215,14 +216,17 @@ def _undo_together(staged: Sequence[Staged]) -> None:
 
     Written again, a weight has the bits that it had: the same update on the same bits.
     """
-    undone: list[Staged] = []
+    begun: list[Staged] = []
     try:
         for one in staged:
+            begun.append(one)
             one.undo()
-            undone.append(one)
     except BaseException:
-        for one in reversed(undone):
-            one.commit()
+        for one in reversed(begun):
+            # What could not be undone is still as it was, and cannot be undone here either.
+            with suppress(MendParallelError):
+                one.undo()
+                one.commit()
         raise
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,46 +28,88 @@ def from_pretrained_with(model_kwargs: Mapping[str, Any]) -> Iterator[None]:
     puts it until the context ends: `.to()` on it does nothing. Raises PlacementError where the
     device map does not cover the model.
     """
-    from transformers import PreTrainedModel
-
-    original = PreTrainedModel.__dict__["from_pretrained"]
-    thread = threading.get_ident()
     held: list[nn.Module] = []
 
-    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
-        load = original.__get__(None, cls)
-        if threading.get_ident() != thread:
-            return load(*args, **kwargs)
+    def loaded(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if "dtype" in model_kwargs or "torch_dtype" in model_kwargs:
             kwargs.pop("dtype", None)
             kwargs.pop("torch_dtype", None)
         kwargs.update(model_kwargs)
+        device_map = kwargs.get("device_map")
         try:
-            loaded = load(*args, **kwargs)
+            answer = load(*args, **kwargs)
         except ValueError as error:
-            if isinstance(kwargs.get("device_map"), Mapping) and "device_map" in str(error):
+            if isinstance(device_map, Mapping) and "device_map" in str(error):
                 raise PlacementError(f"device_map does not cover the model: {error}") from error
             raise
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if kwargs.get("device_map") is not None:
-            _refuse_uncovered(model, kwargs["device_map"])
+        if device_map is not None:
+            model = answer[0] if isinstance(answer, tuple) else answer
+            _refuse_uncovered(model, device_map)
             _hold(model)
             held.append(model)
-        return loaded
+        return answer
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
     try:
-        yield
+        with _interposed.loading_by(loaded):
+            yield
     finally:
-        PreTrainedModel.from_pretrained = original
         for model in held:
             _release(model)
 
 
+class _Interposed:
+    """Stands before transformers' `from_pretrained` while some thread asks for it; a thread that
+    does not ask loads as ever."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._original: Any = None
+        self._of_thread = threading.local()
+
+    @contextmanager
+    def loading_by(self, loaded: Callable[..., Any]) -> Iterator[None]:
+        outer = getattr(self._of_thread, "loaded", None)
+        self._enter()
+        self._of_thread.loaded = loaded
+        try:
+            yield
+        finally:
+            self._of_thread.loaded = outer
+            self._leave()
+
+    def _enter(self) -> None:
+        from transformers import PreTrainedModel
+
+        with self._lock:
+            self._asking += 1
+            if self._asking > 1:
+                return
+            original = self._original = PreTrainedModel.__dict__["from_pretrained"]
+
+            def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+                load = original.__get__(None, cls)
+                loaded = getattr(self._of_thread, "loaded", None)
+                return load(*args, **kwargs) if loaded is None else loaded(load, *args, **kwargs)
+
+            PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+
+    def _leave(self) -> None:
+        from transformers import PreTrainedModel
+
+        with self._lock:
+            self._asking -= 1
+            if not self._asking:
+                PreTrainedModel.from_pretrained = self._original
+
+
+_interposed = _Interposed()
+
+
 @contextmanager
-def held_in_place(model: nn.Module) -> Iterator[None]:
-    """While the context lasts `.to()` on a dispatched model does nothing."""
-    if not is_dispatched(model):
+def held_in_place(model: nn.Module, anyway: bool = False) -> Iterator[None]:
+    """While the context lasts `.to()` on a dispatched model (`anyway`: any) does nothing."""
+    if not anyway and not is_dispatched(model):
         yield
         return
     _hold(model)

@@ -10,6 +10,7 @@ import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -62,7 +63,7 @@ class Executor:
             model = copying.deepcopy(model)
         fields = our_hparams(hparams, self.options)
         made_for = (
-            str(fields.archive),
+            _version(fields.archive),
             tuple(fields.inner_params),
             fields.network_config(),
             fields.network_device,
@@ -84,6 +85,15 @@ def our_hparams(hparams: Any, options: Mapping[str, Any]) -> MENDParallelHyperPa
     known = {field.name for field in dataclasses.fields(MENDParallelHyperParams)}
     values = {name: value for name, value in vars(hparams).items() if name in known}
     return MENDParallelHyperParams.from_values({**values, **options}, "EasyEdit's hyperparameters")
+
+
+def _version(archive: str | None) -> tuple[Any, ...]:
+    """The file that `archive` names, told apart from what was there before it was trained on."""
+    try:
+        found = Path(str(archive)).stat()
+    except OSError:
+        return (archive,)  # the editor says what is wrong with it
+    return archive, found.st_mtime_ns, found.st_size
 
 
 @hookimpl

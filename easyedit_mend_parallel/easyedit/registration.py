@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class _Joined:
     """The options of `replace_mend`, or None while EasyEdit's own MEND is in place."""
     host: Host | None = None
     original_mend: Any = None
+    editors: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    """Editors that were made for a method of ours."""
 
 
 _joined = _Joined()
@@ -76,6 +79,11 @@ def replace_mend(**options: Any) -> None:
             raise HparamsError(
                 f"replace_mend: {name!r} is not a hyperparameter" + suggestion(name, fields)
             )
+    if not isinstance(options.get("model_kwargs") or {}, Mapping):
+        raise HparamsError(
+            f"replace_mend: model_kwargs is {options['model_kwargs']!r}; it has to map arguments "
+            "of from_pretrained (device_map, dtype, ...) to their values"
+        )
     _joined.replacement = options
     if _joined.host is not None:
         _put_replacement(_joined.host)
@@ -158,6 +166,7 @@ def _join_editor(editor_class: Any, early: bool) -> None:
         with _loading(hparams, model_kwargs, early):
             original(editor, hparams, *args, **kwargs)
         editor.alg_name, editor.apply_algo = name, _registry()[name]
+        _joined.editors.add(editor)
         if early and hparams.model_parallel and editor.model.device.index is not None:
             hparams.device = editor.model.device.index
         if not isinstance(editor.model_name, str):
@@ -181,7 +190,7 @@ def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iter
             by_map = {"device_map": "auto"} if hparams.model_parallel else {}
             stack.enter_context(from_pretrained_with({**by_map, **model_kwargs}))
         else:
-            stack.enter_context(held_in_place(hparams.model_name[0]))
+            stack.enter_context(held_in_place(hparams.model_name[0], hparams.model_parallel))
         # The device map is ours to give, and a dispatched model is held in place, so EasyEdit
         # takes its plainest way; the early release also stumbles over a CPU on the other one.
         stack.enter_context(_presented(hparams, "model_parallel", False))
@@ -214,7 +223,7 @@ def _settle_loaded_pair(editor: Any) -> None:
 def _with_cuda_elsewhere(call: Any) -> Any:
     @functools.wraps(call)
     def redirected(editor: Any, *args: Any, **kwargs: Any) -> Any:
-        if _options_for(editor.alg_name, editor.hparams) is None:
+        if editor not in _joined.editors:
             return call(editor, *args, **kwargs)
         with early_release.cuda_elsewhere():
             return call(editor, *args, **kwargs)
