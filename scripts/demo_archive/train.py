@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from easyedit_mend_parallel.archive import save_archive
+from easyedit_mend_parallel.archive import load_archive, save_archive
 from easyedit_mend_parallel.batch import IGNORED, Batch
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo.smollm2 import prepare
@@ -160,22 +160,21 @@ def step_loss(
         after = upper.hidden(texts)
     with torch.no_grad():
         before = upper.hidden(texts[n_edit:])
-    nll = torch.stack(
-        [
-            F.cross_entropy(upper.model.lm_head(row[where]), torch.tensor(label))
-            for row, (where, label) in zip(
-                after[:n_edit], map(target_positions, texts[:n_edit]), strict=True
-            )
-        ]
-    ).mean()
-    kl = torch.zeros(())
-    for row, base, text in zip(after[n_edit:], before, texts[n_edit:], strict=True):
-        where = sorted(
-            {len(text.ids) - 1}
-            | set(rng.sample(range(len(text.ids)), min(KL_POSITIONS - 1, len(text.ids))))
-        )
-        new, old = (upper.model.lm_head(h[where]).log_softmax(-1) for h in (row, base))
-        kl = kl + (old.exp() * (old - new)).sum(-1).mean() / len(chosen)
+    # One product with the head for all positions: it is large, and reading it is what costs.
+    wanted = [target_positions(text) for text in texts[:n_edit]]
+    rows = [after[n, where] for n, (where, _) in enumerate(wanted)]
+    labels = torch.tensor([label for _, target in wanted for label in target])
+    share = torch.tensor([1 / len(where) for where, _ in wanted for _ in where]) / n_edit
+    places = [positions_to_compare(text, rng) for text in texts[n_edit:]]
+    rows += [after[n_edit + n, where] for n, where in enumerate(places)]
+    logits = upper.model.lm_head(torch.cat(rows))
+    nll = (F.cross_entropy(logits[: len(labels)], labels, reduction="none") * share).sum()
+    with torch.no_grad():
+        base = torch.cat([before[n, where] for n, where in enumerate(places)])
+        old = upper.model.lm_head(base).log_softmax(-1)
+        share = torch.tensor([1 / len(where) for where in places for _ in where]) / len(places)
+    new = logits[len(labels) :].log_softmax(-1)
+    kl = ((old.exp() * (old - new)).sum(-1) * share).sum()
     return EDIT_WEIGHT * nll + LOCALITY_WEIGHT * kl, nll.item(), kl.item()
 
 
@@ -183,6 +182,12 @@ def neighbour(fact: facts.Fact, alike: dict[str, list[facts.Fact]], rng: random.
     """A prompt or rephrase of another training fact of the same relation, without its target."""
     other = rng.choice([f for f in alike[fact.relation] if f.subject != fact.subject])
     return rng.choice([other.prompt, *other.rephrases])
+
+
+def positions_to_compare(text: Text, rng: random.Random) -> list[int]:
+    """The last position, which says what comes next, and a few of the others."""
+    end = len(text.ids)
+    return sorted({end - 1} | set(rng.sample(range(end), min(KL_POSITIONS - 1, end))))
 
 
 def target_positions(text: Text) -> tuple[list[int], list[int]]:
@@ -238,6 +243,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=5.0, help="minutes between evaluations")
     parser.add_argument("--facts", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, help="an archive of an earlier run to go on from")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -258,7 +264,9 @@ def main() -> None:
     upper.keep([upper.text(sentence) for sentence in train_unrelated])
 
     network = Hypernetwork(upper.targets, CONFIG)
-    for start in range(0, STATISTICS_FACTS, BATCH):
+    if options.resume:
+        load_archive(options.resume).load_into(network)
+    for start in range(0, 0 if options.resume else STATISTICS_FACTS, BATCH):
         edits = [upper.text(f.prompt, f.target) for f in train[start : start + BATCH]]
         network.observe(capture(upper.model, upper.targets, upper.batch(edits))[0])
 
