@@ -127,8 +127,11 @@ def test_a_cpu_scalar_may_be_read() -> None:
 
 
 def test_a_cpu_scalar_may_not_be_written() -> None:
+    scalar = torch.tensor(2.0)
     with pytest.raises(RuntimeError, match=REFUSAL):
-        torch.tensor(2.0).add_(square(SIM0).sum())
+        scalar.add_(square(SIM0).sum())
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        scalar.masked_fill_(square(SIM0).sum() < 9, 0.0)
 
 
 def test_a_scalar_of_another_accelerator_may_not_be_read() -> None:
@@ -198,6 +201,12 @@ def test_numbers_on_one_device_are_the_cpus(compute: Callable[[Tensor, Tensor], 
     assert torch.equal(result.cpu(), expected)
 
 
+def test_a_tensor_made_from_nothing_lies_on_the_device_that_was_named() -> None:
+    for made in (torch.tril_indices(3, 3, device=SIM1), torch.arange(3, device=SIM1)):
+        assert made.device == SIM1
+    assert torch.equal(torch.tril_indices(3, 3, device=SIM1).cpu(), torch.tril_indices(3, 3))
+
+
 def test_random_numbers_follow_the_seed() -> None:
     torch.manual_seed(3)
     drawn = torch.randn(2, device=SIM1)
@@ -226,7 +235,16 @@ def test_a_write_in_place_returns_the_same_tensor() -> None:
     tensor = square(SIM0)
     address = tensor.data_ptr()
     assert tensor.add_(1) is tensor
+    assert tensor.masked_fill_(tensor > 0, 1.0) is tensor
     assert tensor.data_ptr() == address
+    with torch.inference_mode():  # where neither autograd nor the Python method looks after it
+        assert torch.ops.aten.masked_fill_(tensor, tensor > 0, 1.0) is tensor
+
+
+def test_reading_what_is_being_overwritten_is_refused_as_on_the_cpu() -> None:
+    for matrix in (square(), square(SIM0)):
+        with pytest.raises(RuntimeError, match="refer to a single memory location"):
+            matrix[torch.tensor([1, 2])] = matrix[:2]
 
 
 def test_an_output_argument_is_resized() -> None:
@@ -248,6 +266,12 @@ def test_a_view_in_inference_mode_stays_out_of_autograd() -> None:
         assert made_inside[0].is_inference()
     assert made_inside[0].is_inference()
     assert not square(SIM0)[0].is_inference()
+
+
+def test_waiting_and_pinning_cost_nothing() -> None:
+    torch.accelerator.synchronize()
+    torch.sim.synchronize()
+    assert torch.equal(square().pin_memory().to(SIM0, non_blocking=True).cpu(), square())
 
 
 # ---- Copies between devices, and their count ----

@@ -9,7 +9,6 @@
 
 #include <ATen/CPUFunctions.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -79,7 +78,6 @@ class CurrentDevice final : public c10::impl::DeviceGuardImplInterface {
   // Kernels run at once, so a device has one stream and every event has already happened. The autograd
   // engine asks for these where a gradient crosses from one device to another.
   c10::Stream getStream(Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
-  c10::Stream getDefaultStream(Device device) const override { return getStream(device); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
   void record(void**, const c10::Stream&, DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const c10::Stream&) const override {}
@@ -127,18 +125,15 @@ c10::DataPtr bytes_of(const Storage& storage, Device device) {
 
 // Everything that says how a tensor reads its bytes.
 void copy_geometry(const Tensor& from, const Tensor& to) {
-  auto* impl = to.unsafeGetTensorImpl();
-  impl->set_sizes_and_strides(from.sizes(), from.strides(), from.storage_offset());
+  to.unsafeGetTensorImpl()->set_sizes_and_strides(from.sizes(), from.strides(), from.storage_offset());
   to._set_conj(from.is_conj());
   to._set_neg(from.is_neg());
-  // A number that became a tensor on its way: it must not decide the dtype of a result.
-  if (from.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
 }
 
-// The twins made for one operator call. It remembers them, because a kernel that writes in place returns
-// an argument, one that takes a view returns a part of an argument, and one with `out=` may resize it:
-// all three have to come out as the caller's own tensors and storages. A call has few tensors, so plain
-// lists are searched from the front.
+// The twins made for one operator call. It remembers them, because a kernel may return a part of an
+// argument, and one with `out=` may resize an argument: both have to come out with the caller's own
+// storage. (PyTorch itself sees to it that a write in place returns the very tensor that was written.)
+// A call has few tensors, so plain lists are searched from the front.
 class Twins {
  public:
   // The CPU twin of a simulated tensor; any other tensor is returned as it is.
@@ -156,13 +151,12 @@ class Twins {
   // A kernel's result as a tensor of `device`.
   Tensor on_device(const Tensor& host, Device device) {
     if (!host.defined()) return host;
-    for (const auto& known : tensors_)
-      if (known.host.is_same(host)) return known.simulated;
     Tensor simulated = part_of_an_argument(host);
     if (!simulated.defined()) {
+      Storage storage(Storage::use_byte_size_t{}, host.storage().nbytes(), bytes_of(host.storage(), device),
+                      &memory, /*resizable=*/true);
       simulated = at::detail::make_tensor<c10::TensorImpl>(
-          device_storage(host.storage(), device), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
-          host.dtype());
+          std::move(storage), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), host.dtype());
     }
     copy_geometry(host, simulated);
     return simulated;
@@ -177,8 +171,7 @@ class Twins {
         storage->set_nbytes(host.storage().nbytes());
       }
       // Only where it changed: PyTorch forbids even an equal one on the result of detach().
-      if (simulated.sizes() != host.sizes() || simulated.strides() != host.strides() ||
-          simulated.storage_offset() != host.storage_offset()) {
+      if (simulated.sizes() != host.sizes() || simulated.strides() != host.strides()) {
         copy_geometry(host, simulated);
       }
     }
@@ -203,15 +196,6 @@ class Twins {
     return storages_.back().host;
   }
 
-  Storage device_storage(const Storage& host, Device device) {
-    for (const auto& known : results_)
-      if (known.host.is_alias_of(host)) return known.simulated;
-    Storage simulated(Storage::use_byte_size_t{}, host.nbytes(), bytes_of(host, device), &memory,
-                      /*resizable=*/true);
-    results_.push_back({simulated, host, {}});
-    return simulated;
-  }
-
   // A view is built with the keys of the tensor that it views, as PyTorch's own view operators build it:
   // under torch.inference_mode() these keys say whether autograd may follow the view.
   Tensor part_of_an_argument(const Tensor& host) {
@@ -223,7 +207,7 @@ class Twins {
   }
 
   std::vector<TensorPair> tensors_;
-  std::vector<StoragePair> storages_, results_;
+  std::vector<StoragePair> storages_;
 };
 
 // ---- The fallback: every operator that has no kernel of its own below ----
@@ -310,10 +294,7 @@ void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
     *value = with_tensors_replaced(*value, [&](const Tensor& tensor) { return twins.on_host(tensor); });
     if (value->isDevice()) *value = Device(c10::kCPU);
   }
-  {
-    at::AutoDispatchBelowADInplaceOrView autograd_has_seen_this_call;
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
-  }
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   twins.adopt_changes();
   for (auto value = stack->end() - schema.returns().size(); value != stack->end(); ++value) {
     *value = with_tensors_replaced(
@@ -345,7 +326,6 @@ Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
 Tensor copy_from(const Tensor& source, const Tensor& destination, bool /*non_blocking*/) {
   if (source.device() != destination.device()) bytes_between_devices += destination.nbytes();
   Twins twins;
-  at::AutoDispatchBelowADInplaceOrView autograd_has_seen_this_call;
   twins.on_host(destination).copy_(twins.on_host(source));
   return destination;
 }
