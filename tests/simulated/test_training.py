@@ -64,6 +64,7 @@ class Toy:
         network = toy_network(self.model, self.tokenizer, names).train()
         if spread:
             places = device_map(self.model, blocks, head)
+            places |= dict.fromkeys((name.removesuffix(".weight") for name in also), "sim:2")
             self.model = dispatch_model(self.model, places, main_device="sim:0")
             network.to(network_device or self.model.get_parameter(names[-1]).device)
         self.network: Hypernetwork = network
@@ -116,8 +117,8 @@ def test_the_outer_gradient_where_a_targets_input_arrives_from_another_device() 
     """accelerate moves the head's input inside the forward that it wraps; a hook sees it before."""
     head = ("lm_head.weight",)
     assert_close(
-        Toy("llama-head-back", spread=True, also=head).outer_gradient(),
-        Toy("llama-head-back", spread=False, also=head).outer_gradient(),
+        Toy(TWO_DEVICES, spread=True, also=head).outer_gradient(),
+        Toy(TWO_DEVICES, spread=False, also=head).outer_gradient(),
     )
 
 
