@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.placement import input_device
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.sharding import is_distributed
+from easyedit_mend_parallel.sharding import whole_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,9 +58,7 @@ class Batch:
         """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
         output = model(**self.inputs)
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
-        if is_distributed(logits):
-            logits = logits.full_tensor()  # type: ignore[attr-defined]
-        return logits
+        return whole_logits(model, logits)
 
     def losses(self, logits: Tensor) -> Tensor:
         """(R,), fp32: for each request the mean negative log-likelihood of its labels.

@@ -139,6 +139,24 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
     return Shard(target.name, group, side, width, here)
 
 
+def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
+    """`logits` (B, T, vocabulary) with all their columns, where the model leaves them split.
+
+    Raises PlacementError where it gives each process some columns and does not say which.
+    """
+    if is_distributed(logits):
+        whole: Tensor = logits.full_tensor()  # type: ignore[attr-defined]
+        return whole
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    weight = getattr(head, "weight", None)
+    if weight is not None and is_distributed(weight) and logits.shape[-1] < weight.shape[0]:
+        raise PlacementError(
+            f"the model's logits have {logits.shape[-1]} of {weight.shape[0]} columns on this "
+            "process: give its output layer the style colwise_gather_output in the plan"
+        )
+    return logits
+
+
 def is_distributed(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor; does not import what defines them (half a second)."""
     return hasattr(tensor, "to_local")

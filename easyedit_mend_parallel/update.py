@@ -66,7 +66,7 @@ class LowRankUpdate:
         """
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
         left, right = (keys, values) if transposed else (values, keys)
-        rows = max(1, WRITE_LIMIT // weight.shape[1])
+        rows = max(1, WRITE_LIMIT // max(1, weight.shape[1]))  # a process may hold no column
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
             part.add_((left[:, start : start + rows].T @ right).to(weight.dtype))
@@ -131,6 +131,11 @@ def _adding(  # type: ignore[no-untyped-def]
         x = inputs[0].to(device)
         if shard is None:
             return output + update.to(device).added(x, here).to(output.dtype)
+        if is_distributed(output):
+            raise UpdateError(
+                f"the output of {shard.target}'s layer is a DTensor, which an update cannot be "
+                "added to: make it parallel with use_local_output=True"
+            )
         # A tensor-parallel layer adds up its processes' parts inside its forward (or in hooks
         # that were there before), so the output is summed already.
         x = shard.whole(x, "in") if is_distributed(x) else x
