@@ -15,12 +15,13 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.errors import ArchiveError, RequestError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.placement import Placement, as_device, place
+from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import store_for
 from easyedit_mend_parallel.target import find_targets, highest
@@ -56,7 +57,8 @@ class EditResult:
 class MendParallel:
     """Edits `model` in place, wherever its weights lie.
 
-    `model` is any transformers model, dispatched by accelerate or not; `tokenizer` its tokenizer
+    `model` is any transformers model, dispatched by accelerate or not, or split between processes
+    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
     `network` that is given is used as it is, and no archive is read.
 
@@ -74,10 +76,11 @@ class MendParallel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.targets = find_targets(model, hparams.inner_params)
-        for target in self.targets:
-            store_for(model, target)  # refuses, before anything is computed, what cannot be edited
-        self.network = network or self._read_network(hparams)
+        with Ranks.of(model).together("prepare the editor"):
+            self.targets = find_targets(model, hparams.inner_params)
+            for target in self.targets:
+                store_for(model, target)  # refuses, before anything is computed, what it cannot
+            self.network = network or self._read_network(hparams)
 
     def edit(
         self,
@@ -96,7 +99,14 @@ class MendParallel:
         asked = as_requests(requests)
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
-            batch = make_batch(self.model, self.tokenizer, asked)
+            ranks = Ranks.of(self.model)
+            with ranks.together("make the batch"):
+                batch = make_batch(self.model, self.tokenizer, asked)
+            if not ranks.alone and not ranks.same(batch.fingerprint()):
+                raise RequestError(
+                    "the ranks that hold this model were given different requests: give every "
+                    "rank the same ones, in the same order"
+                )
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
@@ -104,7 +114,7 @@ class MendParallel:
             try:
                 after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
             except BaseException:
-                entry.undo()
+                entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise
         return EditResult(
             requests=asked,

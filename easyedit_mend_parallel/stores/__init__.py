@@ -12,13 +12,13 @@ from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.stores import resident
+from easyedit_mend_parallel.stores import resident, sharded
 from easyedit_mend_parallel.stores.protocol import Staged, Store
 from easyedit_mend_parallel.target import Target
 
 __all__ = ["Staged", "Store", "store_for"]
 
-OFFERS = (resident.offer,)
+OFFERS = (sharded.offer, resident.offer)
 """This package's own kinds, in the order in which they are asked."""
 
 

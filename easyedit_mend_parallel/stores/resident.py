@@ -35,11 +35,6 @@ class ResidentStore:
                 f"{target.name} is stored as {weight.dtype} ({type(layer).__name__}): a quantized "
                 "weight cannot take an update. Load the model without quantization_config"
             )
-        if hasattr(weight, "to_local"):
-            raise UpdateError(
-                f"{target.name} is a shard of a tensor-parallel weight, which cannot be edited "
-                "yet. Load the model with device_map instead of a tensor-parallel plan"
-            )
 
     @property
     def weight(self) -> Tensor:
@@ -54,7 +49,7 @@ class ResidentStore:
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
         """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
         weight = self.weight
-        if weight.dtype == torch.float16 and len(update.keys):
+        if weight.dtype == torch.float16 and len(update.keys) and weight.numel():
             largest = update.largest_possible() + weight.abs().max()
             if largest > torch.finfo(torch.float16).max:
                 raise UpdateError(
