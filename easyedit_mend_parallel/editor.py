@@ -54,7 +54,8 @@ class EditResult:
 
 
 class MendParallel:
-    """Edits `model` in place, wherever its weights lie.
+    """Edits `model` in place, wherever its weights lie: the weights themselves, or with
+    `apply: output` what their layers put out.
 
     `model` is any transformers model, dispatched by accelerate or not; `tokenizer` its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
@@ -74,9 +75,11 @@ class MendParallel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.apply = hparams.apply
         self.targets = find_targets(model, hparams.inner_params)
         for target in self.targets:
-            store_for(model, target)  # refuses, before anything is computed, what cannot be edited
+            # Refuses, before anything is computed, what cannot be edited.
+            store_for(model, target, hparams.apply)
         self.network = network or self._read_network(hparams)
 
     def edit(
@@ -100,7 +103,7 @@ class MendParallel:
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
-            entry = ledger.change(self.targets, proposal.updates)
+            entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
             except BaseException:

@@ -109,7 +109,9 @@ def _adding(update: LowRankUpdate, route: Tensor | None):  # type: ignore[no-unt
         # the previous device, so the output says where the layer computed.
         device = output.device
         here = None if route is None else route.to(device)
-        return output + update.to(device).added(inputs[0].to(device), here).to(output.dtype)
+        # The sum is made in fp32 and cast once.
+        added = update.to(device).added(inputs[0].to(device), here)
+        return (output + added).to(output.dtype)
 
     return add
 
