@@ -202,9 +202,9 @@ def _say_what_is_saved(model: nn.Module, *_: Any) -> None:
     edited = edited_outputs(model)
     if edited:
         log.warning(
-            "what is saved or read here are the weights without their edits: %d update(s) were "
-            "added to the outputs of %s (apply: output), and are in no weight. To save an edited "
-            "model, edit it with apply: weight",
-            sum(edited.values()),
+            "what is read or saved here are the weights without their edits (apply: output): those "
+            "hang on the outputs of %d layer(s), %s. To save an edited model, edit it with "
+            "apply: weight",
+            len(edited),
             ", ".join(edited),
         )
