@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.errors import TargetError
+from easyedit_mend_parallel.quantized import differentiable
 from easyedit_mend_parallel.sharding import shard_of
 from easyedit_mend_parallel.target import Target
 
@@ -46,7 +47,13 @@ def capture(
     weight under the sum of the requests' losses (Mitchell et al. 2022, section 3.1). Raises
     TargetError for a target that the forward does not reach or the losses do not depend on.
     """
-    with frozen(model), evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with (
+        frozen(model),
+        evaluating(model),
+        differentiable(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         with watched(model, targets) as seen:
             losses = batch.losses(batch.logits(model))
         _refuse_unreached(targets, seen)

@@ -55,7 +55,8 @@ class EditResult:
 
 
 class MendParallel:
-    """Edits `model` in place, wherever its weights lie.
+    """Edits `model` in place, wherever its weights lie: the weights themselves, or with
+    `apply: output` what their layers put out.
 
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
     by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
@@ -76,10 +77,12 @@ class MendParallel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.apply = hparams.apply
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             for target in self.targets:
-                store_for(model, target)  # refuses, before anything is computed, what it cannot
+                # Refuses, before anything is computed, what cannot be edited.
+                store_for(model, target, hparams.apply)
             self.network = network or self._read_network(hparams)
 
     def edit(
@@ -110,7 +113,7 @@ class MendParallel:
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
-            entry = ledger.change(self.targets, proposal.updates)
+            entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
             except BaseException:

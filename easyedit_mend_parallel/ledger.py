@@ -89,6 +89,8 @@ class Ledger:
         self._model = weakref.ref(model)
         self._records: list[_Record] = []
         self._base: dict[str, Staged] = {}
+        self._settled: list[Staged] = []
+        """What comes out by itself (`Staged.independent`) and only `undo_all` can ask for."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Ledger:
@@ -143,14 +145,19 @@ class Ledger:
         """
         with self.lock:
             first: dict[str, Staged] = dict(self._base)
+            alone = list(self._settled)
             for record in self._records:
                 for name, staged in record.staged.items():
-                    first.setdefault(name, staged)
+                    if staged.independent:
+                        alone.append(staged)
+                    else:
+                        first.setdefault(name, staged)
             with Ranks.of(self._model()).together("undo every change"):
-                for staged in first.values():
+                for staged in (*alone, *first.values()):
                     staged.undo()
             self._records.clear()
             self._base.clear()
+            self._settled.clear()
 
     def _undo(self, record: _Record, alone: bool) -> None:
         with self.lock:
@@ -170,28 +177,39 @@ class Ledger:
     ) -> list[tuple[_Record, str, Staged]]:
         """Put back what was before `record`, add what came later again, and say what was staged."""
         again: list[tuple[_Record, str, Staged]] = []
-        if not later:
+        covered = [
+            (other, name)
+            for other in later
+            for name in _dependent(record).keys() & _dependent(other).keys()
+        ]
+        if not covered:
             _undo_together(list(record.staged.values()), ranks)
             return again
         model = self._live_model()
         with ranks.together("stage the way back"):
             guards = [
-                store_for(model, target, record.apply).stage(_nothing(record.updates[name]))
-                for name, target in record.targets.items()
+                store_for(model, record.targets[name], record.apply).stage(
+                    _nothing(record.updates[name])
+                )
+                for name in _dependent(record)
             ]
+        undone: list[Staged] = []
         try:
             with ranks.together("take the change out"):
                 for staged in record.staged.values():
+                    undone.append(staged)
                     staged.undo()
-                for other in later:
-                    for name in record.targets.keys() & other.targets.keys():
-                        store = store_for(model, other.targets[name], other.apply)
-                        staged = store.stage(other.updates[name])
-                        staged.commit()
-                        again.append((other, name, staged))
+                for other, name in covered:
+                    store = store_for(model, other.targets[name], other.apply)
+                    staged = store.stage(other.updates[name])
+                    staged.commit()
+                    again.append((other, name, staged))
         except BaseException:
             for guard in guards:
                 guard.undo()
+            for staged in undone:
+                if staged.independent:
+                    staged.commit()
             raise
         return again
 
@@ -201,16 +219,27 @@ class Ledger:
         Kept are the bits from before the first change of each weight (the base), the last change,
         and every change whose entry somebody holds, with the updates that came after it.
         """
+        for record in self._records[:-1]:
+            if not record.held:
+                self._settle(record)
         while len(self._records) > 1 and not self._records[0].held:
             for name, staged in self._records.pop(0).staged.items():
                 if self._base.setdefault(name, staged) is not staged:
                     staged.forget()
         covered = set(self._base)
         for record in self._records[:-1]:
-            for name, staged in record.staged.items():
+            for name, staged in _dependent(record).items():
                 if name in covered and not record.held:
                     staged.forget()
                 covered.add(name)
+
+    def _settle(self, record: _Record) -> None:
+        """Let go of the part of `record` that no undo of another change needs."""
+        for name, staged in list(record.staged.items()):
+            if staged.independent:
+                staged.forget()
+                self._settled.append(staged)
+                del record.staged[name], record.updates[name], record.targets[name]
 
     def _live_model(self) -> nn.Module:
         model = self._model()
@@ -259,6 +288,11 @@ def _undo_together(staged: Sequence[Staged], ranks: Ranks) -> None:
 def _size(updates: Mapping[str, LowRankUpdate]) -> float:
     """A number that tells one set of updates from another."""
     return sum(float(update.largest_possible()) for update in updates.values())
+
+
+def _dependent(record: _Record) -> dict[str, Staged]:
+    """The part of `record` whose undo puts a weight back to what it was before."""
+    return {name: one for name, one in record.staged.items() if not one.independent}
 
 
 def _nothing(like: LowRankUpdate) -> LowRankUpdate:

@@ -94,9 +94,9 @@ class LowRankUpdate:
         """`match` (..., n) with only what each sequence is to feel."""
         if route is None:
             return match
-        felt = (route.unsqueeze(-1) == self.request).to(match.dtype)
-        felt = felt.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
-        return match * felt.reshape(felt.shape[0], *(1,) * (match.dim() - 2), -1)
+        mask = (route.unsqueeze(-1) == self.request).to(match.dtype)
+        mask = mask.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
+        return match * mask.reshape(mask.shape[0], *(1,) * (match.dim() - 2), -1)
 
 
 @contextmanager
@@ -120,17 +120,24 @@ def attached(
         yield
 
 
+def felt(update: LowRankUpdate, x: Tensor, output: Tensor, route: Tensor | None = None) -> Tensor:
+    """A layer's `output` with what `update` adds to it: in fp32, cast to its dtype once.
+
+    For forward hooks. accelerate moves inputs inside the forward that it wraps: a hook can still
+    see `x` on the previous device, so the output says where the layer computed.
+    """
+    added = update.to(output.device).added(x.to(output.device), route)
+    return (output + added).to(output.dtype)
+
+
 def _adding(  # type: ignore[no-untyped-def]
     update: LowRankUpdate, route: Tensor | None, shard: Shard | None
 ):
     def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # accelerate moves inputs inside the forward that it wraps: out here x can still be on
-        # the previous device, so the output says where the layer computed.
         device = output.device
         here = None if route is None else route.to(device)
-        x = inputs[0].to(device)
         if shard is None:
-            return output + update.to(device).added(x, here).to(output.dtype)
+            return felt(update, inputs[0], output, here)
         if is_distributed(output):
             raise UpdateError(
                 f"the output of {shard.target}'s layer is a DTensor, which an update cannot be "
@@ -138,9 +145,10 @@ def _adding(  # type: ignore[no-untyped-def]
             )
         # A tensor-parallel layer adds up its processes' parts inside its forward (or in hooks
         # that were there before), so the output is summed already.
+        x = inputs[0].to(device)
         x = shard.whole(x, "in") if is_distributed(x) else x
         gain = update.to(device).added_here(x, output.shape[-1], shard, here)
-        return output + gain.to(output.dtype)
+        return (output + gain).to(output.dtype)
 
     return add
 
