@@ -15,7 +15,7 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError, RequestError
+from easyedit_mend_parallel.errors import ArchiveError, RequestError, TargetError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
@@ -84,6 +84,7 @@ class MendParallel:
                 # Refuses, before anything is computed, what cannot be edited.
                 store_for(model, target, hparams.apply)
             self.network = network or self._read_network(hparams)
+            _refuse_other_targets(self.network, hparams.inner_params)
 
     def edit(
         self,
@@ -148,6 +149,16 @@ class MendParallel:
         else:
             device = place(self.model, highest(self.model, self.targets)).device
         return network.to(device).eval().requires_grad_(False)
+
+
+def _refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
+    made_for = [target.name for target in network.targets]
+    if sorted(made_for) != sorted(inner_params):
+        odd = sorted(set(made_for) ^ set(inner_params))
+        raise TargetError(
+            f"the network was made for other targets than inner_params names; the two differ in "
+            f"{', '.join(odd)}"
+        )
 
 
 def rollback_all(model: nn.Module) -> None:
