@@ -20,11 +20,11 @@ from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.placement import Placement, as_device, place
+from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.target import find_targets, highest
+from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
 
 
@@ -144,10 +144,7 @@ class MendParallel:
         with torch.device("meta"):
             network = Hypernetwork(self.targets, hparams.network_config())
         archive.load_into(network)
-        if hparams.network_device is not None:
-            device = as_device(hparams.network_device)
-        else:
-            device = place(self.model, highest(self.model, self.targets)).device
+        device = network_home(self.model, self.targets, hparams.network_device)
         return network.to(device).eval().requires_grad_(False)
 
 

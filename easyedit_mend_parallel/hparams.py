@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -32,10 +33,11 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
-    Those without a default have to be in the file. `model_kwargs`, `network_device` and `apply`
-    are this package's own: what `from_pretrained` is called with, where the hypernetwork lives
-    (default: beside the highest target), and whether an update is written into the weight or
-    added to the layer's output.
+    Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
+    `gradient_diagnostics` are this package's own: what `from_pretrained` is called with, where the
+    hypernetwork lives (default: beside the highest target), whether an update is written into the
+    weight or added to the layer's output, and whether training compares each update with the
+    gradient it came from.
     """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
@@ -107,6 +109,7 @@ class MendHparams:
     model_kwargs: dict[str, Any] | None = None
     network_device: int | str | None = None
     apply: str = "weight"
+    gradient_diagnostics: bool = False
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD
@@ -169,6 +172,15 @@ class MendHparams:
         if not {"alg", "alg_name"} & set(values):
             raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
         return cls.from_values(values, str(path))
+
+    @classmethod
+    def taken_from(cls: type[Hparams], hparams: Any, options: Mapping[str, Any]) -> Hparams:
+        """Hyperparameters of this package as they are; or EasyEdit's own, with `options` added."""
+        if isinstance(hparams, cls):
+            return hparams
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in vars(hparams).items() if name in known}
+        return cls.from_values({**values, **options}, "EasyEdit's hyperparameters")
 
     @classmethod
     def from_values(

@@ -6,7 +6,7 @@ of updates: what is written, and how, is the stores' affair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
 from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.target import Target, highest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +68,13 @@ def place(model: nn.Module, target: Target) -> Placement:
     ):
         raise contradiction()
     return Placement(weight.device)
+
+
+def network_home(
+    model: nn.Module, targets: Sequence[Target], wish: int | str | None
+) -> torch.device:
+    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
+    return place(model, highest(model, targets)).device if wish is None else as_device(wish)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
