@@ -70,8 +70,8 @@ class Archive:
             )
         if network.config.norm and not untrained:
             self._refuse_untrained()
-        # A network built on the meta device takes the archive's tensors as they are, so that
-        # nothing of its size is first made and then overwritten.
+        # A network built on the meta device takes the archive's tensors themselves, so that
+        # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)

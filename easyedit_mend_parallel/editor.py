@@ -15,12 +15,13 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.errors import ArchiveError, RequestError, TargetError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.placement import Placement, network_home, place
+from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import store_for
 from easyedit_mend_parallel.target import find_targets
@@ -54,9 +55,11 @@ class EditResult:
 
 
 class MendParallel:
-    """Edits `model` in place, wherever its weights lie.
+    """Edits `model` in place, wherever its weights lie: the weights themselves, or with
+    `apply: output` what their layers put out.
 
-    `model` is any transformers model, dispatched by accelerate or not; `tokenizer` its tokenizer
+    `model` is any transformers model, dispatched by accelerate or not, or split between processes
+    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
     `network` that is given is used as it is, and no archive is read.
 
@@ -74,10 +77,14 @@ class MendParallel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.targets = find_targets(model, hparams.inner_params)
-        for target in self.targets:
-            store_for(model, target)  # refuses, before anything is computed, what cannot be edited
-        self.network = network or self._read_network(hparams)
+        self.apply = hparams.apply
+        with Ranks.of(model).together("prepare the editor"):
+            self.targets = find_targets(model, hparams.inner_params)
+            for target in self.targets:
+                # Refuses, before anything is computed, what cannot be edited.
+                store_for(model, target, hparams.apply)
+            self.network = network or self._read_network(hparams)
+            _refuse_other_targets(self.network, hparams.inner_params)
 
     def edit(
         self,
@@ -96,15 +103,22 @@ class MendParallel:
         asked = as_requests(requests)
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
-            batch = make_batch(self.model, self.tokenizer, asked)
+            ranks = Ranks.of(self.model)
+            with ranks.together("make the batch"):
+                batch = make_batch(self.model, self.tokenizer, asked)
+            if not ranks.alone and not ranks.same(batch.fingerprint()):
+                raise RequestError(
+                    "the ranks that hold this model were given different requests: give every "
+                    "rank the same ones, in the same order"
+                )
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
-            entry = ledger.change(self.targets, proposal.updates)
+            entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
             except BaseException:
-                entry.undo()
+                entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise
         return EditResult(
             requests=asked,
@@ -132,6 +146,16 @@ class MendParallel:
         archive.load_into(network)
         device = network_home(self.model, self.targets, hparams.network_device)
         return network.to(device).eval().requires_grad_(False)
+
+
+def _refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
+    made_for = [target.name for target in network.targets]
+    if sorted(made_for) != sorted(inner_params):
+        odd = sorted(set(made_for) ^ set(inner_params))
+        raise TargetError(
+            f"the network was made for other targets than inner_params names; the two differ in "
+            f"{', '.join(odd)}"
+        )
 
 
 def rollback_all(model: nn.Module) -> None:

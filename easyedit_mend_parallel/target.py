@@ -54,7 +54,14 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TargetError(f"inner_params names {', '.join(repeated)} more than once")
-    return [find_target(model, name) for name in names]
+    targets = [find_target(model, name) for name in names]
+    seen: dict[int, str] = {}
+    for target in targets:
+        weight = target.layer(model).weight
+        other = seen.setdefault(id(weight), target.name)
+        if other != target.name:
+            raise TargetError(f"{target.name} and {other} are one tied weight: name one of them")
+    return targets
 
 
 def find_target(model: nn.Module, name: str) -> Target:
@@ -75,10 +82,17 @@ def find_target(model: nn.Module, name: str) -> Target:
             f"{name} has {dimensions} dimension(s); MEND edits the two-dimensional weight of a "
             "linear layer: take it out of inner_params"
         )
+    weight = parameters[parameter_name]
     if isinstance(layer, Conv1D):
-        return Target(name, layer.nx, layer.nf, transposed=True)
+        rows, columns = weight.shape if hasattr(weight, "to_local") else (layer.nx, layer.nf)
+        return Target(name, rows, columns, transposed=True)
     if isinstance(layer, nn.Linear):
-        return Target(name, layer.in_features, layer.out_features)
+        rows, columns = (
+            weight.shape  # a DTensor's, which is the whole weight's whatever the layer says
+            if hasattr(weight, "to_local")
+            else (layer.out_features, layer.in_features)
+        )
+        return Target(name, columns, rows)
     raise TargetError(
         f"{name} belongs to a {type(layer).__name__}; MEND edits torch.nn.Linear and "
         "transformers' Conv1D layers: take it out of inner_params"

@@ -29,7 +29,7 @@ from toys import (
     weights,
 )
 
-from easyedit_mend_parallel import MendParallel, UpdateError, rollback_all
+from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged
@@ -130,7 +130,8 @@ def test_an_edit_that_breaks_at_any_commit_changes_nothing(
     rollback_all(editor.model)  # nothing is recorded
     assert_unchanged(editor.model, before)
     result = editor.edit(REQUESTS)  # and the lock is free
-    assert not same_bits(weights(editor.model)[editor.targets[k].name], before[editor.targets[k].name])
+    name = editor.targets[k].name
+    assert not same_bits(weights(editor.model)[name], before[name])
     result.rollback()
     assert_unchanged(editor.model, before)
 
@@ -269,7 +270,7 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_changes_nothing(wha
             editor.network.edit_lrs[4] = float(what.removesuffix("-rate"))
             bad = [names[4]]
         else:
-            editor.network.mend["(24, 16)"].u_mean[3] = float("nan")  # type: ignore[index]
+            editor.network.get_buffer("mend.(24, 16).u_mean")[3] = float("nan")
             bad = [name for name in names if "down_proj" in name]
 
     with pytest.raises(UpdateError) as caught:
@@ -280,12 +281,18 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_changes_nothing(wha
     assert first.entry.applied
 
 
-def test_an_update_that_float16_cannot_hold_is_refused_by_name_and_changes_nothing() -> None:
+@pytest.mark.parametrize("too_large", ["update", "sum"])
+def test_what_float16_cannot_hold_is_refused_by_name_and_changes_nothing(too_large: str) -> None:
     model, targets = small()
     model.half()
-    before = weights(model)
     updates = some_updates(targets, 0)
-    updates["1.weight"].values.mul_(1e6)
+    if too_large == "update":
+        updates["1.weight"].values.mul_(1e6)
+    else:  # each of the two fits alone
+        updates["1.weight"].values.mul_(1e4)
+        with torch.no_grad():
+            model.get_parameter("1.weight").fill_(65000.0)
+    before = weights(model)
 
     with pytest.raises(UpdateError, match=r"1\.weight could exceed what float16 holds"):
         Ledger.of(model).change(targets, updates)
@@ -568,7 +575,7 @@ class Backups:
         monkeypatch.setattr(ResidentStaged, "__init__", counted)
 
     def alive(self) -> int:
-        gc.collect()
+        """Without gc.collect(): they go at once, not when cycles are looked for."""
         return sum(ref() is not None for ref in self._refs)
 
     def made(self) -> int:
@@ -677,3 +684,20 @@ def test_a_ledger_of_a_deleted_model_says_so() -> None:
     gc.collect()
     with pytest.raises(UpdateError, match="no longer exists"):
         ledger.change(targets, some_updates(targets, 0))
+
+
+def test_a_network_made_for_other_targets_is_refused() -> None:
+    model = toy_model("llama")
+    names = toy_targets(model)
+    network = toy_network(model, tokenizer_for(model), names[:3])
+
+    with pytest.raises(TargetError, match=r"differ in model\.layers\.4"):
+        MendParallel(model, tokenizer_for(model), toy_hparams(names), network=network)
+
+
+def test_one_tied_weight_under_two_names_is_refused() -> None:
+    model = toy_model("llama")
+    model.model.layers[5].mlp.up_proj.weight = model.model.layers[4].mlp.up_proj.weight
+
+    with pytest.raises(TargetError, match="one tied weight"):
+        find_targets(model, toy_targets(model))

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module
+from accelerate.hooks import (
+    AlignDevicesHook,
+    SequentialHook,
+    add_hook_to_module,
+    remove_hook_from_submodules,
+)
 from toys import (
     REQUEST,
     assert_unchanged,
@@ -184,7 +189,7 @@ def test_witnesses_that_contradict_each_other_are_all_named(case: str) -> None:
         model.hf_device_map = mapped
     if hooked is not None:
         hook = AlignDevicesHook(execution_device=hooked)
-        target.layer(model)._hf_hook = hook  # type: ignore[assignment]
+        target.layer(model)._hf_hook = hook
 
     with pytest.raises(PlacementError) as caught:
         place(model, target)
@@ -198,9 +203,7 @@ def test_witnesses_that_contradict_each_other_are_all_named(case: str) -> None:
 
 def test_a_hook_that_says_offloaded_of_a_weight_that_is_there_is_a_contradiction() -> None:
     model, target = prepared()
-    target.layer(model)._hf_hook = AlignDevicesHook(  # type: ignore[assignment]
-        execution_device="cpu", offload=True
-    )
+    target.layer(model)._hf_hook = AlignDevicesHook(execution_device="cpu", offload=True)
     with pytest.raises(PlacementError, match=r"hook says 'cpu' \(offloaded\).*itself is on cpu"):
         place(model, target)
 
@@ -291,7 +294,9 @@ def test_targets_are_edited_where_only_other_blocks_are_offloaded(tmp_path: Path
         f"model.layers.{number}": "disk" if number < 3 else "cpu" for number in range(6)
     }
     device_map["model.rotary_emb"] = "cpu"
-    dispatch_model(model, device_map, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    dispatch_model(
+        model, device_map, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
+    )
     before = weights(model, names)
 
     result = MendParallel(model, tokenizer, hparams, network=network).edit(REQUEST)
@@ -327,7 +332,5 @@ def test_a_model_may_be_dispatched_anew_between_two_edits() -> None:
     cpu_offload(model, execution_device=CPU)
     with pytest.raises(PlacementError, match="offloaded"):
         store_for(model, target)
-    from accelerate.hooks import remove_hook_from_submodules
-
     remove_hook_from_submodules(model)
     assert place(model, target) == Placement(CPU)

@@ -12,13 +12,13 @@ from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.stores import resident
+from easyedit_mend_parallel.stores import output, resident, sharded
 from easyedit_mend_parallel.stores.protocol import Staged, Store
 from easyedit_mend_parallel.target import Target
 
 __all__ = ["Staged", "Store", "store_for"]
 
-OFFERS = (resident.offer,)
+OFFERS = (output.offer, sharded.offer, resident.offer)
 """This package's own kinds, in the order in which they are asked."""
 
 
@@ -38,6 +38,7 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
     kept = {"cpu": "host memory (RAM)", "disk": "disk"}.get(where.placement.kept, "elsewhere")
     raise PlacementError(
         f"{target.name} is offloaded to {kept} and only visits {where.placement.device} while its "
-        "layer computes. Editing offloaded weights is not supported yet: give its block a device "
-        "of its own in device_map (model_kwargs in the hparams), other blocks may stay offloaded"
+        "layer computes. Editing offloaded weights is not supported yet: set `apply: output` in "
+        "the hparams, or give its block a device of its own in device_map (model_kwargs), other "
+        "blocks may stay offloaded"
     )

@@ -16,6 +16,15 @@ class Staged(Protocol):
     def before(self) -> Tensor | None:
         """The weight's bits as they were when this was staged; None once forgotten."""
 
+    @property
+    def independent(self) -> bool:
+        """Whether `undo` takes out this update alone and leaves later ones of the same weight.
+
+        Where it is false, `undo` puts the weight back to what it was when this was staged, and
+        the ledger adds later updates again. Where it is true, `undo` works after `forget` too:
+        only what `commit` needs is then let go.
+        """
+
     def commit(self) -> None:
         """Write the update. Whatever could be checked was checked when it was staged."""
 

@@ -15,6 +15,9 @@ from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate
 
+WRITABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What a weight can be stored as and take an update. Quantized weights are integers or float8."""
+
 
 def offer(place: WeightPlace) -> ResidentStore | None:
     """A store for a weight that lies where it computes."""
@@ -30,15 +33,12 @@ class ResidentStore:
         self.target = target
         self._layer = weakref.ref(layer)
         weight = self.weight
-        if not weight.is_floating_point():
+        if weight.dtype not in WRITABLE:
             raise UpdateError(
                 f"{target.name} is stored as {weight.dtype} ({type(layer).__name__}): a quantized "
-                "weight cannot take an update. Load the model without quantization_config"
-            )
-        if hasattr(weight, "to_local"):
-            raise UpdateError(
-                f"{target.name} is a shard of a tensor-parallel weight, which cannot be edited "
-                "yet. Load the model with device_map instead of a tensor-parallel plan"
+                "weight cannot take an update. Set `apply: output` in the hparams, which adds the "
+                "update to the layer's output instead, or load the model without "
+                "quantization_config"
             )
 
     @property
@@ -54,7 +54,7 @@ class ResidentStore:
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
         """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
         weight = self.weight
-        if weight.dtype == torch.float16 and len(update.keys):
+        if weight.dtype == torch.float16 and len(update.keys) and weight.numel():
             largest = update.largest_possible() + weight.abs().max()
             if largest > torch.finfo(torch.float16).max:
                 raise UpdateError(
@@ -66,6 +66,8 @@ class ResidentStore:
 
 class ResidentStaged:
     """An update of a resident weight, with the weight's bits from before it."""
+
+    independent = False
 
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store = store
