@@ -22,7 +22,7 @@ from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.placement import Placement, as_device, place
 from easyedit_mend_parallel.requests import Request, as_requests
-from easyedit_mend_parallel.stores import store_for
+from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets, highest
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -75,8 +75,8 @@ class MendParallel:
         self.model = model
         self.tokenizer = tokenizer
         self.targets = find_targets(model, hparams.inner_params)
-        for target in self.targets:
-            store_for(model, target)  # refuses, before anything is computed, what cannot be edited
+        self._shadow_limit = hparams.shadow_bytes
+        prepare(model, self.targets, shadow_limit=self._shadow_limit)  # before anything is computed
         self.network = network or self._read_network(hparams)
 
     def edit(
@@ -96,6 +96,7 @@ class MendParallel:
         asked = as_requests(requests)
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
+            prepare(self.model, self.targets, shadow_limit=self._shadow_limit)
             batch = make_batch(self.model, self.tokenizer, asked)
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
