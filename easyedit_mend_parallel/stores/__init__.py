@@ -55,9 +55,10 @@ def prepare(
 ) -> None:
     """What has to be right before the model is called, looked at anew for each edit.
 
-    `apply` as in `WeightPlace`. `shadow_limit` (bytes) is how much memory edited weights may take that would otherwise lie on
-    disk; None: as much as they need. Raises PlacementError where a weight is kept where no store
-    can write, or where files that the model is read from are gone or were changed.
+    `apply` as in `WeightPlace`. `shadow_limit` (bytes) is how much memory edited weights may take
+    that would otherwise lie on disk; None: as much as they need. Raises PlacementError where a
+    weight is kept where no store can write, or where files that the model is read from are gone
+    or were changed.
     """
     refuse_lost_files(model)
     limit_shadows(model, shadow_limit)
