@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.errors import TargetError
+from easyedit_mend_parallel.quantized import differentiable
+from easyedit_mend_parallel.sharding import shard_of
 from easyedit_mend_parallel.target import Target
 
 
@@ -24,9 +26,10 @@ class TokenRows:
     """What one target saw: a row for every token of every sequence, where the target computes.
 
     `x` (n, in) is the layer's input and `delta` (n, out) the gradient of the requests' losses at
-    its output, both in the model's dtype; `request` (n,) is the index of the request that each
-    row belongs to; `live` (n,) is false for rows that carry nothing (padding, and tokens on
-    which no loss depends), which MEND leaves out.
+    its output, both in the model's dtype, and whole also where the weight is split between
+    processes; `request` (n,) is the index of the request that each row belongs to; `live` (n,) is
+    false for rows that carry nothing (padding, and tokens on which no loss depends), which MEND
+    leaves out.
     """
 
     x: Tensor
@@ -44,7 +47,13 @@ def capture(
     weight under the sum of the requests' losses (Mitchell et al. 2022, section 3.1). Raises
     TargetError for a target that the forward does not reach or the losses do not depend on.
     """
-    with frozen(model), evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with (
+        frozen(model),
+        evaluating(model),
+        differentiable(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         with watched(model, targets) as seen:
             losses = batch.losses(batch.logits(model))
         _refuse_unreached(targets, seen)
@@ -52,6 +61,7 @@ def capture(
         deltas = torch.autograd.grad(
             losses.sum(), [output for _, _, output in passes], allow_unused=True
         )
+    shards = {target.name: shard_of(model, target) for target in targets}
     rows: dict[str, list[TokenRows]] = defaultdict(list)
     for (name, x, _), delta in zip(passes, deltas, strict=True):
         if delta is None:
@@ -59,6 +69,9 @@ def capture(
                 f"no request's loss depends on {name}: it is used in the forward, but not for "
                 "the predictions; take it out of inner_params"
             )
+        shard = shards[name]
+        if shard is not None:
+            x, delta = shard.whole(x, "in"), shard.whole(delta, "out")
         rows[name].append(_token_rows(x, delta, batch.request))
     return {name: _joined(parts) for name, parts in rows.items()}, losses.detach()
 

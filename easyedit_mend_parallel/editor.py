@@ -15,12 +15,13 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.errors import ArchiveError, RequestError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.placement import Placement, as_device, place
+from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets, highest
@@ -54,9 +55,11 @@ class EditResult:
 
 
 class MendParallel:
-    """Edits `model` in place, wherever its weights lie.
+    """Edits `model` in place, wherever its weights lie: the weights themselves, or with
+    `apply: output` what their layers put out.
 
-    `model` is any transformers model, dispatched by accelerate or not; `tokenizer` its tokenizer
+    `model` is any transformers model, dispatched by accelerate or not, or split between processes
+    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
     `network` that is given is used as it is, and no archive is read.
 
@@ -74,10 +77,12 @@ class MendParallel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.targets = find_targets(model, hparams.inner_params)
+        self.apply = hparams.apply
         self._shadow_limit = hparams.shadow_bytes
-        prepare(model, self.targets, shadow_limit=self._shadow_limit)  # before anything is computed
-        self.network = network or self._read_network(hparams)
+        with Ranks.of(model).together("prepare the editor"):
+            self.targets = find_targets(model, hparams.inner_params)
+            self._prepare()  # refuses, before anything is computed, what cannot be edited
+            self.network = network or self._read_network(hparams)
 
     def edit(
         self,
@@ -96,16 +101,23 @@ class MendParallel:
         asked = as_requests(requests)
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
-            prepare(self.model, self.targets, shadow_limit=self._shadow_limit)
-            batch = make_batch(self.model, self.tokenizer, asked)
+            ranks = Ranks.of(self.model)
+            with ranks.together("make the batch"):
+                self._prepare()
+                batch = make_batch(self.model, self.tokenizer, asked)
+            if not ranks.alone and not ranks.same(batch.fingerprint()):
+                raise RequestError(
+                    "the ranks that hold this model were given different requests: give every "
+                    "rank the same ones, in the same order"
+                )
             proposal = propose(self.model, self.targets, batch, self.network)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
-            entry = ledger.change(self.targets, proposal.updates)
+            entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
             except BaseException:
-                entry.undo()
+                entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise
         return EditResult(
             requests=asked,
@@ -120,6 +132,9 @@ class MendParallel:
     def rollback_all(self) -> None:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
+
+    def _prepare(self) -> None:
+        prepare(self.model, self.targets, self.apply, self._shadow_limit)
 
     def _read_network(self, hparams: MendHparams) -> Hypernetwork:
         if hparams.archive is None:

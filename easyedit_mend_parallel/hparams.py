@@ -23,6 +23,9 @@ METHOD = "MEND_PARALLEL"
 HOST_METHOD = "MEND"
 """The name of EasyEdit's own method, whose files are read too."""
 
+APPLY = ("weight", "output")
+"""How an update gets into the model: written, or added to the layer's output."""
+
 Hparams = TypeVar("Hparams", bound="MendHparams")
 
 
@@ -30,10 +33,11 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
-    Those without a default have to be in the file. `model_kwargs`, `network_device` and
+    Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
     `shadow_limit` are this package's own: what `from_pretrained` is called with, where the
-    hypernetwork lives (default: beside the highest target), and how much memory edited weights may
-    take that would otherwise lie on disk (default: as much as they need).
+    hypernetwork lives (default: beside the highest target), whether an update is written into the
+    weight or added to the layer's output, and how much memory edited weights may take that would
+    otherwise lie on disk (default: as much as they need).
     """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
@@ -104,6 +108,7 @@ class MendHparams:
     # This package
     model_kwargs: dict[str, Any] | None = None
     network_device: int | str | None = None
+    apply: str = "weight"
     shadow_limit: int | str | None = None
 
     # Both names, since EasyEdit's editors read one and its trainers the other
@@ -128,6 +133,11 @@ class MendHparams:
             raise HparamsError(
                 f"model_kwargs is {self.model_kwargs!r}; it has to map arguments of "
                 "from_pretrained (device_map, max_memory, dtype, ...) to their values"
+            )
+        if self.apply not in APPLY:
+            raise HparamsError(
+                f"apply is {self.apply!r}; it has to be 'weight' (the update is written into the "
+                "weight) or 'output' (it is added to the layer's output, and nothing is written)"
             )
         self.network_config()
         self.shadow_bytes  # noqa: B018  raises where it cannot be read

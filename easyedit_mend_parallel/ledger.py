@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import MendParallelError, UpdateError
+from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.stores import Staged, store_for
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
+
+SAME_SIZE = 1e-2
+"""How far apart the sizes of two ranks' updates may be and count as the same update, computed on
+each of them: kernels may round differently, other requests or archives give something else."""
 
 
 @dataclass
@@ -50,16 +55,19 @@ class Entry:
         ledger = self._ledger()
         return ledger is not None and any(r is self._record for r in ledger._records)
 
-    def undo(self) -> None:
+    def undo(self, *, alone: bool = False) -> None:
         """Take the change out of the model; does nothing if it is out already.
 
         The last change's weights get back the bits from before it. A change in the middle: the
         bits from before it, and the later updates added again in their order (subtracting it
         would leave rounding behind). Happens wholly or not at all.
+
+        Every rank that holds a part of the model has to call it; with `alone` none is waited for,
+        which is for a rank that cannot know where the others are.
         """
         ledger = self._ledger()
         if ledger is not None:
-            ledger._undo(self._record)
+            ledger._undo(self._record, alone)
 
     def before(self) -> dict[str, Tensor]:
         """{target name: the weight's bits from before the change}, as long as it is applied."""
@@ -81,6 +89,8 @@ class Ledger:
         self._model = weakref.ref(model)
         self._records: list[_Record] = []
         self._base: dict[str, Staged] = {}
+        self._settled: list[Staged] = []
+        """What comes out by itself (`Staged.independent`) and only `undo_all` can ask for."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Ledger:
@@ -105,13 +115,21 @@ class Ledger:
         """
         with self.lock:
             model = self._live_model()
-            refuse_non_finite(updates)
+            ranks = Ranks.of(model)
             by_name = {target.name: target for target in targets if target.name in updates}
-            staged = {
-                name: store_for(model, target, apply).stage(updates[name])
-                for name, target in by_name.items()
-            }
-            _commit(list(staged.values()))
+            with ranks.together("stage the update"):
+                refuse_non_finite(updates)
+                staged = {
+                    name: store_for(model, target, apply).stage(updates[name])
+                    for name, target in by_name.items()
+                }
+                size = 0.0 if ranks.alone else _size(updates)
+            if not ranks.same(size, tolerance=SAME_SIZE):
+                raise UpdateError(
+                    "the ranks that hold this model computed different updates; nothing was "
+                    "written. Give every rank the same requests and the same archive"
+                )
+            _commit(list(staged.values()), ranks)
             record = _Record(by_name, dict(updates), staged, apply)
             entry = Entry(self, record)
             record.entry = weakref.ref(entry)
@@ -122,28 +140,36 @@ class Ledger:
     def undo_all(self) -> None:
         """Give every weight that was ever changed its bits from before the first change.
 
-        If it breaks off, every change is still on record, and asking again finishes it.
+        If it breaks off, on whichever rank, every change is still on record, and asking again
+        finishes it.
         """
         with self.lock:
             first: dict[str, Staged] = dict(self._base)
+            alone = list(self._settled)
             for record in self._records:
                 for name, staged in record.staged.items():
-                    first.setdefault(name, staged)
-            for staged in first.values():
-                staged.undo()
+                    if staged.independent:
+                        alone.append(staged)
+                    else:
+                        first.setdefault(name, staged)
+            with Ranks.of(self._model()).together("undo every change"):
+                for staged in (*alone, *first.values()):
+                    staged.undo()
             for one in (self._base, *(record.staged for record in self._records)):
                 for staged in one.values():
                     staged.forget()
             self._records.clear()
             self._base.clear()
+            self._settled.clear()
 
-    def _undo(self, record: _Record) -> None:
+    def _undo(self, record: _Record, alone: bool) -> None:
         with self.lock:
             places = [place for place, r in enumerate(self._records) if r is record]
             if not places:
                 return
             later = self._records[places[0] + 1 :]
-            again = self._take_out(record, later)
+            ranks = Ranks() if alone else Ranks.of(self._model())
+            again = self._take_out(record, later, ranks)
             del self._records[places[0]]
             for other, name, staged in again:
                 other.staged[name] = staged
@@ -152,23 +178,33 @@ class Ledger:
             self._forget_unheld()
 
     def _take_out(
-        self, record: _Record, later: Sequence[_Record]
+        self, record: _Record, later: Sequence[_Record], ranks: Ranks
     ) -> list[tuple[_Record, str, Staged]]:
         """Put back what was before `record`, add what came later again, and say what was staged."""
         again: list[tuple[_Record, str, Staged]] = []
-        if not later:
-            _undo_together(list(record.staged.values()))
+        covered = [
+            (other, name)
+            for other in later
+            for name in _dependent(record).keys() & _dependent(other).keys()
+        ]
+        if not covered:
+            _undo_together(list(record.staged.values()), ranks)
             return again
         model = self._live_model()
-        guards = [
-            store_for(model, target, record.apply).stage(_nothing(record.updates[name]))
-            for name, target in record.targets.items()
-        ]
+        with ranks.together("stage the way back"):
+            guards = [
+                store_for(model, record.targets[name], record.apply).stage(
+                    _nothing(record.updates[name])
+                )
+                for name in _dependent(record)
+            ]
+        undone: list[Staged] = []
         try:
-            for staged in record.staged.values():
-                staged.undo()
-            for other in later:
-                for name in record.targets.keys() & other.targets.keys():
+            with ranks.together("take the change out"):
+                for staged in record.staged.values():
+                    undone.append(staged)
+                    staged.undo()
+                for other, name in covered:
                     store = store_for(model, other.targets[name], other.apply)
                     staged = store.stage(other.updates[name])
                     staged.commit()
@@ -176,6 +212,9 @@ class Ledger:
         except BaseException:
             for guard in guards:
                 guard.undo()
+            for staged in undone:
+                if staged.independent:
+                    staged.commit()
             raise
         return again
 
@@ -185,16 +224,27 @@ class Ledger:
         Kept are the bits from before the first change of each weight (the base), the last change,
         and every change whose entry somebody holds, with the updates that came after it.
         """
+        for record in self._records[:-1]:
+            if not record.held:
+                self._settle(record)
         while len(self._records) > 1 and not self._records[0].held:
             for name, staged in self._records.pop(0).staged.items():
                 if self._base.setdefault(name, staged) is not staged:
                     staged.forget()
         covered = set(self._base)
         for record in self._records[:-1]:
-            for name, staged in record.staged.items():
+            for name, staged in _dependent(record).items():
                 if name in covered and not record.held:
                     staged.forget()
                 covered.add(name)
+
+    def _settle(self, record: _Record) -> None:
+        """Let go of the part of `record` that no undo of another change needs."""
+        for name, staged in list(record.staged.items()):
+            if staged.independent:
+                staged.forget()
+                self._settled.append(staged)
+                del record.staged[name], record.updates[name], record.targets[name]
 
     def _live_model(self) -> nn.Module:
         model = self._model()
@@ -203,29 +253,34 @@ class Ledger:
         return model
 
 
-def _commit(staged: Sequence[Staged]) -> None:
-    """Commit all; on any exception, an interrupt too, undo in reverse what may have begun."""
+def _commit(staged: Sequence[Staged], ranks: Ranks) -> None:
+    """Commit all; on any exception, an interrupt too, undo in reverse what may have begun.
+
+    So does every rank when one of them could not commit.
+    """
     begun: list[Staged] = []
     try:
-        for one in staged:
-            begun.append(one)
-            one.commit()
+        with ranks.together("write the update"):
+            for one in staged:
+                begun.append(one)
+                one.commit()
     except BaseException:
         for one in reversed(begun):
             one.undo()
         raise
 
 
-def _undo_together(staged: Sequence[Staged]) -> None:
-    """Undo all; on any exception write those again that were undone.
+def _undo_together(staged: Sequence[Staged], ranks: Ranks) -> None:
+    """Undo all; on any exception, on whichever rank, write those again that were undone.
 
     Written again, a weight has the bits that it had: the same update on the same bits.
     """
     begun: list[Staged] = []
     try:
-        for one in staged:
-            begun.append(one)
-            one.undo()
+        with ranks.together("undo the change"):
+            for one in staged:
+                begun.append(one)
+                one.undo()
     except BaseException:
         for one in reversed(begun):
             # What could not be undone is still as it was, and cannot be undone here either.
@@ -233,6 +288,16 @@ def _undo_together(staged: Sequence[Staged]) -> None:
                 one.undo()
                 one.commit()
         raise
+
+
+def _size(updates: Mapping[str, LowRankUpdate]) -> float:
+    """A number that tells one set of updates from another."""
+    return sum(float(update.largest_possible()) for update in updates.values())
+
+
+def _dependent(record: _Record) -> dict[str, Staged]:
+    """The part of `record` whose undo puts a weight back to what it was before."""
+    return {name: one for name, one in record.staged.items() if not one.independent}
 
 
 def _nothing(like: LowRankUpdate) -> LowRankUpdate:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -38,4 +39,6 @@ def propose(
     raises.
     """
     rows, losses = capture(model, targets, batch)
-    return Proposal(network(rows), losses)
+    with Ranks.of(model).together("compute the update"):
+        updates = network(rows)
+    return Proposal(updates, losses)

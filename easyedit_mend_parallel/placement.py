@@ -54,23 +54,9 @@ class Placement:
 def place(model: nn.Module, target: Target) -> Placement:
     """The placement of `target` in `model` as it is now.
 
-    Raises PlacementError where the device map has no entry for it, where the map, the hook and
-    the weight contradict each other (the message names all three), or where a weight that is
-    tied to it lies elsewhere.
+    Raises PlacementError where the device map has no entry for it, or where the map, the hook
+    and the weight contradict each other; the message names all three.
     """
-    placement = _place(model, target)
-    for name in sorted(tied_names(model, target.name) - {target.name}):
-        kept = _kept(model, name)
-        if kept != placement.kept:
-            raise PlacementError(
-                f"{target.name} ({placement.kept}) and {name} ({kept}) are tied, one weight under "
-                "two names, and lie in two places: an edit of one would not reach the other. Give "
-                "both modules one place in device_map and load the model again"
-            )
-    return placement
-
-
-def _place(model: nn.Module, target: Target) -> Placement:
     weight = target.layer(model).get_parameter("weight")
     mapped = mapped_place(model, target.name)
     hook = execution_hook(model, target.layer_name)
@@ -98,6 +84,21 @@ def _place(model: nn.Module, target: Target) -> Placement:
     ):
         raise contradiction()
     return Placement(weight.device)
+
+
+def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> None:
+    """Raise PlacementError where a weight that is tied to the target's is kept in another way.
+
+    Accelerate then keeps two tensors for one weight, and loads whichever it finds first.
+    """
+    for name in sorted(tied_names(model, target.name) - {target.name}):
+        kept = _kept(model, name)
+        if kept != placement.kept:
+            raise PlacementError(
+                f"{target.name} ({placement.kept}) and {name} ({kept}) are tied, one weight under "
+                "two names, and lie in two places: an edit of one would not reach the other. Give "
+                "both modules one place in device_map and load the model again"
+            )
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -75,10 +75,17 @@ def find_target(model: nn.Module, name: str) -> Target:
             f"{name} has {dimensions} dimension(s); MEND edits the two-dimensional weight of a "
             "linear layer: take it out of inner_params"
         )
+    weight = parameters[parameter_name]
     if isinstance(layer, Conv1D):
-        return Target(name, layer.nx, layer.nf, transposed=True)
+        rows, columns = weight.shape if hasattr(weight, "to_local") else (layer.nx, layer.nf)
+        return Target(name, rows, columns, transposed=True)
     if isinstance(layer, nn.Linear):
-        return Target(name, layer.in_features, layer.out_features)
+        rows, columns = (
+            weight.shape  # a DTensor's, which is the whole weight's whatever the layer says
+            if hasattr(weight, "to_local")
+            else (layer.out_features, layer.in_features)
+        )
+        return Target(name, columns, rows)
     raise TargetError(
         f"{name} belongs to a {type(layer).__name__}; MEND edits torch.nn.Linear and "
         "transformers' Conv1D layers: take it out of inner_params"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.sharding import Shard, is_distributed, shard_of
 from easyedit_mend_parallel.target import Target
 
 WRITE_LIMIT = 1 << 21
@@ -65,7 +66,7 @@ class LowRankUpdate:
         """
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
         left, right = (keys, values) if transposed else (values, keys)
-        rows = max(1, WRITE_LIMIT // weight.shape[1])
+        rows = max(1, WRITE_LIMIT // max(1, weight.shape[1]))  # a process may hold no column
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
             part.add_((left[:, start : start + rows].T @ right).to(weight.dtype))
@@ -76,12 +77,26 @@ class LowRankUpdate:
         With `route` (B,), sequence b feels the rows of request `route[b]` only; x then has B
         sequences in its first dimension, or B × T tokens.
         """
-        match = x.float() @ self.keys.T
-        if route is not None:
-            felt = (route.unsqueeze(-1) == self.request).to(match.dtype)
-            felt = felt.repeat_interleave(x.shape[0] // route.shape[0], dim=0)
-            match = match * felt.reshape(felt.shape[0], *(1,) * (x.dim() - 2), -1)
-        return match @ self.values
+        return self._routed(x.float() @ self.keys.T, route) @ self.values
+
+    def added_here(
+        self, x: Tensor, width: int, shard: Shard, route: Tensor | None = None
+    ) -> Tensor:
+        """`added` for a layer that is split between processes: what its output gains here.
+
+        x has the columns of the input that this process has, and `width` is how many columns its
+        output has. Every process has to call this.
+        """
+        match = self._routed(shard.match(x.float(), self.keys), route)
+        return shard.spread(match, self.values, width)
+
+    def _routed(self, match: Tensor, route: Tensor | None) -> Tensor:
+        """`match` (..., n) with only what each sequence is to feel."""
+        if route is None:
+            return match
+        mask = (route.unsqueeze(-1) == self.request).to(match.dtype)
+        mask = mask.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
+        return match * mask.reshape(mask.shape[0], *(1,) * (match.dim() - 2), -1)
 
 
 @contextmanager
@@ -95,21 +110,45 @@ def attached(
 
     Each update is added to its layer's output where that output arises; nothing is written and
     accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for `route`.
+    Where a layer is split between processes, all of them have to call the model alike.
     """
     with ExitStack() as stack:
         for name, update in updates.items():
-            hook = _adding(update, route)
-            stack.callback(targets[name].layer(model).register_forward_hook(hook).remove)
+            target = targets[name]
+            hook = _adding(update, route, shard_of(model, target))
+            stack.callback(target.layer(model).register_forward_hook(hook).remove)
         yield
 
 
-def _adding(update: LowRankUpdate, route: Tensor | None):  # type: ignore[no-untyped-def]
+def felt(update: LowRankUpdate, x: Tensor, output: Tensor, route: Tensor | None = None) -> Tensor:
+    """A layer's `output` with what `update` adds to it: in fp32, cast to its dtype once.
+
+    For forward hooks. accelerate moves inputs inside the forward that it wraps: a hook can still
+    see `x` on the previous device, so the output says where the layer computed.
+    """
+    added = update.to(output.device).added(x.to(output.device), route)
+    return (output + added).to(output.dtype)
+
+
+def _adding(  # type: ignore[no-untyped-def]
+    update: LowRankUpdate, route: Tensor | None, shard: Shard | None
+):
     def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # accelerate moves inputs inside the forward that it wraps: out here x can still be on
-        # the previous device, so the output says where the layer computed.
         device = output.device
         here = None if route is None else route.to(device)
-        return output + update.to(device).added(inputs[0].to(device), here).to(output.dtype)
+        if shard is None:
+            return felt(update, inputs[0], output, here)
+        if is_distributed(output):
+            raise UpdateError(
+                f"the output of {shard.target}'s layer is a DTensor, which an update cannot be "
+                "added to: make it parallel with use_local_output=True"
+            )
+        # A tensor-parallel layer adds up its processes' parts inside its forward (or in hooks
+        # that were there before), so the output is summed already.
+        x = inputs[0].to(device)
+        x = shard.whole(x, "in") if is_distributed(x) else x
+        gain = update.to(device).added_here(x, output.shape[-1], shard, here)
+        return (output + gain).to(output.dtype)
 
     return add
 

@@ -30,6 +30,7 @@ from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.update import LowRankUpdate
 
 ATTENTION = [(family, "eager") for family in FAMILIES] + [
     (family, "sdpa") for family in ("llama", "mistral", "qwen2", "gpt2")
@@ -163,7 +164,7 @@ def test_a_tokenizer_with_neither_padding_nor_end_token_works() -> None:
     assert torch.equal(batch.inputs["input_ids"] * mask, expected.inputs["input_ids"] * mask)
 
 
-def dense(update: Any) -> Tensor:
+def dense(update: LowRankUpdate) -> Tensor:
     """ΔW, out × in."""
     return update.values.T @ update.keys
 
@@ -191,6 +192,21 @@ def test_the_update_of_a_batch_is_the_sum_of_its_requests_own_updates(
         for number, one in enumerate(alone):
             mine = update.request == number
             close(update.values[mine].T @ update.keys[mine], dense(one[name]))
+
+
+@pytest.mark.parametrize("combine", [True, False])
+def test_rows_of_padding_are_zero_in_an_update_and_not_absent(combine: bool) -> None:
+    model = toy_model("llama")
+    tokenizer = toy_tokenizer()
+    network = toy_network(model, tokenizer, combine=combine)
+    batch = make_batch(model, tokenizer, as_requests(REQUESTS))
+    rows, _ = capture(model, network.targets, batch)
+
+    for name, update in network(rows).items():
+        live = rows[name].live
+        assert len(update.keys) == len(update.values) == len(update.request) == len(live)
+        for part in (update.keys, update.values):
+            assert torch.equal(part.ne(0).any(1), live)
 
 
 def test_the_same_request_twice_is_its_update_doubled() -> None:

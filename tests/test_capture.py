@@ -43,7 +43,7 @@ def prepared(
 def true_gradients(model: Any, targets: list[Target], batch: Batch) -> dict[str, Tensor]:
     """Of the sum of the requests' losses, out × in, by autograd on a copy of the model."""
     model = copy.deepcopy(model).requires_grad_(True)
-    batch.losses(batch.logits(model)).sum().backward()
+    torch.autograd.backward(batch.losses(batch.logits(model)).sum())
     gradients = {}
     for target in targets:
         gradient = model.get_parameter(target.name).grad

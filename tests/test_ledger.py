@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
 from torch import Tensor, nn
 from toys import (
     OBSERVED,
@@ -130,7 +131,8 @@ def test_an_edit_that_breaks_at_any_commit_changes_nothing(
     rollback_all(editor.model)  # nothing is recorded
     assert_unchanged(editor.model, before)
     result = editor.edit(REQUESTS)  # and the lock is free
-    assert not same_bits(weights(editor.model)[editor.targets[k].name], before[editor.targets[k].name])
+    name = editor.targets[k].name
+    assert not same_bits(weights(editor.model)[name], before[name])
     result.rollback()
     assert_unchanged(editor.model, before)
 
@@ -269,7 +271,7 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_changes_nothing(wha
             editor.network.edit_lrs[4] = float(what.removesuffix("-rate"))
             bad = [names[4]]
         else:
-            editor.network.mend["(24, 16)"].u_mean[3] = float("nan")  # type: ignore[index]
+            editor.network.get_buffer("mend.(24, 16).u_mean")[3] = float("nan")
             bad = [name for name in names if "down_proj" in name]
 
     with pytest.raises(UpdateError) as caught:
@@ -280,12 +282,18 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_changes_nothing(wha
     assert first.entry.applied
 
 
-def test_an_update_that_float16_cannot_hold_is_refused_by_name_and_changes_nothing() -> None:
+@pytest.mark.parametrize("too_large", ["update", "sum"])
+def test_what_float16_cannot_hold_is_refused_by_name_and_changes_nothing(too_large: str) -> None:
     model, targets = small()
     model.half()
-    before = weights(model)
     updates = some_updates(targets, 0)
-    updates["1.weight"].values.mul_(1e6)
+    if too_large == "update":
+        updates["1.weight"].values.mul_(1e6)
+    else:  # each of the two fits alone
+        updates["1.weight"].values.mul_(1e4)
+        with torch.no_grad():
+            model.get_parameter("1.weight").fill_(65000.0)
+    before = weights(model)
 
     with pytest.raises(UpdateError, match=r"1\.weight could exceed what float16 holds"):
         Ledger.of(model).change(targets, updates)
@@ -538,16 +546,18 @@ def test_rollback_after_a_cast_gives_the_cast_of_the_first_bits() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["middle", "last"])
-def test_rollback_of_weights_that_were_offloaded_meanwhile_says_so(place: int) -> None:
+def test_rollback_reaches_weights_that_were_offloaded_meanwhile(place: int) -> None:
     editor = editor_of()
+    before = weights(editor.model)
     results = [editor.edit(REQUEST), editor.edit(REQUESTS[1])]
     cpu_offload(editor.model, execution_device=torch.device("cpu"))
 
-    with pytest.raises(Exception, match="offloaded") as caught:
-        results[place].rollback()
+    results[place].rollback()
+    rollback_all(editor.model)
 
-    assert type(caught.value).__module__ == "easyedit_mend_parallel.errors"
-    assert results[place].entry.applied
+    remove_hook_from_submodules(editor.model)
+    assert_unchanged(editor.model, before)
+    assert not any(result.entry.applied for result in results)
 
 
 # --- what nobody can ask for is forgotten
@@ -568,7 +578,7 @@ class Backups:
         monkeypatch.setattr(ResidentStaged, "__init__", counted)
 
     def alive(self) -> int:
-        gc.collect()
+        """Without gc.collect(): they go at once, not when cycles are looked for."""
         return sum(ref() is not None for ref in self._refs)
 
     def made(self) -> int:

@@ -698,6 +698,8 @@ class DrawerStore:
 
 
 class DrawerStaged:
+    independent = False
+
     def __init__(self, store: DrawerStore, update: LowRankUpdate) -> None:
         self.store = store
         self.before: Tensor | None = store.read()

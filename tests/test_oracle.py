@@ -171,7 +171,7 @@ def test_labels_are_the_target_tokenized_alone_where_bos_is_prepended() -> None:
     ],
     ids=lambda options: "+".join(options),
 )
-def test_options_that_clash_are_resolved_as_in_easyedit(options: dict[str, bool]) -> None:
+def test_options_that_clash_are_resolved_as_in_easyedit(options: dict[str, Any]) -> None:
     model = fresh("llama")
     tokenizer, names = tokenizer_for(model), toy_targets(model)
     network = toy_network(model, tokenizer, combine=False, **options)

@@ -233,15 +233,23 @@ def test_norm_of_rows_that_cancel_is_zero_and_not_nan() -> None:
     assert cancelling.norm().item() <= 1e-2 * one.norm().item()
 
 
+def hook_count(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
 def test_hooks_are_gone_after_an_exception() -> None:
     model, targets, updates, batch = proposed("llama")
     plain = logits_of(model, batch)
 
-    with pytest.raises(KeyboardInterrupt), attached(model, targets, updates):
-        assert sum(len(module._forward_hooks) for module in model.modules()) == len(updates)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with attached(model, targets, updates):
+            assert hook_count(model) == len(updates)
+            raise KeyboardInterrupt
 
-    assert sum(len(module._forward_hooks) for module in model.modules()) == 0
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert hook_count(model) == 0
     assert torch.equal(logits_of(model, batch), plain)
 
 
@@ -253,7 +261,7 @@ def test_hooks_are_gone_where_a_later_target_does_not_exist() -> None:
     with pytest.raises(AttributeError), attached(model, targets, updates):
         pass
 
-    assert sum(len(module._forward_hooks) for module in model.modules()) == 0
+    assert hook_count(model) == 0
 
 
 def test_two_attached_updates_add_up() -> None:

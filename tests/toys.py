@@ -138,9 +138,9 @@ def toy_tokenizer(
     (Llama-2), `eos` appends `</s>` (T5), `side` is where it pads.
     """
     inner = Tokenizer(WordLevel({word: n for n, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    inner.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    inner.pre_tokenizer = WhitespaceSplit()
     if bos or eos:
-        inner.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        inner.post_processor = TemplateProcessing(
             single=("<s> " if bos else "") + "$A" + (" </s>" if eos else ""),
             special_tokens=[("<s>", 1), ("</s>", 2)],
         )

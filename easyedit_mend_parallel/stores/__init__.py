@@ -13,16 +13,16 @@ from torch import nn
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.holder import refuse_lost_files
 from easyedit_mend_parallel.hookspecs import WeightPlace
-from easyedit_mend_parallel.placement import place
+from easyedit_mend_parallel.placement import place, refuse_split_tie
 from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.stores import ram, resident, shadow
+from easyedit_mend_parallel.stores import output, ram, resident, shadow, sharded
 from easyedit_mend_parallel.stores.protocol import Staged, Store
 from easyedit_mend_parallel.stores.shadow import limit_shadows
 from easyedit_mend_parallel.target import Target
 
 __all__ = ["Staged", "Store", "prepare", "store_for"]
 
-OFFERS = (resident.offer, ram.offer, shadow.offer)
+OFFERS = (output.offer, sharded.offer, resident.offer, ram.offer, shadow.offer)
 """This package's own kinds, in the order in which they are asked."""
 
 
@@ -32,6 +32,8 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
     Raises PlacementError for a weight that is kept where no store can write.
     """
     where = WeightPlace(model, target, place(model, target), apply)
+    if apply == "weight":
+        refuse_split_tie(model, target, where.placement)
     offered: Store | None = plugin_manager().hook.weight_store(place=where)
     if offered is not None:
         return offered
@@ -42,8 +44,8 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
     raise PlacementError(
         f"{target.name} is offloaded in a way that no store here knows, and only visits "
         f"{where.placement.device} while its layer computes. A plugin can offer a store for it "
-        "(hook weight_store, see docs/plugins.md), or give its block a device, 'cpu' or 'disk' in "
-        "device_map (model_kwargs in the hparams)"
+        "(hook weight_store, see docs/plugins.md). Without one, set `apply: output` in the "
+        "hparams, or give its block a device, 'cpu' or 'disk' in device_map (model_kwargs)"
     )
 
 

@@ -4,7 +4,7 @@ back to a weight that was moved since it was edited, and what no store can write
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate
 
+WRITABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What a weight can be stored as and take an update. Quantized weights are integers or float8."""
+
 
 class Staged(Protocol):
     """One update of one weight, ready to be committed."""
@@ -21,6 +24,15 @@ class Staged(Protocol):
     @property
     def before(self) -> Tensor | None:
         """The weight's bits as they were when this was staged; None once forgotten."""
+
+    @property
+    def independent(self) -> bool:
+        """Whether `undo` takes out this update alone and leaves later ones of the same weight.
+
+        Where it is false, `undo` puts the weight back to what it was when this was staged, and
+        the ledger adds later updates again. Where it is true, `undo` works after `forget` too:
+        only what `commit` needs is then let go.
+        """
 
     def commit(self) -> None:
         """Write the update. Whatever could be checked was checked when it was staged."""
@@ -36,13 +48,18 @@ class Staged(Protocol):
 
 
 class Store(Protocol):
-    """Where one target's weight is kept."""
-
-    def read(self) -> Tensor:
-        """The weight as it is now; not to be written to."""
+    """Where the updates of one target go."""
 
     def stage(self, update: LowRankUpdate) -> Staged:
         """Prepare `update`; changes nothing. Raises UpdateError where it cannot be written."""
+
+
+@runtime_checkable
+class WeightStore(Store, Protocol):
+    """Where one target's weight is kept. What moved there since it was edited can be undone."""
+
+    def read(self) -> Tensor:
+        """The weight as it is now; not to be written to."""
 
     def put(self, bits: Tensor) -> None:
         """Make the weight `bits`, cast to its dtype, on any device. Wholly or not at all."""
@@ -62,6 +79,11 @@ class Whereabouts:
         self._model = weakref.ref(place.model)
 
     @property
+    def layer(self) -> nn.Module:
+        """The target's layer. Raises UpdateError once the model is gone."""
+        return self.target.layer(self.model)
+
+    @property
     def model(self) -> nn.Module:
         model = self._model()
         if model is None:
@@ -70,7 +92,14 @@ class Whereabouts:
 
     def put(self, bits: Tensor) -> None:
         """Make the weight `bits` in the store that keeps it now. Raises what that store raises."""
-        self._store().put(bits)
+        store = self._store()
+        if not isinstance(store, WeightStore):
+            raise UpdateError(
+                f"{self.target.name} was moved since it was edited, and {type(store).__name__}, "
+                "which keeps it now, cannot put its bits back. Dispatch the model as it was then, "
+                "and undo again"
+            )
+        store.put(bits)
 
     def write(self, update: LowRankUpdate) -> None:
         """Stage and commit `update` in the store that keeps the weight now."""
@@ -89,23 +118,20 @@ class Whereabouts:
         return store_for(self.model, self.target, self._apply)
 
 
-def refuse_unwritable(target: Target, weight: Tensor) -> None:
-    """Raise UpdateError for a weight that is packed, or a shard of a larger one."""
-    if not weight.is_floating_point():
+def refuse_unwritable(target: Target, layer: nn.Module, weight: Tensor) -> None:
+    """Raise UpdateError for a weight that is packed."""
+    if weight.dtype not in WRITABLE:
         raise UpdateError(
-            f"{target.name} is stored as {weight.dtype}: a quantized weight cannot take an "
-            "update. Load the model without quantization_config"
-        )
-    if hasattr(weight, "to_local"):
-        raise UpdateError(
-            f"{target.name} is a shard of a tensor-parallel weight, which cannot be edited "
-            "yet. Load the model with device_map instead of a tensor-parallel plan"
+            f"{target.name} is stored as {weight.dtype} ({type(layer).__name__}): a quantized "
+            "weight cannot take an update. Set `apply: output` in the hparams, which adds the "
+            "update to the layer's output instead, or load the model without "
+            "quantization_config"
         )
 
 
 def refuse_overflow(target: Target, weight: Tensor, update: LowRankUpdate) -> None:
     """Raise UpdateError where `weight` + `update` could be more than float16 holds."""
-    if weight.dtype != torch.float16 or not len(update.keys):
+    if weight.dtype != torch.float16 or not len(update.keys) or not weight.numel():
         return
     largest = update.largest_possible().to(weight.device) + weight.abs().max()
     if largest > torch.finfo(torch.float16).max:

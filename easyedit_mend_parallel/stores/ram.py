@@ -33,7 +33,7 @@ class RamStore:
     def __init__(self, place: WeightPlace) -> None:
         self.target = place.target
         self.whereabouts = Whereabouts(place)
-        refuse_unwritable(self.target, self.read())
+        refuse_unwritable(self.target, self.whereabouts.layer, self.read())
 
     def read(self) -> Tensor:
         """The tensor that accelerate keeps, itself. Raises UpdateError once it is not in RAM."""
@@ -44,10 +44,9 @@ class RamStore:
 
     def found(self) -> Tensor | None:
         """The tensor that accelerate keeps now; None once the weight is kept in another way."""
-        model = self.whereabouts.model
-        if self.target.layer(model).get_parameter("weight").device.type != "meta":
+        if self.whereabouts.layer.get_parameter("weight").device.type != "meta":
             return None
-        holder = find_holder(model, self.target.name)
+        holder = find_holder(self.whereabouts.model, self.target.name)
         return holder.in_memory if holder is not None and holder.kept == RAM else None
 
     def stage(self, update: LowRankUpdate) -> RamStaged:
@@ -62,6 +61,8 @@ class RamStore:
 
 class RamStaged:
     """An update of a weight in RAM, with the weight's bits from before it."""
+
+    independent = False
 
     def __init__(self, store: RamStore, update: LowRankUpdate) -> None:
         self._store = store

@@ -32,12 +32,12 @@ class ResidentStore:
     def __init__(self, place: WeightPlace) -> None:
         self.target = place.target
         self.whereabouts = Whereabouts(place)
-        refuse_unwritable(self.target, self.weight)
+        refuse_unwritable(self.target, self.whereabouts.layer, self.weight)
 
     @property
     def weight(self) -> Tensor:
         """The weight as the layer has it now; it may have been moved since it was staged."""
-        weight = self.target.layer(self.whereabouts.model).weight
+        weight = self.whereabouts.layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
@@ -61,6 +61,8 @@ class ResidentStore:
 
 class ResidentStaged:
     """An update of a resident weight, with the weight's bits from before it."""
+
+    independent = False
 
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store = store

@@ -90,7 +90,7 @@ class ShadowStore:
             return ShadowStaged(self, update, shown, shown)
         weight = self.bits_of(shown)
         self._refuse_other_shape(weight)
-        refuse_unwritable(self.target, weight)
+        refuse_unwritable(self.target, self.whereabouts.layer, weight)
         refuse_overflow(self.target, weight, update)
         if not shown.is_read_afresh:
             weight = weight.clone()
@@ -104,10 +104,9 @@ class ShadowStore:
     @property
     def is_here(self) -> bool:
         """Whether the same loader still keeps the weight on disk."""
-        model = self.whereabouts.model
-        if self.target.layer(model).get_parameter("weight").device.type != "meta":
+        if self.whereabouts.layer.get_parameter("weight").device.type != "meta":
             return False
-        holder = find_holder(model, self.target.name)
+        holder = find_holder(self.whereabouts.model, self.target.name)
         return (
             holder is not None
             and holder.kept in (DAT, SAFETENSORS)
@@ -185,7 +184,7 @@ class ShadowStore:
             raise UpdateError(problem)
 
     def _refuse_other_shape(self, weight: Tensor) -> None:
-        wanted = self.target.layer(self.whereabouts.model).get_parameter("weight").shape
+        wanted = self.whereabouts.layer.get_parameter("weight").shape
         if weight.shape != wanted:
             raise UpdateError(
                 f"{self.target.name} has shape {tuple(wanted)} in the model and "
@@ -196,6 +195,8 @@ class ShadowStore:
 
 class ShadowStaged:
     """An update of a weight on disk: what is shown before it, and what is shown with it."""
+
+    independent = False
 
     def __init__(
         self, store: ShadowStore, update: LowRankUpdate, before: Face, after: Face

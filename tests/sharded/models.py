@@ -1,0 +1,146 @@
+"""A toy Llama loaded by a tensor-parallel plan beside the same Llama in one process, and the few
+questions that the claims ask of the two. Knows nothing of what is claimed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import toys
+from oracle import assert_same_edit
+from torch import Tensor, nn
+from torch import distributed as dist
+from toys import same_bits, tokenizer_for, toy_hparams, toy_model, toy_network, toy_targets
+from transformers import LlamaForCausalLM
+from transformers.distributed import DistributedConfig
+
+from easyedit_mend_parallel import MendParallel
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+
+CHECKPOINTS = Path(os.environ["SHARDED_CHECKPOINTS"])
+EVEN, UNEVEN = 24, 25
+"""Inner widths of the MLP; two processes hold 12 and 12 of it, or 13 and 12."""
+ATTENTION = ["model.layers.4.self_attn.q_proj.weight", "model.layers.4.self_attn.o_proj.weight"]
+MLP = "model.layers.{}.mlp.{}_proj.weight"
+HEAD = "lm_head.weight"
+"""Split into 28 and 27 of 55 words; its output is gathered by the plan."""
+RATE = 1e-4
+"""The learned rate of the toy networks: an edit changes weights of size 0.4 by up to 0.6."""
+_number = itertools.count()
+
+
+def plain_model(inner: int = EVEN, **options: Any) -> Any:
+    """The model as one process holds it."""
+    with patched(toys, "INNER", inner):
+        return toy_model("llama", **options)
+
+
+def load(model: Any, **kwargs: Any) -> Any:
+    """`model`, written by the first process and loaded by all as a plan says ("auto": colwise
+    q, k, v, gate, up and lm_head, rowwise o, down)."""
+    path = CHECKPOINTS / str(next(_number))
+    if dist.get_rank() == 0:
+        model.save_pretrained(path)
+    dist.barrier()
+    if not kwargs:
+        kwargs = {"distributed_config": DistributedConfig(tp_plan="auto", tp_size=2)}
+    dtype = next(model.parameters()).dtype
+    return LlamaForCausalLM.from_pretrained(
+        path, attn_implementation="eager", dtype=dtype, **kwargs
+    ).eval()
+
+
+def names_of(model: Any) -> list[str]:
+    """Targets of every kind: colwise, rowwise, and colwise with its output gathered."""
+    return [*toy_targets(model), *ATTENTION, HEAD]
+
+
+def network_of(model: Any, names: list[str]) -> Hypernetwork:
+    return toy_network(model, tokenizer_for(model), names, edit_lr=RATE)
+
+
+def editor_of(model: Any, network: Hypernetwork, names: list[str]) -> MendParallel:
+    return MendParallel(
+        model, tokenizer_for(model), toy_hparams(names), network=copy.deepcopy(network)
+    )
+
+
+def editors(
+    inner: int = EVEN, names: list[str] | None = None, **load_options: Any
+) -> tuple[MendParallel, MendParallel]:
+    """(sharded, in one process): editors of the same model with the same network."""
+    plain = plain_model(inner)
+    names = names or names_of(plain)
+    network = network_of(plain, names)
+    sharded = load(plain, **load_options)
+    return editor_of(sharded, network, names), editor_of(plain, network, names)
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def shards(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what this process holds of every parameter."""
+    return {name: local(weight.detach()).clone() for name, weight in model.named_parameters()}
+
+
+def assert_shards(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    """This process holds the expected bits."""
+    now = shards(model)
+    changed = [name for name, shard in expected.items() if not same_bits(now[name], shard)]
+    assert not changed, f"rank {dist.get_rank()}: changed {changed}"
+
+
+def full(model: nn.Module, name: str) -> Tensor:
+    """The whole weight, gathered from every process."""
+    weight: Any = model.get_parameter(name).detach()
+    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole
+
+
+def assert_equal_edits(sharded: nn.Module, plain: nn.Module, before: dict[str, Tensor]) -> None:
+    """The weights named in `before` are the same in both models, within the contract's bound."""
+    for name, was in before.items():
+        assert_same_edit(full(sharded, name), plain.get_parameter(name).detach(), was)
+
+
+def same_everywhere(tensor: Tensor) -> bool:
+    """Whether every process has these bits."""
+    others: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(others, tensor.detach().clone())
+    return all(same_bits(other, tensor.detach()) for other in others)
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+@contextmanager
+def broken_on_rank_1(
+    owner: Any, name: str, error: BaseException, call: int = 0, after: bool = False
+) -> Iterator[None]:
+    """On rank 1 only, the given call of `owner.name` raises `error`, before or after its work."""
+    works: Callable[..., Any] = getattr(owner, name)
+    calls = itertools.count()
+
+    def breaks(*args: Any, **kwargs: Any) -> Any:
+        if dist.get_rank() != 1 or next(calls) != call:
+            return works(*args, **kwargs)
+        if after:
+            works(*args, **kwargs)
+        raise error
+
+    with patched(owner, name, breaks):
+        yield
