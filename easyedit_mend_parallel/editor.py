@@ -23,7 +23,7 @@ from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
-from easyedit_mend_parallel.stores import store_for
+from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -78,11 +78,10 @@ class MendParallel:
         self.model = model
         self.tokenizer = tokenizer
         self.apply = hparams.apply
+        self._shadow_limit = hparams.shadow_bytes
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
-            for target in self.targets:
-                # Refuses, before anything is computed, what cannot be edited.
-                store_for(model, target, hparams.apply)
+            self._prepare()  # refuses, before anything is computed, what cannot be edited
             self.network = network or self._read_network(hparams)
             _refuse_other_targets(self.network, hparams.inner_params)
 
@@ -105,6 +104,7 @@ class MendParallel:
         with ledger.lock, torch.no_grad():
             ranks = Ranks.of(self.model)
             with ranks.together("make the batch"):
+                self._prepare()
                 batch = make_batch(self.model, self.tokenizer, asked)
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
@@ -133,6 +133,9 @@ class MendParallel:
     def rollback_all(self) -> None:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
+
+    def _prepare(self) -> None:
+        prepare(self.model, self.targets, self.apply, self._shadow_limit)
 
     def _read_network(self, hparams: MendHparams) -> Hypernetwork:
         if hparams.archive is None:

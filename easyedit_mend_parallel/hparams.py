@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,11 @@ class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
     Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `gradient_diagnostics` are this package's own: what `from_pretrained` is called with, where the
+    `shadow_limit` are this package's own: what `from_pretrained` is called with, where the
     hypernetwork lives (default: beside the highest target), whether an update is written into the
-    weight or added to the layer's output, and whether training compares each update with the
-    gradient it came from.
+    weight or added to the layer's output, and how much memory edited weights may take that would
+    otherwise lie on disk (default: as much as they need). `gradient_diagnostics`: training
+    compares each update with the gradient it came from.
     """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
@@ -109,6 +111,7 @@ class MendHparams:
     model_kwargs: dict[str, Any] | None = None
     network_device: int | str | None = None
     apply: str = "weight"
+    shadow_limit: int | str | None = None
     gradient_diagnostics: bool = False
 
     # Both names, since EasyEdit's editors read one and its trainers the other
@@ -140,6 +143,12 @@ class MendHparams:
                 "weight) or 'output' (it is added to the layer's output, and nothing is written)"
             )
         self.network_config()
+        self.shadow_bytes  # noqa: B018  raises where it cannot be read
+
+    @property
+    def shadow_bytes(self) -> int | None:
+        """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
+        return None if self.shadow_limit is None else _bytes(self.shadow_limit)
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
@@ -218,6 +227,24 @@ class MENDParallelHyperParams(MendHparams):
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
     """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes."""
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+
+
+def _bytes(size: int | str) -> int:
+    """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if isinstance(size, bool) or found is None or found[2] not in UNITS:
+        raise HparamsError(
+            f"shadow_limit is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB', or null for no limit"
+        )
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def _converted(value: Any, kind: str) -> Any:

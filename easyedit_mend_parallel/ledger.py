@@ -155,6 +155,9 @@ class Ledger:
             with Ranks.of(self._model()).together("undo every change"):
                 for staged in (*alone, *first.values()):
                     staged.undo()
+            for one in (self._base, *(record.staged for record in self._records)):
+                for staged in one.values():
+                    staged.forget()
             self._records.clear()
             self._base.clear()
             self._settled.clear()
@@ -170,6 +173,8 @@ class Ledger:
             del self._records[places[0]]
             for other, name, staged in again:
                 other.staged[name] = staged
+            for staged in record.staged.values():
+                staged.forget()  # who holds the entry still holds no backup
             self._forget_unheld()
 
     def _take_out(

@@ -1,39 +1,54 @@
 """Where a target computes and where its weight lies, found on the live model.
 
-Three witnesses are heard: `hf_device_map`, accelerate's hook and the weight itself. Knows nothing
-of updates: what is written, and how, is the stores' affair.
+Three witnesses are heard: `hf_device_map`, accelerate's hook with what it holds, and the weight
+itself. Knows nothing of updates: what is written, and how, is the stores' affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
+from accelerate.hooks import AlignDevicesHook
 from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.holder import (
+    DAT,
+    RAM,
+    SAFETENSORS,
+    UNKNOWN,
+    Holder,
+    find_holder,
+    hooks_of,
+    tied_names,
+)
 from easyedit_mend_parallel.target import Target, highest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OFFLOAD_PLACES = ("cpu", "disk")
-"""What a device map may say of a module whose weights are not where it computes."""
+RESIDENT = "resident"
+OFFLOAD_PLACES: dict[str, tuple[str, ...]] = {
+    "cpu": (RAM, UNKNOWN),
+    "disk": (DAT, SAFETENSORS, UNKNOWN),
+}
+"""{what a device map says of an offloaded module: how its weights can then be kept}"""
 
 
 @dataclass(frozen=True)
 class Placement:
     """Where a target is: `device` is where its layer computes and its token rows arise.
 
-    `kept` is `"resident"` where the weight lies on that device, or else what holds it
-    meanwhile: `"cpu"` or `"disk"`.
+    `kept` is `"resident"` where the weight lies on that device. Otherwise it is offloaded and
+    only visits: kept meanwhile in `"ram"`, in a `"dat"` file, in a `"safetensors"` file (the
+    user's checkpoint), or in a way that is `"unknown"` here and may be known to a plugin.
     """
 
     device: torch.device
-    kept: str = "resident"
+    kept: str = RESIDENT
 
 
 def place(model: nn.Module, target: Target) -> Placement:
@@ -46,21 +61,22 @@ def place(model: nn.Module, target: Target) -> Placement:
     mapped = mapped_place(model, target.name)
     hook = execution_hook(model, target.layer_name)
     offloaded = weight.device.type == "meta"
+    holder = find_holder(model, target.name) if offloaded else None
 
     def contradiction() -> PlacementError:
         return PlacementError(
             f"{target.name}: hf_device_map says {_say(mapped)}, accelerate's hook says "
-            f"{_say_hook(hook)}, the weight itself is on {weight.device}. Dispatch the model "
-            "again (accelerate.dispatch_model), or delete model.hf_device_map if it was never "
-            "dispatched"
+            f"{_say_hook(hook, holder)}, the weight itself is on {weight.device}. Dispatch the "
+            "model again (accelerate.dispatch_model), or delete model.hf_device_map if it was "
+            "never dispatched"
         )
 
     if offloaded:
-        if hook is None or not hook.offload:
+        if hook is None or holder is None:
             raise contradiction()
-        if mapped is not None and mapped not in OFFLOAD_PLACES:
+        if mapped is not None and holder.kept not in OFFLOAD_PLACES.get(str(mapped), ()):
             raise contradiction()
-        return Placement(as_device(hook.execution_device), "cpu" if mapped is None else str(mapped))
+        return Placement(as_device(hook.execution_device), holder.kept)
     if mapped is not None and (mapped == "disk" or not _same(as_device(mapped), weight.device)):
         raise contradiction()
     if hook is not None and (
@@ -75,6 +91,21 @@ def network_home(
 ) -> torch.device:
     """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
     return place(model, highest(model, targets)).device if wish is None else as_device(wish)
+
+
+def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> None:
+    """Raise PlacementError where a weight that is tied to the target's is kept in another way.
+
+    Accelerate then keeps two tensors for one weight, and loads whichever it finds first.
+    """
+    for name in sorted(tied_names(model, target.name) - {target.name}):
+        kept = _kept(model, name)
+        if kept != placement.kept:
+            raise PlacementError(
+                f"{target.name} ({placement.kept}) and {name} ({kept}) are tied, one weight under "
+                "two names, and lie in two places: an edit of one would not reach the other. Give "
+                "both modules one place in device_map and load the model again"
+            )
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -120,7 +151,7 @@ def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | Non
     """The innermost accelerate hook on the way to a module that says where it computes."""
     path = module_name.split(".") if module_name else []
     for depth in range(len(path), -1, -1):
-        for hook in _hooks(model.get_submodule(".".join(path[:depth]))):
+        for hook in hooks_of(model.get_submodule(".".join(path[:depth]))):
             if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None:
                 return hook
     return None
@@ -129,7 +160,9 @@ def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | Non
 def is_dispatched(model: nn.Module) -> bool:
     """Whether accelerate's hooks or a device map hold the model in place."""
     return hasattr(model, "hf_device_map") or any(
-        isinstance(hook, AlignDevicesHook) for module in model.modules() for hook in _hooks(module)
+        isinstance(hook, AlignDevicesHook)
+        for module in model.modules()
+        for hook in hooks_of(module)
     )
 
 
@@ -149,12 +182,12 @@ def as_device(place: int | str | torch.device) -> torch.device:
         ) from error
 
 
-def _hooks(module: nn.Module) -> Iterator[ModelHook]:
-    hook = getattr(module, "_hf_hook", None)
-    if isinstance(hook, SequentialHook):
-        yield from hook.hooks
-    elif hook is not None:
-        yield hook
+def _kept(model: nn.Module, name: str) -> str:
+    """As `Placement.kept`, of any parameter."""
+    if model.get_parameter(name).device.type != "meta":
+        return RESIDENT
+    holder = find_holder(model, name)
+    return UNKNOWN if holder is None else holder.kept
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
@@ -166,7 +199,10 @@ def _say(mapped: int | str | torch.device | None) -> str:
     return "nothing (there is none)" if mapped is None else repr(mapped)
 
 
-def _say_hook(hook: AlignDevicesHook | None) -> str:
+def _say_hook(hook: AlignDevicesHook | None, holder: Holder | None) -> str:
     if hook is None:
         return "nothing (there is none)"
-    return f"{hook.execution_device!r}" + (" (offloaded)" if hook.offload else "")
+    if not hook.offload:
+        return f"{hook.execution_device!r}"
+    kept = "" if holder is None else f", kept as {holder.kept}"
+    return f"{hook.execution_device!r} (offloaded){kept}"

@@ -6,19 +6,23 @@ and can *undo* it. Nothing above this folder asks which kind of store it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.holder import refuse_lost_files
 from easyedit_mend_parallel.hookspecs import WeightPlace
-from easyedit_mend_parallel.placement import place
+from easyedit_mend_parallel.placement import place, refuse_split_tie
 from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.stores import output, resident, sharded
+from easyedit_mend_parallel.stores import output, ram, resident, shadow, sharded
 from easyedit_mend_parallel.stores.protocol import Staged, Store
+from easyedit_mend_parallel.stores.shadow import limit_shadows
 from easyedit_mend_parallel.target import Target
 
-__all__ = ["Staged", "Store", "store_for"]
+__all__ = ["Staged", "Store", "prepare", "store_for"]
 
-OFFERS = (output.offer, sharded.offer, resident.offer)
+OFFERS = (output.offer, sharded.offer, resident.offer, ram.offer, shadow.offer)
 """This package's own kinds, in the order in which they are asked."""
 
 
@@ -28,6 +32,8 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
     Raises PlacementError for a weight that is kept where no store can write.
     """
     where = WeightPlace(model, target, place(model, target), apply)
+    if apply == "weight":
+        refuse_split_tie(model, target, where.placement)
     offered: Store | None = plugin_manager().hook.weight_store(place=where)
     if offered is not None:
         return offered
@@ -35,10 +41,28 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
         offered = offer(where)
         if offered is not None:
             return offered
-    kept = {"cpu": "host memory (RAM)", "disk": "disk"}.get(where.placement.kept, "elsewhere")
     raise PlacementError(
-        f"{target.name} is offloaded to {kept} and only visits {where.placement.device} while its "
-        "layer computes. Editing offloaded weights is not supported yet: set `apply: output` in "
-        "the hparams, or give its block a device of its own in device_map (model_kwargs), other "
-        "blocks may stay offloaded"
+        f"{target.name} is offloaded in a way that no store here knows, and only visits "
+        f"{where.placement.device} while its layer computes. A plugin can offer a store for it "
+        "(hook weight_store, see docs/plugins.md). Without one, set `apply: output` in the "
+        "hparams, or give its block a device, 'cpu' or 'disk' in device_map (model_kwargs)"
     )
+
+
+def prepare(
+    model: nn.Module,
+    targets: Sequence[Target],
+    apply: str = "weight",
+    shadow_limit: int | None = None,
+) -> None:
+    """What has to be right before the model is called, looked at anew for each edit.
+
+    `apply` as in `WeightPlace`. `shadow_limit` (bytes) is how much memory edited weights may take
+    that would otherwise lie on disk; None: as much as they need. Raises PlacementError where a
+    weight is kept where no store can write, or where files that the model is read from are gone
+    or were changed.
+    """
+    refuse_lost_files(model)
+    limit_shadows(model, shadow_limit)
+    for target in targets:
+        store_for(model, target, apply)

@@ -5,63 +5,58 @@ In place, so that tied weights follow and accelerate's keys (storage addresses) 
 
 from __future__ import annotations
 
-import weakref
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.hookspecs import WeightPlace
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.placement import RESIDENT
+from easyedit_mend_parallel.stores.protocol import (
+    Whereabouts,
+    let_go,
+    refuse_overflow,
+    refuse_unwritable,
+)
 from easyedit_mend_parallel.update import LowRankUpdate
-
-WRITABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What a weight can be stored as and take an update. Quantized weights are integers or float8."""
 
 
 def offer(place: WeightPlace) -> ResidentStore | None:
     """A store for a weight that lies where it computes."""
-    if place.placement.kept != "resident" or place.apply != "weight":
+    if place.placement.kept != RESIDENT or place.apply != "weight":
         return None
-    return ResidentStore(place.target, place.target.layer(place.model))
+    return ResidentStore(place)
 
 
 class ResidentStore:
-    """The weight of `layer`. Holds the layer weakly: a deleted model is freed."""
+    """The weight of a layer. Holds no model and no layer: a deleted model is freed."""
 
-    def __init__(self, target: Target, layer: nn.Module) -> None:
-        self.target = target
-        self._layer = weakref.ref(layer)
-        weight = self.weight
-        if weight.dtype not in WRITABLE:
-            raise UpdateError(
-                f"{target.name} is stored as {weight.dtype} ({type(layer).__name__}): a quantized "
-                "weight cannot take an update. Set `apply: output` in the hparams, which adds the "
-                "update to the layer's output instead, or load the model without "
-                "quantization_config"
-            )
+    def __init__(self, place: WeightPlace) -> None:
+        self.target = place.target
+        self.whereabouts = Whereabouts(place)
+        refuse_unwritable(self.target, self.whereabouts.layer, self.weight)
 
     @property
     def weight(self) -> Tensor:
         """The weight as the layer has it now; it may have been moved since it was staged."""
-        layer = self._layer()
-        if layer is None:
-            raise UpdateError(f"{self.target.name}: its model no longer exists")
-        weight = layer.weight
+        weight = self.whereabouts.layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the layer still has the weight, on whichever device, and it is not offloaded."""
+        return self.weight.device.type != "meta"
+
+    def read(self) -> Tensor:
+        return self.weight
+
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
         """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
-        weight = self.weight
-        if weight.dtype == torch.float16 and len(update.keys) and weight.numel():
-            largest = update.largest_possible() + weight.abs().max()
-            if largest > torch.finfo(torch.float16).max:
-                raise UpdateError(
-                    f"the update of {self.target.name} could exceed what float16 holds; nothing "
-                    "was written. Load the model in bfloat16 or float32"
-                )
+        refuse_overflow(self.target, self.weight, update)
         return ResidentStaged(self, update)
+
+    @torch.no_grad()
+    def put(self, bits: Tensor) -> None:
+        self.weight.copy_(bits)
 
 
 class ResidentStaged:
@@ -76,19 +71,18 @@ class ResidentStaged:
 
     @torch.no_grad()
     def commit(self) -> None:
-        self._update.write(self._store.weight, self._store.target.transposed)
+        if self._store.is_here:
+            self._update.write(self._store.weight, self._store.target.transposed)
+        else:
+            self._store.whereabouts.write(self._update)
 
-    @torch.no_grad()
     def undo(self) -> None:
-        weight = self._store.weight
         if self.before is None:
-            raise UpdateError(f"{self._store.target.name}: the backup was let go")
-        if weight.device.type == "meta":
-            raise UpdateError(
-                f"{self._store.target.name} was offloaded after it was edited; dispatch the "
-                "model so that it has a device of its own, then roll back again"
-            )
-        weight.copy_(self.before)
+            raise let_go(self._store.target)
+        if self._store.is_here:
+            self._store.put(self.before)
+        else:
+            self._store.whereabouts.put(self.before)
 
     def forget(self) -> None:
         self.before = None

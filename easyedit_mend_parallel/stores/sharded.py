@@ -6,12 +6,11 @@ travels: every process has the whole rows of the update and takes its columns of
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.sharding import Shard, shard_of
 from easyedit_mend_parallel.stores.resident import ResidentStaged, ResidentStore
-from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate
 
 
@@ -22,15 +21,15 @@ def offer(place: WeightPlace) -> ShardedStore | None:
     shard = shard_of(place.model, place.target)
     if shard is None:
         return None
-    return ShardedStore(place.target, place.target.layer(place.model), shard)
+    return ShardedStore(place, shard)
 
 
 class ShardedStore(ResidentStore):
-    """This process's shard of the weight of `layer`. `Staged.before` is the shard's bits."""
+    """This process's shard of a layer's weight. `Staged.before` is the shard's bits."""
 
-    def __init__(self, target: Target, layer: nn.Module, shard: Shard) -> None:
+    def __init__(self, place: WeightPlace, shard: Shard) -> None:
         self._shard = shard
-        super().__init__(target, layer)
+        super().__init__(place)
 
     @property
     def weight(self) -> Tensor:
