@@ -186,6 +186,19 @@ def test_a_run_shorter_than_val_interval_ends_evaluated_with_every_tensor_moved(
     assert trainer.config.max_iters == 7
 
 
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "gptj", "t5"])
+def test_a_model_of_another_family_is_trained_too(tmp_path: Path, family: str) -> None:
+    known = {} if family != "mistral" else {"model_class": "AutoModelForCausalLM"}
+    trainer = Case(tmp_path, family).trainer(batch_size=2, max_iters=5, **known)
+    before = state_of(trainer.model)
+
+    trainer.run()
+
+    after = state_of(trainer.model)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
 def test_the_final_evaluation_is_of_what_this_run_trained_and_not_of_an_older_archive(
     case: Case,
 ) -> None:
