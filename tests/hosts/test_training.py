@@ -186,6 +186,19 @@ def test_a_run_shorter_than_val_interval_ends_evaluated_with_every_tensor_moved(
     assert trainer.config.max_iters == 7
 
 
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "gptj", "t5"])
+def test_a_model_of_another_family_is_trained_too(tmp_path: Path, family: str) -> None:
+    known = {} if family != "mistral" else {"model_class": "AutoModelForCausalLM"}
+    trainer = Case(tmp_path, family).trainer(batch_size=2, max_iters=5, **known)
+    before = state_of(trainer.model)
+
+    trainer.run()
+
+    after = state_of(trainer.model)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
 def test_the_final_evaluation_is_of_what_this_run_trained_and_not_of_an_older_archive(
     case: Case,
 ) -> None:
@@ -638,6 +651,26 @@ def test_a_run_of_another_method_is_easyedits_own(
 
 
 # On several devices
+
+
+@pytest.mark.parametrize("on_disk", [range(3), range(6)], ids=["below-the-targets", "all-blocks"])
+def test_a_model_that_lies_on_disk_is_trained_as_one_in_memory(case: Case, on_disk: range) -> None:
+    """The head and the embeddings stay in memory; nothing is written to the disk."""
+    places = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm"), "cpu")
+    places |= {f"model.layers.{n}": "disk" if n in on_disk else "cpu" for n in range(toys.BLOCKS)}
+    kwargs = {"device_map": places | {"lm_head": "cpu"}}
+    kwargs["offload_folder"] = str(case.folder / "offload")
+    found = []
+    for model_kwargs in (None, kwargs):
+        trainer = case.trainer(model_kwargs=model_kwargs)
+        torch.manual_seed(1)
+        trainer.run()
+        found.append(json.loads((case.folder / "results/results.json").read_text())["results"])
+
+    in_memory, spread = found
+    assert trainer.model.model.hf_device_map == kwargs["device_map"]
+    for name in ("loss/edit_val", "loss/loc_val", "nll/post_val"):
+        assert spread[name] == pytest.approx(in_memory[name], rel=1e-3)
 
 
 def test_on_six_cuts_of_a_llama_easyedits_trainer_trains_as_on_one_device(tmp_path: Path) -> None:
