@@ -19,6 +19,7 @@ from easyedit_mend_parallel.errors import (
     PluginError,
     RequestError,
     TargetError,
+    TrainingError,
     UpdateError,
 )
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallelTrainingHparams
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "RequestError",
     "TargetError",
+    "TrainingError",
     "UpdateError",
     "load_archive",
     "replace_mend",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,20 @@ class Archive:
     """A trained hypernetwork as it was read: `state` has EasyEdit's keys, tensors on the CPU.
 
     `header` is what a safetensors archive says of itself (targets, options, base model); of an
-    EasyEdit archive it is empty.
+    EasyEdit archive it is empty. `has_optimizer`: the file also holds what EasyEdit's trainer
+    needs to go on as if it had not stopped.
     """
 
     path: Path
     state: dict[str, Tensor]
     header: dict[str, Any] = field(default_factory=dict)
+    has_optimizer: bool = False
 
-    def load_into(self, network: Hypernetwork) -> None:
+    def load_into(self, network: Hypernetwork, *, untrained: bool = False) -> None:
         """Copy the archive's tensors into `network`, on the network's device, as fp32.
 
         Raises ArchiveError where the archive was made for other targets or options, or where it
-        was never trained; the network is then unchanged.
+        was never trained (unless `untrained` ones may come); the network is then unchanged.
         """
         wanted = network.state_dict()
         differences = [
@@ -65,10 +68,10 @@ class Archive:
                 f"{'; '.join(differences[:3])}{more}. It was trained for another model, other "
                 "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
             )
-        if network.config.norm:
+        if network.config.norm and not untrained:
             self._refuse_untrained()
-        # A network built on the meta device takes the archive's tensors as they are, so that
-        # nothing of its size is first made and then overwritten.
+        # A network built on the meta device takes the archive's tensors themselves, so that
+        # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)
@@ -106,8 +109,11 @@ def load_archive(path: str | Path) -> Archive:
             state, header = read_tensors(path)
         except (SafetensorError, ValueError, OSError) as error:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
-        return Archive(path, _named(path, state), header)
-    return Archive(path, _named(path, _read_pickle(path)))
+        return Archive(path, named_as_today(path, state), header)
+    with readable(path):
+        content = _read_pickle(path)
+    state = named_as_today(path, content["model"])
+    return Archive(path, state, has_optimizer=content.get("opt") is not None)
 
 
 def save_archive(
@@ -166,7 +172,13 @@ class _StandIn:
         self.state = state
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """While the context lasts `torch.load` reads EasyEdit's archive at `path`, running no code.
+
+    torch from 2.6 on refuses the pickled configuration in it; an inert class stands in for that.
+    Raises ArchiveError where the file is no archive or asks for anything else.
+    """
     try:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:  # torch raises whatever the broken file makes its reader raise
@@ -181,9 +193,13 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             "loaded. An archive needs only tensors; save it again from a source that you trust"
         )
     stand_ins: list[Any] = [(_StandIn, name) for name in needed]
+    with torch.serialization.safe_globals(stand_ins):
+        yield
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ArchiveError(f"{path} is not a whole archive: {error}") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
@@ -191,10 +207,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"{path} is not an archive: EasyEdit's trainer writes a dictionary with the "
             "hypernetwork under 'model'"
         )
-    return dict(content["model"])
+    return content
 
 
-def _named(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def named_as_today(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors under today's names (older archives say `gtn.` for `mend.`)."""
     tensors = {
         PREFIX + name.removeprefix(OLD_PREFIX) if name.startswith(OLD_PREFIX) else name: tensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +101,8 @@ def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Reques
     left = tokenizer.padding_side == "left"
     mask = _padded([[1] * len(sentence) for sentence in sentences], 0, left)
     inputs = {"input_ids": _padded(sentences, _padding(tokenizer), left), "attention_mask": mask}
-    if _takes(model, "position_ids"):
-        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
-        # logits in a padded batch than alone.
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     return Batch(
-        _called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
+        called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
     )
 
 
@@ -121,7 +117,7 @@ def _encoder_decoder_batch(
         "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
         "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
     }
-    return Batch(_called_with(model, inputs), labels, torch.arange(len(requests)))
+    return Batch(called_with(model, inputs), labels, torch.arange(len(requests)))
 
 
 def _target_ids(tokenizer: Any, request: Request) -> list[int]:
@@ -156,12 +152,19 @@ def _padded(rows: list[list[int]], filler: int, left: bool) -> Tensor:
     )
 
 
-def _called_with(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `model` is called with for `inputs`, where it wants its token ids: without a cache,
+    and with positions that count tokens and not padding where its forward takes them."""
     device = input_device(model)
-    called_with = {name: ids.to(device) for name, ids in inputs.items()}
+    arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
+    if _takes(model, "position_ids"):
+        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
+        # logits in a padded batch than alone.
+        mask = arguments["attention_mask"]
+        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     if _takes(model, "use_cache"):
-        called_with["use_cache"] = False
-    return called_with
+        arguments["use_cache"] = False
+    return arguments
 
 
 def _takes(model: nn.Module, argument: str) -> bool:

@@ -15,16 +15,16 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError, RequestError
+from easyedit_mend_parallel.errors import ArchiveError, RequestError, TargetError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.placement import Placement, as_device, place
+from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import prepare
-from easyedit_mend_parallel.target import find_targets, highest
+from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
 
 
@@ -83,6 +83,7 @@ class MendParallel:
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
             self.network = network or self._read_network(hparams)
+            _refuse_other_targets(self.network, hparams.inner_params)
 
     def edit(
         self,
@@ -146,11 +147,18 @@ class MendParallel:
         with torch.device("meta"):
             network = Hypernetwork(self.targets, hparams.network_config())
         archive.load_into(network)
-        if hparams.network_device is not None:
-            device = as_device(hparams.network_device)
-        else:
-            device = place(self.model, highest(self.model, self.targets)).device
+        device = network_home(self.model, self.targets, hparams.network_device)
         return network.to(device).eval().requires_grad_(False)
+
+
+def _refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
+    made_for = [target.name for target in network.targets]
+    if sorted(made_for) != sorted(inner_params):
+        odd = sorted(set(made_for) ^ set(inner_params))
+        raise TargetError(
+            f"the network was made for other targets than inner_params names; the two differ in "
+            f"{', '.join(odd)}"
+        )
 
 
 def rollback_all(model: nn.Module) -> None:

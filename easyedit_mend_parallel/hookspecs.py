@@ -43,11 +43,16 @@ class EditingMethod:
     keep_original_weight=False, **kwargs) -> (model, weights_copy)`. `behaves_like` names a
     method that EasyEdit knows: whatever EasyEdit decides by a method's name (dtype, padding
     side, whether batches are allowed) is decided as for that one.
+
+    `trainable`, where the method is trained, is given the host once and returns what EasyEdit's
+    `EditTrainer` constructs as `(model, config, model_constructor)`: a class that follows
+    EasyEdit's `EditableModel`. `alg` in the training file then names the method.
     """
 
     name: str
     apply_to_model: Callable[..., tuple[Any, Any]]
     behaves_like: str | None = None
+    trainable: Callable[[Host], Callable[[Any, Any, Callable[[], Any]], Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -34,10 +35,11 @@ class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
     Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `shadow_limit` are this package's own: what `from_pretrained` is called with, where the
-    hypernetwork lives (default: beside the highest target), whether an update is written into the
-    weight or added to the layer's output, and how much memory edited weights may take that would
-    otherwise lie on disk (default: as much as they need).
+    `shadow_limit` and `gradient_diagnostics` are this package's own: what `from_pretrained` is
+    called with, where the hypernetwork lives (default: beside the highest target), whether an
+    update is written into the weight or added to the layer's output, how much memory edited
+    weights may take that would otherwise lie on disk (default: as much as they need), and whether
+    training compares each update with the gradient it came from.
     """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
@@ -110,6 +112,7 @@ class MendHparams:
     network_device: int | str | None = None
     apply: str = "weight"
     shadow_limit: int | str | None = None
+    gradient_diagnostics: bool = False
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD
@@ -178,6 +181,15 @@ class MendHparams:
         if not {"alg", "alg_name"} & set(values):
             raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
         return cls.from_values(values, str(path))
+
+    @classmethod
+    def taken_from(cls: type[Hparams], hparams: Any, options: Mapping[str, Any]) -> Hparams:
+        """Hyperparameters of this package as they are; or EasyEdit's own, with `options` added."""
+        if isinstance(hparams, cls):
+            return hparams
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in vars(hparams).items() if name in known}
+        return cls.from_values({**values, **options}, "EasyEdit's hyperparameters")
 
     @classmethod
     def from_values(

@@ -6,7 +6,7 @@ itself. Knows nothing of updates: what is written, and how, is the stores' affai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from easyedit_mend_parallel.holder import (
     hooks_of,
     tied_names,
 )
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.target import Target, highest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +99,13 @@ def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> 
                 "two names, and lie in two places: an edit of one would not reach the other. Give "
                 "both modules one place in device_map and load the model again"
             )
+
+
+def network_home(
+    model: nn.Module, targets: Sequence[Target], wish: int | str | None
+) -> torch.device:
+    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
+    return place(model, highest(model, targets)).device if wish is None else as_device(wish)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

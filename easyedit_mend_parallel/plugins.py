@@ -35,6 +35,11 @@ def editing_methods(host: Host) -> list[EditingMethod]:
                 f"the plugin {implementation.plugin_name} offers {offer!r}; editing_method has "
                 "to return an EditingMethod with a callable apply_to_model, or None"
             )
+        if offer.trainable is not None and not callable(offer.trainable):
+            raise PluginError(
+                f"the plugin {implementation.plugin_name} offers {offer.trainable!r} as what "
+                f"trains {offer.name!r}; it has to be a function that is given the host"
+            )
         if offer.name in [other.name for other in offers]:
             raise PluginError(
                 f"two plugins offer a method named {offer.name!r}, one of them "

@@ -54,7 +54,14 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TargetError(f"inner_params names {', '.join(repeated)} more than once")
-    return [find_target(model, name) for name in names]
+    targets = [find_target(model, name) for name in names]
+    seen: dict[int, str] = {}
+    for target in targets:
+        weight = target.layer(model).weight
+        other = seen.setdefault(id(weight), target.name)
+        if other != target.name:
+            raise TargetError(f"{target.name} and {other} are one tied weight: name one of them")
+    return targets
 
 
 def find_target(model: nn.Module, name: str) -> Target:

@@ -422,7 +422,9 @@ def test_a_pickle_may_name_a_configuration_class_and_nothing_else_and_never_reac
         file.writestr("archive/version", "3\n")
         file.writestr("archive/byteorder", "little")
 
-    with pytest.raises(ArchiveError, match=r"would run code|is not an archive"):
+    # The name of a configuration class, even of none that exists, is stood in for by an inert one.
+    inert = asked == "transformers.configuration_utils os"
+    with pytest.raises(ArchiveError, match="is not an archive" if inert else "would run code"):
         load_archive(path)
     assert not marker.exists()
     if asked == "builtins eval":  # the file does what this test says it does
@@ -431,9 +433,9 @@ def test_a_pickle_may_name_a_configuration_class_and_nothing_else_and_never_reac
 
 
 def test_the_safe_classes_of_torch_are_as_they_were_after_reading(tmp_path: Path) -> None:
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     load_archive(easyedit_archive(trained(), tmp_path / "archive"))
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
 
 
 # --- whole or not at all

@@ -30,7 +30,7 @@ from toys import (
     weights,
 )
 
-from easyedit_mend_parallel import MendParallel, UpdateError, rollback_all
+from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged
@@ -687,3 +687,20 @@ def test_a_ledger_of_a_deleted_model_says_so() -> None:
     gc.collect()
     with pytest.raises(UpdateError, match="no longer exists"):
         ledger.change(targets, some_updates(targets, 0))
+
+
+def test_a_network_made_for_other_targets_is_refused() -> None:
+    model = toy_model("llama")
+    names = toy_targets(model)
+    network = toy_network(model, tokenizer_for(model), names[:3])
+
+    with pytest.raises(TargetError, match=r"differ in model\.layers\.4"):
+        MendParallel(model, tokenizer_for(model), toy_hparams(names), network=network)
+
+
+def test_one_tied_weight_under_two_names_is_refused() -> None:
+    model = toy_model("llama")
+    model.model.layers[5].mlp.up_proj.weight = model.model.layers[4].mlp.up_proj.weight
+
+    with pytest.raises(TargetError, match="one tied weight"):
+        find_targets(model, toy_targets(model))

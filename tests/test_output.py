@@ -10,6 +10,7 @@ import itertools
 import logging
 import random
 import weakref
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ from transformers import AutoModelForCausalLM
 from easyedit_mend_parallel import HparamsError, MendParallel, UpdateError, rollback_all
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.capture import capture
+from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
+from easyedit_mend_parallel.plugins import plugin_manager
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.stores import store_for
 from easyedit_mend_parallel.stores.output import OutputStaged, OutputStore, edited_outputs
@@ -252,8 +255,11 @@ def test_the_sum_is_made_in_fp32_and_cast_once(dtype: torch.dtype) -> None:
         for part in ("keys", "values")
     )
     assert same_bits(felt, (output.float() + x.float() @ keys.T @ values).to(dtype))
+    Ledger.of(model).undo_all()
     with attached(model, {"0.weight": targets[0]}, changes[0]), torch.no_grad():
-        assert model[0](x).dtype == dtype
+        felt = model[0](x)
+    added = x.float() @ changes[0]["0.weight"].keys.T @ changes[0]["0.weight"].values
+    assert same_bits(felt, (output.float() + added).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -393,6 +399,61 @@ def test_an_undo_that_breaks_at_any_layer_changes_nothing(
     for entry in entries:
         entry.undo()
     assert hooks(model) == 0
+
+
+class OnlyTheSecondLayerTakesNoWrites:
+    """A plugin that hangs updates on layer 1 even where they were to be written."""
+
+    @hookimpl
+    def weight_store(self, place: WeightPlace) -> Any:
+        if place.target.name == "1.weight":
+            return OutputStore(place.target, place.target.layer(place.model), place.model)
+        return None
+
+
+@pytest.fixture
+def both_in_one_change() -> Iterator[None]:
+    plugin = OnlyTheSecondLayerTakesNoWrites()
+    plugin_manager().register(plugin)
+    yield
+    plugin_manager().unregister(plugin)
+
+
+@pytest.mark.usefixtures("both_in_one_change")
+@pytest.mark.parametrize("k", range(4))
+def test_a_change_of_both_kinds_comes_out_of_the_middle_wholly_or_not_at_all(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, targets = small()
+    fresh = copy.deepcopy(model)
+    changes = [("weight", some_updates(targets, seed)) for seed in range(3)]
+    entries = [Ledger.of(model).change(targets, updates, apply) for apply, updates in changes]
+    edited, before = answer(model), weights(model)
+    assert edited_outputs(model) == {"1": 3}
+
+    calls = itertools.count()
+    original = ResidentStaged.commit
+
+    def commit(staged: ResidentStaged) -> None:
+        original(staged)
+        if next(calls) == k:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidentStaged, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            entries[0].undo()
+
+    assert torch.equal(answer(model), edited)
+    assert_unchanged(model, before)
+    constructed: list[int] = []
+    monkeypatch.setattr(OutputStore, "stage", lambda *_: constructed.append(1))
+    entries[0].undo()
+    assert not constructed
+    monkeypatch.undo()
+    assert torch.equal(answer(model), replayed(fresh, targets, changes[1:]))
+    Ledger.of(model).undo_all()
+    assert torch.equal(answer(model), answer(fresh))
 
 
 @pytest.mark.parametrize("seed", range(30))

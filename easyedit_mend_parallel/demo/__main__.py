@@ -106,9 +106,7 @@ def edit_facts(where: Spread, console: Console) -> bool:
     targets = [(name, model.get_parameter(name)) for name in hparams.inner_params]
     print_places(model, targets, console)
 
-    table = Table(
-        "fact", "prompt", "rephrase", "unrelated", "edit", "one device", "rollback", pad_edge=False
-    )
+    table = Table("fact", "prompt", "rephrase", "unrelated", "edit", "one device", "rollback")
     held = True
     for fact in DEMO_FACTS:
         before = answers(model, tokenizer, fact)
@@ -179,7 +177,7 @@ def answer(model: Any, tokenizer: Any, prompt: str, n_tokens: int) -> str:
         logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
         ids.append(int(logits[0, -1].argmax()))
     text: str = tokenizer.decode(ids[-n_tokens:])
-    return text.strip()
+    return text.strip() or repr(text)
 
 
 def beyond_rounding(targets: list[tuple[str, Any]], one_device: Any, result: Any) -> float:

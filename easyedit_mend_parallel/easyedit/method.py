@@ -6,7 +6,6 @@ Registered through the same plugin hook that any other package uses.
 from __future__ import annotations
 
 import copy as copying
-import dataclasses
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import nn
 
 from easyedit_mend_parallel.easyedit.host import keeps_edits_unless_asked
 from easyedit_mend_parallel.easyedit.rollback import Rollback
+from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.editor import MendParallel
 from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
 from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
@@ -61,7 +61,7 @@ class Executor:
         """
         if copy:
             model = copying.deepcopy(model)
-        fields = our_hparams(hparams, self.options)
+        fields = MENDParallelHyperParams.taken_from(hparams, self.options)
         made_for = (
             _version(fields.archive),
             tuple(fields.inner_params),
@@ -78,15 +78,6 @@ class Executor:
         return model, Rollback(result, restores=keep_original_weight or not self._keeps_edits)
 
 
-def our_hparams(hparams: Any, options: Mapping[str, Any]) -> MENDParallelHyperParams:
-    """Hyperparameters of this package: as they are, or EasyEdit's own with `options` added."""
-    if isinstance(hparams, MENDParallelHyperParams):
-        return hparams
-    known = {field.name for field in dataclasses.fields(MENDParallelHyperParams)}
-    values = {name: value for name, value in vars(hparams).items() if name in known}
-    return MENDParallelHyperParams.from_values({**values, **options}, "EasyEdit's hyperparameters")
-
-
 def _version(archive: str | None) -> tuple[Any, ...]:
     """The file that `archive` names, told apart from what was there before it was trained on."""
     try:
@@ -100,4 +91,6 @@ def _version(archive: str | None) -> tuple[Any, ...]:
 def editing_method(host: Host) -> EditingMethod:
     """Offer MEND_PARALLEL, which EasyEdit treats as its own MEND wherever names decide."""
     executor = Executor(keeps_edits_unless_asked(host))
-    return EditingMethod(METHOD, executor.apply_to_model, behaves_like=HOST_METHOD)
+    return EditingMethod(
+        METHOD, executor.apply_to_model, behaves_like=HOST_METHOD, trainable=trainable_class
+    )

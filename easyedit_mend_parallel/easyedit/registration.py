@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import logging
 import sys
 import weakref
@@ -29,6 +28,8 @@ from easyedit_mend_parallel.easyedit.host import (
 )
 from easyedit_mend_parallel.easyedit.loading import from_pretrained_with, held_in_place
 from easyedit_mend_parallel.easyedit.method import Executor
+from easyedit_mend_parallel.easyedit.trainable import trainable_class
+from easyedit_mend_parallel.easyedit.trainers import join_trainers, presented
 from easyedit_mend_parallel.errors import HparamsError, PluginError, suggestion
 from easyedit_mend_parallel.hookspecs import EditingMethod, Host
 from easyedit_mend_parallel.hparams import HOST_METHOD, MENDParallelHyperParams
@@ -47,9 +48,10 @@ class _Joined:
     replacement: dict[str, Any] | None = None
     """The options of `replace_mend`, or None while EasyEdit's own MEND is in place."""
     host: Host | None = None
-    original_mend: Any = None
     editors: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     """Editors that were made for a method of ours."""
+    original_mend: tuple[Any, Any] | None = None
+    """EasyEdit's own, for editing and for training, while they are replaced."""
 
 
 _joined = _Joined()
@@ -65,7 +67,8 @@ def join_when_imported() -> None:
 
 
 def replace_mend(**options: Any) -> None:
-    """From now on EasyEdit's own name `MEND` runs the parallel-safe variant, for text models.
+    """From now on EasyEdit's own name `MEND` runs the parallel-safe variant, for text models: in
+    its editors and in its `EditTrainer`.
 
     Scripts and yaml files stay as they are. `options` are fields of `MENDParallelHyperParams`
     that apply to them, such as `model_kwargs` or `network_device`. Editors made earlier, and
@@ -93,38 +96,64 @@ def restore_mend() -> None:
     """Give EasyEdit's name `MEND` back to EasyEdit's own method; does nothing if it has it."""
     _joined.replacement = None
     if _joined.host is not None and _joined.original_mend is not None:
-        _registry()[HOST_METHOD] = _joined.original_mend
+        _registry()[HOST_METHOD], _training_registry()[HOST_METHOD] = _joined.original_mend
         _joined.original_mend = None
 
 
 def _join(package: ModuleType) -> None:
     host = Host(package)
     _joined.host = host
-    registry = _registry()
+    registry, training_registry = _registry(), _training_registry()
     for method in editing_methods(host):
-        if method.name in registry:
+        if method.name in registry or method.name.upper() in training_registry:
             raise PluginError(
                 f"a plugin offers a method named {method.name!r}, which EasyEdit has itself"
             )
         registry[method.name] = method.apply_to_model
+        if method.trainable is not None:
+            training_registry[method.name.upper()] = method.trainable(host)
         _joined.methods[method.name] = method
     if _joined.replacement is not None:
         _put_replacement(host)
     _treat_as_known(sys.modules[f"{NAME}.editors.batch_editor"].BatchEditor)
     _join_editor(sys.modules[f"{NAME}.editors.editor"].BaseEditor, is_early(folder_of(host)))
-    _join_trainer(sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer)
+    join_trainers(
+        sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer,
+        sys.modules[f"{NAME}.trainer.EditTrainer"].EditTrainer,
+        _options_for,
+        _easyedits_own_mend_to_train,
+    )
 
 
 def _put_replacement(host: Host) -> None:
-    registry = _registry()
+    registry, training_registry = _registry(), _training_registry()
     if _joined.original_mend is None:
-        _joined.original_mend = registry[HOST_METHOD]
+        _joined.original_mend = registry[HOST_METHOD], training_registry[HOST_METHOD]
     executor = Executor(keeps_edits_unless_asked(host), _joined.replacement)
     registry[HOST_METHOD] = executor.apply_to_model
+    training_registry[HOST_METHOD] = trainable_class(host, _joined.replacement)
+
+
+@contextmanager
+def _easyedits_own_mend_to_train() -> Iterator[None]:
+    """While the context lasts EasyEdit's trainers find its own MEND, which may be replaced."""
+    registry = _training_registry()
+    found = registry[HOST_METHOD]
+    if _joined.original_mend is not None:
+        registry[HOST_METHOD] = _joined.original_mend[1]
+    try:
+        yield
+    finally:
+        registry[HOST_METHOD] = found
 
 
 def _registry() -> dict[str, Any]:
     registry: dict[str, Any] = sys.modules[f"{NAME}.util.alg_dict"].ALG_DICT
+    return registry
+
+
+def _training_registry() -> dict[str, Any]:
+    registry: dict[str, Any] = sys.modules[f"{NAME}.util.alg_train_dict"].ALG_TRAIN_DICT
     return registry
 
 
@@ -193,20 +222,9 @@ def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iter
             stack.enter_context(held_in_place(hparams.model_name[0], hparams.model_parallel))
         # The device map is ours to give, and a dispatched model is held in place, so EasyEdit
         # takes its plainest way; the early release also stumbles over a CPU on the other one.
-        stack.enter_context(_presented(hparams, "model_parallel", False))
-        stack.enter_context(_presented(hparams, "alg_name", _known_name(hparams.alg_name)))
+        stack.enter_context(presented(hparams, "model_parallel", False))
+        stack.enter_context(presented(hparams, "alg_name", _known_name(hparams.alg_name)))
         yield
-
-
-@contextmanager
-def _presented(hparams: Any, name: str, value: Any) -> Iterator[None]:
-    """While the context lasts, EasyEdit reads `value` in this field."""
-    own = getattr(hparams, name)
-    setattr(hparams, name, value)
-    try:
-        yield
-    finally:
-        setattr(hparams, name, own)
 
 
 def _settle_loaded_pair(editor: Any) -> None:
@@ -229,25 +247,3 @@ def _with_cuda_elsewhere(call: Any) -> Any:
             return call(editor, *args, **kwargs)
 
     return redirected
-
-
-def _join_trainer(trainer_class: Any) -> None:
-    """EasyEdit's trainer loads a model with our `model_kwargs`, and leaves it in place."""
-    original = trainer_class.__init__
-    parameters = list(inspect.signature(original).parameters)
-
-    @functools.wraps(original)
-    def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
-        config = kwargs["config"] if "config" in kwargs else args[parameters.index("config") - 1]
-        model_kwargs = _options_for(str(getattr(config, "alg", None)), config)
-        if not model_kwargs:
-            original(trainer, *args, **kwargs)
-            return
-        with ExitStack() as stack:
-            stack.enter_context(from_pretrained_with(model_kwargs))
-            if model_kwargs.get("device_map") is not None:
-                # The trainer moves its whole module, the model within, unless it is parallel.
-                config.model_parallel = True
-            original(trainer, *args, **kwargs)
-
-    trainer_class.__init__ = __init__

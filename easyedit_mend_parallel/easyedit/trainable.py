@@ -1,0 +1,256 @@
+"""The model that EasyEdit's EditTrainer trains: its `EditableModel`, with this package's method.
+
+Translates between EasyEdit's batches, losses and archives and the core; computes nothing itself,
+and knows nothing of the trainer's loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.archive import Archive, named_as_today
+from easyedit_mend_parallel.batch import Batch, called_with
+from easyedit_mend_parallel.capture import TokenRows, capture
+from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.hookspecs import Host
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+from easyedit_mend_parallel.hypernetwork import GradientTransform, Hypernetwork
+from easyedit_mend_parallel.placement import is_dispatched, network_home
+from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.training.diagnostics import compare, gradient_of, measure
+from easyedit_mend_parallel.training.gradient_watch import GradientWatch
+from easyedit_mend_parallel.update import LowRankUpdate, attached
+
+KNOWN_DECODER = "LlamaForCausalLM"
+"""A `model_class` that EasyEdit's loss takes for a decoder."""
+
+SelfTrainable = TypeVar("SelfTrainable", bound="Trainable")
+
+
+@dataclass(frozen=True)
+class HostBatch(Batch):
+    """A batch of EasyEdit's trainer: one request, since its loss is one mean over the batch."""
+
+    loss: Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """(1,): EasyEdit's own loss of the edit."""
+        return self.loss(logits.to(self.labels.device), self.labels)["nll"].reshape(1)
+
+
+class Trainable(nn.Module):
+    """EasyEdit's `EditableModel` over a model that stays where it is, whole and unchanged.
+
+    An edited one (what `edit` returns) is the same model and the same network, with low-rank
+    updates added to the targets' outputs while it is called, and only then. Its `model` is
+    therefore the unedited model: call the edited one itself. The model's weights are frozen.
+
+    `options` are fields of this package's hyperparameters that apply where `config` is one of
+    EasyEdit's own (`replace_mend`).
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {}
+    model: Any
+    edit_loss_fn: Callable[..., dict[str, Tensor]]
+
+    def __init__(self, model: Any, config: Any, model_constructor: Callable[[], Any]) -> None:
+        super().__init__(model, config, model_constructor)
+        if not model.config.is_encoder_decoder:
+            self.edit_loss_fn = _shifting(self.edit_loss_fn)
+        hparams = MENDParallelTrainingHparams.taken_from(config, self.options)
+        model.requires_grad_(False)
+        targets = find_targets(model, hparams.inner_params)
+        self.targets = {target.name: target for target in targets}
+        self.network = Hypernetwork(targets, hparams.network_config())
+        self.network.to(network_home(model, targets, hparams.network_device))
+        self.network_follows = hparams.network_device is None and not is_dispatched(model)
+        self.diagnostics = hparams.gradient_diagnostics
+        self.watch = GradientWatch(hparams.log_interval)
+        self.updates: tuple[dict[str, LowRankUpdate], ...] = ()
+        self.steps = 0
+
+    @property
+    def mend(self) -> nn.ModuleDict:
+        return self.network.mend
+
+    @property
+    def edit_lrs(self) -> nn.Parameter:
+        return self.network.edit_lrs
+
+    def outer_parameters(self) -> list[nn.Parameter]:
+        """What training moves, in EasyEdit's order, on which its optimizers' state depends."""
+        return [*self.mend.parameters(), self.edit_lrs]
+
+    def forward(self, **batch: Any) -> Tensor:
+        """The logits of a batch as EasyEdit's data sets make them, where its `input_ids` are."""
+        with self._felt(self.updates):
+            logits = self._batch(batch).logits(self.model)
+        return logits.to(batch["input_ids"].device)
+
+    def edit(
+        self: SelfTrainable,
+        batch: Mapping[str, Any],
+        condition: Any = None,
+        detach_history: bool = False,
+        return_factors: bool = False,
+        **loss_options: Any,
+    ) -> tuple[SelfTrainable, dict[str, Any]]:
+        """This model, edited to predict the batch's labels, and EasyEdit's measurements of it.
+
+        Differentiable in the network (not with `detach_history`). An edit of an edited model adds
+        to it: the rows are those of the edited model, its earlier updates being constants there.
+
+        In training mode the rows go into the statistics first, as in EasyEdit. EasyEdit then
+        normalises each target's rows with the statistics up to that target; here all rows of the
+        call come first, so the updates of one call differ a little and the statistics after it
+        are equal. Raises TrainingError where they come from fewer than two rows so far.
+        """
+        with self._felt(tuple(_detached(updates) for updates in self.updates)):
+            rows, _ = capture(
+                self.model, list(self.targets.values()), self._batch(batch, **loss_options)
+            )
+        if self.network.training:
+            self.network.observe(rows)
+            self._refuse_too_few_rows()
+        updates = self.network(rows)
+        if self.network.training:
+            self.steps += 1
+            self.watch.follow(updates)
+        edited = copy.copy(self)
+        edited.updates = (*self.updates, _detached(updates) if detach_history else updates)
+        info = self._measurements(rows, updates)
+        if return_factors:
+            info["factors"] = self._factors(rows, updates)
+        return edited, info
+
+    def to(self: SelfTrainable, device: Any) -> SelfTrainable:  # type: ignore[override]
+        """Move model and network to `device`; a dispatched model, and what is placed, stay."""
+        if not is_dispatched(self.model):
+            self.model.to(device)
+        if self.network_follows:
+            self.network.to(device)
+        return self
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What EasyEdit's archives hold under "model".
+
+        `model_config` is a plain dictionary where EasyEdit has an object, which torch from 2.6 on
+        refuses to load.
+        """
+        return {**self.network.state_dict(), "model_config": self.model.config.to_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        """Take over a network of EasyEdit's or ours; raises ArchiveError where it does not fit.
+
+        Statistics come along, so a resumed run goes on counting where the saved one stopped.
+        """
+        given = Path("to go on from")
+        Archive(given, named_as_today(given, state_dict)).load_into(self.network, untrained=True)
+
+    def _batch(self, batch: Mapping[str, Any], **loss_options: Any) -> HostBatch:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self.model.config.is_encoder_decoder:
+            labels = batch["labels"]
+            made = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+            inputs["decoder_input_ids"] = made
+            if "decoder_attention_mask" in batch:
+                inputs["decoder_attention_mask"] = batch["decoder_attention_mask"]
+        return HostBatch(
+            called_with(self.model, inputs),
+            batch["labels"],
+            torch.zeros(len(batch["input_ids"]), dtype=torch.long),
+            lambda logits, labels: self.edit_loss_fn(self.config, logits, labels, **loss_options),
+        )
+
+    @contextmanager
+    def _felt(self, updates: tuple[dict[str, LowRankUpdate], ...]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for one_edit in updates:
+                stack.enter_context(attached(self.model, self.targets, one_edit))
+            yield
+
+    def _refuse_too_few_rows(self) -> None:
+        for shape, transform in self.mend.items():
+            rows = cast(GradientTransform, transform).k.item()
+            if rows < 2:
+                raise TrainingError(
+                    f"the statistics of the targets of {shape} have {rows:.0f} row(s) so far, and "
+                    "a standard deviation needs two: start with a batch in which two tokens or "
+                    "more reach the loss"
+                )
+
+    def _without_rate(self, updates: Mapping[str, LowRankUpdate]) -> dict[str, LowRankUpdate]:
+        rates = self.edit_lrs.detach() * self.network.config.lr_scale
+        return {
+            name: LowRankUpdate(
+                update.keys.detach(),
+                update.values.detach() / rate.to(update.values.device),
+                update.request,
+            )
+            for rate, (name, update) in zip(rates, updates.items(), strict=True)
+        }
+
+    @torch.no_grad()
+    def _measurements(
+        self, rows: Mapping[str, TokenRows], updates: Mapping[str, LowRankUpdate]
+    ) -> dict[str, Any]:
+        """EasyEdit's keys: of each target's transformed gradient (`pseudo`), before its rate; and
+        where diagnostics are asked for of the true one, and of the two together."""
+        found: dict[str, Tensor] = {}
+        for index, (name, pseudo) in enumerate(self._without_rate(updates).items()):
+            of_target = {f"pseudo_{key}": value for key, value in measure(pseudo).items()}
+            if self.diagnostics:
+                true = gradient_of(rows[name])
+                of_target |= {f"true_{key}": value for key, value in measure(true).items()}
+                of_target |= compare(pseudo, true)
+            found |= {f"grad/{key}{index}": value for key, value in of_target.items()}
+        home = self.edit_lrs.device
+        values = torch.stack([value.to(home) for value in found.values()]).tolist()  # one wait
+        return dict(zip(found, values, strict=True))
+
+    def _factors(
+        self, rows: Mapping[str, TokenRows], updates: Mapping[str, LowRankUpdate]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """{target: (x̃, δ̃)} without the rows that carry nothing, as EasyEdit has them."""
+        return {
+            name: (update.keys[rows[name].live], update.values[rows[name].live])
+            for name, update in self._without_rate(updates).items()
+        }
+
+
+def trainable_class(host: Host, options: Mapping[str, Any] | None = None) -> type[Trainable]:
+    """The class that `host`'s trainers construct as `Class(model, config, model_constructor)`."""
+    module = sys.modules[f"{host.package.__name__}.trainer.algs.editable_model"]
+    made: type[Trainable] = type(
+        "MENDParallel", (Trainable, module.EditableModel), {"options": dict(options or {})}
+    )
+    return made
+
+
+def _shifting(loss: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """EasyEdit's loss, as it is for the model classes that it knows as decoders.
+
+    It compares each label with the prediction before it where `model_class` says llama or gpt (or
+    `model_name` one of a few other families); for any other, such as AutoModelForCausalLM, it
+    compares the labels with the first positions of the sentence.
+    """
+
+    def shifted(config: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        as_decoder = copy.copy(config)
+        as_decoder.model_class = KNOWN_DECODER
+        return loss(as_decoder, *args, **kwargs)
+
+    return shifted
+
+
+def _detached(updates: Mapping[str, LowRankUpdate]) -> dict[str, LowRankUpdate]:
+    return {name: update.detach() for name, update in updates.items()}

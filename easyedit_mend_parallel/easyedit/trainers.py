@@ -1,0 +1,165 @@
+"""Joining EasyEdit's trainers: how they load, resume, and end, for a method of ours.
+
+What they do for EasyEdit's own methods stays as it is. Knows nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from easyedit_mend_parallel.archive import load_archive, readable
+from easyedit_mend_parallel.easyedit.loading import from_pretrained_with
+from easyedit_mend_parallel.easyedit.trainable import Trainable
+from easyedit_mend_parallel.errors import HparamsError, TrainingError
+from easyedit_mend_parallel.hparams import HOST_METHOD
+from easyedit_mend_parallel.placement import input_device, is_dispatched
+
+log = logging.getLogger(__name__)
+
+OptionsFor = Callable[[str, Any], "Mapping[str, Any] | None"]
+"""(name, hyperparameters) to a method's `model_kwargs`, or None for a method of EasyEdit's."""
+
+
+def join_trainers(
+    base: Any,
+    text: type,
+    options_for: OptionsFor,
+    easyedits_own_mend: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Wrap EasyEdit's `base` trainer class, of which `text` is the one that trains text models.
+
+    In `easyedits_own_mend` EasyEdit's registry has its own MEND, whatever replaced it.
+    """
+    _join_construction(base, text, options_for, easyedits_own_mend)
+    _join_run(base, text, options_for)
+
+
+def _join_construction(
+    base: Any,
+    text: type,
+    options_for: OptionsFor,
+    easyedits_own_mend: Callable[[], AbstractContextManager[None]],
+) -> None:
+    original = base.__init__
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        config = signature.bind(trainer, *args, **kwargs).arguments["config"]
+        model_kwargs = options_for(_method(config), config)
+        if model_kwargs is None:
+            original(trainer, *args, **kwargs)
+        elif isinstance(trainer, text):
+            construct = functools.partial(original, trainer, *args, **kwargs)
+            _construct(construct, trainer, config, model_kwargs)
+        elif _method(config) == HOST_METHOD:
+            with easyedits_own_mend():
+                original(trainer, *args, **kwargs)
+        else:
+            raise HparamsError(
+                f"{config.alg} trains text models, with {text.__name__}; "
+                f"{type(trainer).__name__} has only EasyEdit's own methods: write alg: MEND"
+            )
+
+    base.__init__ = __init__
+
+
+def _construct(
+    original: Callable[[], None], trainer: Any, config: Any, model_kwargs: Mapping[str, Any]
+) -> None:
+    """EasyEdit's own construction, with the user's `model_kwargs`, from any archive of MEND."""
+    network_only = None
+    with ExitStack() as stack:
+        if model_kwargs:
+            stack.enter_context(from_pretrained_with(model_kwargs))
+        if model_kwargs.get("device_map") is not None:
+            # The trainer moves its whole module, the model within, unless it is parallel.
+            config.model_parallel = True
+        # A path that is no file is a part of a name for EasyEdit, which looks for it itself.
+        if config.archive is not None and Path(config.archive).is_file():
+            archive = load_archive(config.archive)
+            if archive.has_optimizer:
+                stack.enter_context(readable(archive.path))
+            else:
+                network_only = archive
+                stack.enter_context(presented(config, "archive", None))
+            del archive
+        original()
+    if network_only is not None:
+        log.info("%s holds no optimizer's state: that begins anew", network_only.path)
+        trainer.model.load_state_dict(network_only.state)
+    if is_dispatched(trainer.model.model):
+        # EasyEdit asks the model's first weight, which has no device while it is offloaded.
+        config.device = input_device(trainer.model.model)
+
+
+def _join_run(base: Any, text: type, options_for: OptionsFor) -> None:
+    original = base.run
+
+    @functools.wraps(original)
+    def run(trainer: Any) -> None:
+        """EasyEdit's own run, in two halves, so that there is an archive for its final evaluation.
+
+        It saves only at multiples of `val_interval`; a shorter run would leave nothing, or the
+        evaluation would take what an earlier run left.
+        """
+        config = trainer.config
+        ours = isinstance(trainer, text) and options_for(_method(config), config) is not None
+        if not ours or config.eval_only:
+            original(trainer)
+            return
+        before = _identity(Path(trainer.save_path))
+        with presented(config, "final_eval", False):
+            original(trainer)
+        if isinstance(trainer.model, Trainable):
+            _refuse_untrained(trainer)
+        if _identity(Path(trainer.save_path)) == before:
+            log.info("the run ended before val_interval (%s): saved now", config.val_interval)
+            trainer.save_state(None)
+        if config.final_eval:
+            steps = trainer.global_iter
+            with presented(config, "max_iters", 0):  # no training: the evaluation alone
+                original(trainer)
+            trainer.global_iter = steps
+
+    base.run = run
+
+
+def _refuse_untrained(trainer: Any) -> None:
+    trainer.model.watch.refuse_dead()
+    if trainer.model.steps == 0:
+        raise TrainingError(
+            f"EasyEdit's loop made no training step: max_iters is {trainer.config.max_iters} and "
+            f"an epoch has {len(trainer.train_loader)} batches. It makes one step less than "
+            "max_iters, and the early release rounds to whole epochs: raise max_iters"
+        )
+
+
+def _method(config: Any) -> str:
+    return str(getattr(config, "alg", None)).upper()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells whether a file was written anew: EasyEdit moves the old one away first."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextmanager
+def presented(hparams: Any, name: str, value: Any) -> Iterator[None]:
+    """While the context lasts, EasyEdit reads `value` in this field."""
+    own = getattr(hparams, name)
+    setattr(hparams, name, value)
+    try:
+        yield
+    finally:
+        setattr(hparams, name, own)

@@ -1,0 +1,1 @@
+"""What any training of the hypernetwork needs, whoever's loop it runs in. Knows no loop."""
