@@ -35,11 +35,11 @@ class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
     Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `shadow_limit` are this package's own: what `from_pretrained` is called with, where the
-    hypernetwork lives (default: beside the highest target), whether an update is written into the
-    weight or added to the layer's output, and how much memory edited weights may take that would
-    otherwise lie on disk (default: as much as they need). `gradient_diagnostics`: training
-    compares each update with the gradient it came from.
+    `shadow_limit` and `gradient_diagnostics` are this package's own: what `from_pretrained` is
+    called with, where the hypernetwork lives (default: beside the highest target), whether an
+    update is written into the weight or added to the layer's output, how much memory edited
+    weights may take that would otherwise lie on disk (default: as much as they need), and whether
+    training compares each update with the gradient it came from.
     """
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()

@@ -86,13 +86,6 @@ def place(model: nn.Module, target: Target) -> Placement:
     return Placement(weight.device)
 
 
-def network_home(
-    model: nn.Module, targets: Sequence[Target], wish: int | str | None
-) -> torch.device:
-    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
-    return place(model, highest(model, targets)).device if wish is None else as_device(wish)
-
-
 def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> None:
     """Raise PlacementError where a weight that is tied to the target's is kept in another way.
 
@@ -106,6 +99,13 @@ def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> 
                 "two names, and lie in two places: an edit of one would not reach the other. Give "
                 "both modules one place in device_map and load the model again"
             )
+
+
+def network_home(
+    model: nn.Module, targets: Sequence[Target], wish: int | str | None
+) -> torch.device:
+    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
+    return place(model, highest(model, targets)).device if wish is None else as_device(wish)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

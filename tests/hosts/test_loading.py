@@ -158,14 +158,15 @@ def test_after_loading_accelerates_own_guard_stands_again(
         model.to("cpu")
 
 
+@pytest.mark.parametrize("on_disk", [3, 0], ids=["some_on_disk", "all_in_memory"])
 @pytest.mark.parametrize(
     "left_out", ["lm_head", "model.embed_tokens", "model.layers.2", "model.norm"]
 )
 def test_a_device_map_that_leaves_weights_out_is_refused(
-    saved: tuple[str, Toy], tmp_path: Path, left_out: str
+    saved: tuple[str, Toy], tmp_path: Path, left_out: str, on_disk: int
 ) -> None:
     path, toy = saved
-    kwargs = mixed(tmp_path)
+    kwargs = mixed(tmp_path, first=on_disk)
     del kwargs["device_map"][left_out]
     hparams = toy.hparams(tmp_path, model_name=path, model_kwargs=kwargs)
 
