@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from easyedit_mend_parallel.placement import Placement
-    from easyedit_mend_parallel.stores import Store
+    from easyedit_mend_parallel.stores.protocol import Store
     from easyedit_mend_parallel.target import Target
 
 PROJECT = "easyedit"
