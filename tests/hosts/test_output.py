@@ -35,7 +35,7 @@ ASKED: dict[str, Any] = {
     "target_new": [request["target_new"] for request in REQUESTS],
     "ground_truth": ["Paris", "Oslo", "a cat"],
 }
-MODELS = ("floating", *KINDS)
+MODELS = ("floating", "8-bit", "4-bit")
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +136,30 @@ def test_normal_edit_restores_by_looping_over_the_items(kind: str, tmp_path: Pat
     plain = logits(editor.model)
     editor.normal_edit(ASKED["prompts"], ASKED["target_new"])
     assert torch.equal(logits(editor.model), plain)
+
+
+def test_a_model_that_easyedit_loads_is_quantized_by_model_kwargs(tmp_path: Path) -> None:
+    from easyeditor import BaseEditor
+
+    pair = base_editor("floating", tmp_path)
+    folder = tmp_path / "toy-llama"
+    wide_model().save_pretrained(folder)
+    pair.tok.save_pretrained(folder)
+    values = vars(pair.hparams) | {
+        "model_name": str(folder),
+        "model_kwargs": {"quantization_config": KINDS["4-bit"], "device_map": {"": "cpu"}},
+    }
+    hparams = ours.MENDParallelHyperParams(**values)
+
+    editor = BaseEditor.from_hparams(hparams)
+
+    assert type(editor.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    plain = logits(editor.model)
+    metrics, edited, _ = editor.edit(**ASKED, **KEPT)
+    assert len(metrics) == len(REQUESTS)
+    assert not torch.allclose(logits(edited), plain, atol=1e-3)
+    ours.rollback_all(edited)
+    assert torch.equal(logits(edited), plain)
 
 
 def test_the_name_mend_applies_to_outputs_where_replace_mend_says_so(tmp_path: Path) -> None:
