@@ -20,12 +20,12 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("spread", ["cpu+disk", "simulated"])
-def test_the_demo_edits_every_fact_and_takes_it_back(spread: str) -> None:
+@pytest.mark.parametrize("placement", ["cpu+disk", "all-disk", "simulated"])
+def test_the_demo_edits_every_fact_and_takes_it_back(placement: str) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "easyedit_mend_parallel.demo"]
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     shown = subprocess.run(
-        [*command, "--spread", spread],
+        [*command, "--placement", placement],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,6 +1,6 @@
 """Edits facts that SmolLM2 knows while its blocks lie in different places, and shows the proof.
 
-    python -m easyedit_mend_parallel.demo [--spread NAME]
+    python -m easyedit_mend_parallel.demo [--placement NAME]
 
 For each fact: the answers before and after, to the prompt, a rephrase and an unrelated prompt;
 then that the weights equal those of an edit on one device, and that rollback restored every bit.
@@ -29,6 +29,9 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
 from easyedit_mend_parallel.demo.placements import Spread, choices, spread
 from easyedit_mend_parallel.demo.smollm2 import prepare
 from easyedit_mend_parallel.errors import MendParallelError
+from easyedit_mend_parallel.placement import place
+from easyedit_mend_parallel.stores import store_for
+from easyedit_mend_parallel.target import Target
 
 SAME_EDIT = 1e-5
 """The bound: this share of the largest change, and one unit in the last place of the weight."""
@@ -37,11 +40,11 @@ SAME_EDIT = 1e-5
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo")
     parser.add_argument(
-        "--spread",
+        "--placement",
         choices=[*choices(), "simulated"],
         help="where the blocks lie (default: the best this machine has, then simulated)",
     )
-    named = parser.parse_args().spread
+    named = parser.parse_args().placement
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         if named:
@@ -65,7 +68,7 @@ def show_simulated(console: Console) -> int:
         )
         return 0
     command = [sys.executable, "-W", "ignore", "-m", "easyedit_mend_parallel.demo"]
-    return subprocess.run([*command, "--spread", "simulated"], check=False).returncode
+    return subprocess.run([*command, "--placement", "simulated"], check=False).returncode
 
 
 def show(name: str, console: Console) -> int:
@@ -103,7 +106,7 @@ def edit_facts(where: Spread, console: Console) -> bool:
     plain.archive = hparams.archive
     one_device = type(model).from_pretrained(directory).eval()
     reference = MendParallel(one_device, tokenizer, plain)
-    targets = [(name, model.get_parameter(name)) for name in hparams.inner_params]
+    targets = reference.targets
     print_places(model, targets, console)
 
     table = Table("fact", "prompt", "rephrase", "unrelated", "edit", "one device", "rollback")
@@ -120,11 +123,12 @@ def edit_facts(where: Spread, console: Console) -> bool:
         )
         after = answers(model, tokenizer, fact)
         result = reference.edit({"prompt": fact.prompt, "target_new": fact.target_new})
-        apart = beyond_rounding(targets, one_device, result)
+        apart = beyond_rounding(kept_weights(model, targets), one_device, result)
         result.rollback()
         weights_copy()
         restored = all(
-            torch.equal(weight.cpu(), one_device.get_parameter(name)) for name, weight in targets
+            torch.equal(weight, one_device.get_parameter(name))
+            for name, weight in kept_weights(model, targets).items()
         )
         held &= restored and apart <= SAME_EDIT and after[0] == fact.target_new.strip()
         table.add_row(
@@ -144,18 +148,28 @@ def edit_facts(where: Spread, console: Console) -> bool:
     return held
 
 
-def print_places(model: Any, targets: list[tuple[str, Any]], console: Console) -> None:
+def print_places(model: Any, targets: list[Target], console: Console) -> None:
     """How many blocks lie where, and where each target does."""
     where: dict[str, list[str]] = {}
-    for block, place in model.hf_device_map.items():
-        where.setdefault(str(place), []).append(block.removeprefix("model."))
-    for place, blocks in where.items():
-        console.print(f"  {place}: {blocks[0]} … {blocks[-1]} ({len(blocks)} modules)")
+    for block, mapped in model.hf_device_map.items():
+        where.setdefault(str(mapped), []).append(block.removeprefix("model."))
+    for somewhere, blocks in where.items():
+        console.print(f"  {somewhere}: {blocks[0]} … {blocks[-1]} ({len(blocks)} modules)")
     places: dict[str, list[str]] = {}
-    for name, weight in targets:
-        places.setdefault(str(weight.device), []).append(name.removeprefix("model.layers."))
-    for place, names in places.items():
-        console.print(f"  targets on {place}: {', '.join(names)}", highlight=False)
+    for target in targets:
+        found = place(model, target)
+        if found.kept == "resident":
+            says = f"on {found.device}"
+        else:
+            says = f"offloaded (kept as {found.kept}), computing on {found.device}"
+        places.setdefault(says, []).append(target.name.removeprefix("model.layers."))
+    for says, names in places.items():
+        console.print(f"  targets {says}: {', '.join(names)}", highlight=False)
+
+
+def kept_weights(model: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
+    """The targets' weights as the next forward pass will see them, wherever they are kept."""
+    return {target.name: store_for(model, target).read().cpu() for target in targets}  # type: ignore[attr-defined]
 
 
 def answers(model: Any, tokenizer: Any, fact: DemoFact) -> list[str]:
@@ -180,15 +194,15 @@ def answer(model: Any, tokenizer: Any, prompt: str, n_tokens: int) -> str:
     return text.strip() or repr(text)
 
 
-def beyond_rounding(targets: list[tuple[str, Any]], one_device: Any, result: Any) -> float:
+def beyond_rounding(weights: dict[str, torch.Tensor], one_device: Any, result: Any) -> float:
     """How far the spread model's weights are from the one-device edit's, in shares of max |ΔW|,
     beyond one unit in the last place of the weight."""
     apart = 0.0
-    for name, weight in targets:
+    for name, weight in weights.items():
         edited = one_device.get_parameter(name).detach()
         change = (edited - result.entry.before()[name]).abs().max()
         unit = torch.nextafter(edited.abs(), torch.tensor(torch.inf)) - edited.abs()
-        beyond = (weight.detach().cpu() - edited).abs() - unit
+        beyond = (weight - edited).abs() - unit
         apart = max(apart, float(beyond.max().clamp(min=0) / change))
     return apart
 

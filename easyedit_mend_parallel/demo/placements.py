@@ -37,6 +37,11 @@ def spread(name: str, offload_folder: str) -> Spread:
             {**_map("cpu", 15, 0), "offload_folder": offload_folder},
             device=0,
         )
+    if name == "all-disk":
+        return Spread(
+            "all blocks on disk, the edited ones too",
+            {**_map("disk", N_BLOCKS, "cpu"), "offload_folder": offload_folder},
+        )
     return Spread(
         "the lower half on disk, the rest in memory",
         {**_map("disk", 15, "cpu"), "offload_folder": offload_folder},
@@ -46,7 +51,7 @@ def spread(name: str, offload_folder: str) -> Spread:
 def choices() -> list[str]:
     """What this machine can run, the best first."""
     gpus = torch.cuda.device_count()
-    return ["two-gpus"] * (gpus > 1) + ["gpu+cpu"] * (gpus > 0) + ["cpu+disk"]
+    return ["two-gpus"] * (gpus > 1) + ["gpu+cpu"] * (gpus > 0) + ["cpu+disk", "all-disk"]
 
 
 def _map(lower: int | str, cut: int, upper: int | str) -> dict[str, Any]:
