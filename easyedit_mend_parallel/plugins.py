@@ -5,7 +5,9 @@ Knows the hooks and nothing of what is offered through them.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
+from importlib import metadata
 
 import pluggy
 
@@ -13,13 +15,29 @@ from easyedit_mend_parallel import hookspecs
 from easyedit_mend_parallel.errors import PluginError
 from easyedit_mend_parallel.hookspecs import EditingMethod, Host
 
+log = logging.getLogger(__name__)
+
 
 @cache
 def plugin_manager() -> pluggy.PluginManager:
-    """The process's plugin manager, with every installed plugin registered."""
+    """The process's plugin manager, with every installed plugin registered.
+
+    A plugin that cannot be imported is left out, with a warning: it is no reason for EasyEdit or
+    other plugins to fail.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+    for entry_point in metadata.entry_points(group=hookspecs.PROJECT):
+        try:
+            manager.load_setuptools_entrypoints(hookspecs.PROJECT, name=entry_point.name)
+        except Exception as error:  # whatever somebody else's package raises when imported
+            log.warning(
+                "the plugin %s (%s) cannot be imported and is left out: %s: %s",
+                entry_point.name,
+                entry_point.value,
+                type(error).__name__,
+                error,
+            )
     return manager
 
 
