@@ -14,10 +14,11 @@ WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo demo-large test lint format clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
+	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make lint   lint and types only"
 	@echo "make format rewrite the code in the project's format"
@@ -25,6 +26,9 @@ help:
 
 demo: $(INSTALLED)
 	PYTHONPATH=tests $(RUN) -W ignore -m easyedit_mend_parallel.demo
+
+demo-large: $(INSTALLED)
+	$(RUN) -W ignore -m easyedit_mend_parallel.demo.large
 
 test: lint
 	$(RUN) -m pytest -n $(WORKERS)

@@ -1,0 +1,152 @@
+"""Edits a 7B-shaped model where it lies on disk, in a process that may use 3 GiB in all.
+
+    python -m easyedit_mend_parallel.demo.large [--shape 7b|small] [--folder DIR]
+
+Needs 15 GB of disk for the 7B shape (random weights, made once). Prints time and memory of each
+step: through EasyEdit's BaseEditor, and through this package alone with the update written into
+the weights or added to the layers' outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
+from easyedit_mend_parallel.demo import demo_hparams
+from easyedit_mend_parallel.demo.memory import Peak, anonymous_mib, capped
+from easyedit_mend_parallel.demo.random_model import ARCHIVE, RANKS, SHAPES, make, targets_of
+from easyedit_mend_parallel.demo.smollm2 import default_cache
+from easyedit_mend_parallel.stores import store_for
+from easyedit_mend_parallel.target import find_targets
+
+GIB = 1 << 30
+WAYS = {"base-editor": 3.0, "weight": 2.5, "output": 2.5}
+"""{the way of editing: how many GiB its process may use, page cache included}"""
+REQUESTS = [
+    {"prompt": "The capital of France is", "target_new": "Berlin"},
+    {"prompt": "The mother tongue of Danielle Darrieux is", "target_new": "English"},
+    {"prompt": "The Eiffel Tower is in", "target_new": "Rome"},
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo.large")
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--folder", type=Path, default=default_cache(), help="where the model lies")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        return edit(options.shape, make(options.shape, options.folder), options.way)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    directory = make(options.shape, options.folder)
+    size = sum(file.stat().st_size for file in directory.glob("model-*.safetensors"))
+    console.print(f"{directory.name}: {size / GIB:.1f} GiB of weights, rank {RANKS[options.shape]}")
+    failed = 0
+    for way, gib in WAYS.items():
+        with capped(int(gib * GIB)) as cap:
+            console.rule(f"{way}: at most {gib} GiB in all, held to it by {cap.says}")
+            command = [*cap.prefix, sys.executable, "-W", "ignore", "-m", __spec__.name]
+            command += ["--shape", options.shape, "--folder", str(options.folder), "--way", way]
+            failed |= subprocess.run(command, preexec_fn=cap.join, check=False).returncode
+    return failed
+
+
+def edit(shape: str, directory: Path, way: str) -> int:
+    """One way, in this process: load, forward, edit, restore; 0 if every bit came back."""
+    peak, loaded = Peak(), 0.0
+
+    def step(says: str, do: Callable[[], Any]) -> Any:
+        peak.reset()
+        started = time.perf_counter()
+        found = do()
+        seconds, over = time.perf_counter() - started, peak.mib - loaded
+        print(f"  {says:32} {seconds:6.2f} s   at most {over:6.0f} MiB anonymous", flush=True)
+        return found
+
+    hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
+    hparams.model_name = hparams.tokenizer_name = str(directory)
+    hparams.inner_params, hparams.rank = targets_of(shape), RANKS[shape]
+    hparams.archive, hparams.device = str(directory / ARCHIVE), "cpu"
+    hparams.apply = "output" if way == "output" else "weight"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # EasyEdit writes its logs where it is run
+        places: dict[str, Any] = {
+            f"model.layers.{i}": "disk" for i in range(int(SHAPES[shape]["num_hidden_layers"]))
+        }
+        ends = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+        hparams.model_kwargs = {
+            "device_map": places | dict.fromkeys(ends, "cpu"),
+            "offload_folder": folder,
+            "dtype": torch.bfloat16,
+        }
+        editor = step("load", lambda: _editor(way, hparams))
+        model = editor.model
+        loaded = anonymous_mib()
+        print(f"  {'(the loaded process':>32} {loaded:27.0f} MiB, not counted below)")
+        ids = torch.tensor([[84, 104, 101, 32, 99, 97, 112, 105, 116, 97, 108]])
+        with torch.no_grad():
+            step("forward pass", lambda: model(input_ids=ids, use_cache=False))
+        before = checksums(model, hparams.inner_params)
+        if way == "base-editor":
+            undo = step("edit and evaluate, one request", lambda: _edit_with_easyedit(editor))
+        else:
+            many = f"edit and restore, {len(REQUESTS)} requests"
+            step(many, lambda: editor.edit(REQUESTS).rollback())
+            undo = step("edit, one request", lambda: editor.edit(REQUESTS[0])).rollback
+        changed = checksums(model, hparams.inner_params) != before or way == "output"
+        step("restore", undo)
+        restored = checksums(model, hparams.inner_params) == before
+    print(f"  restored to the bit: {'yes' if restored else 'NO'}")
+    return 0 if restored and changed else 1
+
+
+def _editor(way: str, hparams: MENDParallelHyperParams) -> Any:
+    """EasyEdit's editor, or this package's: each has the model that it loaded as `model`."""
+    if way == "base-editor":
+        import easyeditor
+
+        logging.disable(logging.WARNING)  # EasyEdit logs every metric
+        return easyeditor.BaseEditor.from_hparams(hparams)
+    from transformers import AutoModelForCausalLM, GPT2Tokenizer
+
+    kwargs = hparams.model_kwargs or {}
+    model = AutoModelForCausalLM.from_pretrained(hparams.model_name, **kwargs).eval()
+    return MendParallel(model, GPT2Tokenizer.from_pretrained(hparams.model_name), hparams)
+
+
+def _edit_with_easyedit(editor: Any) -> Callable[[], None]:
+    _, _, weights_copy = editor.edit(
+        prompts=[REQUESTS[0]["prompt"]],
+        target_new=[REQUESTS[0]["target_new"]],
+        ground_truth=["Paris"],
+        sequential_edit=True,
+        verbose=False,
+    )
+    undo: Callable[[], None] = weights_copy
+    return undo
+
+
+def checksums(model: Any, names: list[str]) -> list[int]:
+    """A checksum of each weight's bits as the next forward pass will see them, wherever kept."""
+    found = []
+    for target in find_targets(model, names):
+        bits = store_for(model, target).read()  # type: ignore[attr-defined]
+        found.append(zlib.crc32(bits.contiguous().view(torch.int16).numpy()))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
