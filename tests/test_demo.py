@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS
+from easyedit_mend_parallel.demo.placements import spread
+from easyedit_mend_parallel.demo.smollm2 import DemoError
 
 TESTS = Path(__file__).parent
 
@@ -61,3 +64,9 @@ def test_no_fact_of_the_demo_is_among_those_that_the_archive_was_trained_on() ->
 def test_the_demo_reads_an_easyedit_style_yaml() -> None:
     assert demo_hparams().suffix == ".yaml"
     assert "inner_params:" in demo_hparams().read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_placement_that_needs_a_gpu_says_so_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match=r"gpu\+cpu needs more GPUs.*can run cpu\+disk, all-disk"):
+        spread("gpu+cpu", str(tmp_path))

@@ -26,7 +26,7 @@ from rich.table import Table
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
-from easyedit_mend_parallel.demo.placements import Spread, choices, spread
+from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
 from easyedit_mend_parallel.demo.smollm2 import prepare
 from easyedit_mend_parallel.errors import MendParallelError
 from easyedit_mend_parallel.placement import place
@@ -41,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo")
     parser.add_argument(
         "--placement",
-        choices=[*choices(), "simulated"],
+        choices=NAMES,
         help="where the blocks lie (default: the best this machine has, then simulated)",
     )
     named = parser.parse_args().placement

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from easyedit_mend_parallel.demo.smollm2 import DemoError
+
 N_BLOCKS = 30
 """SmolLM2-135M has 30 blocks; the last three hold the targets."""
 
@@ -21,8 +23,16 @@ class Spread:
     """Where EasyEdit sends the prompts."""
 
 
+NAMES = ("two-gpus", "gpu+cpu", "cpu+disk", "all-disk", "simulated")
+
+
 def spread(name: str, offload_folder: str) -> Spread:
-    """The spread called `name`: one of `choices()`, or `simulated`."""
+    """The spread called `name`, one of `NAMES`; raises DemoError where this machine lacks a GPU."""
+    if name != "simulated" and name not in choices():
+        raise DemoError(
+            f"{name} needs more GPUs than the {torch.cuda.device_count()} that torch sees here; "
+            f"this machine can run {', '.join(choices())} and simulated"
+        )
     if name == "two-gpus":
         return Spread("two GPUs, the cut inside the edited blocks", _map(0, 28, 1), device=0)
     if name == "simulated":
