@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -41,8 +41,6 @@ class MendHparams:
     weights may take that would otherwise lie on disk (default: as much as they need), and whether
     training compares each update with the gradient it came from.
     """
-
-    REQUIRED: ClassVar[tuple[str, ...]] = ()
 
     # Model
     model_name: Any

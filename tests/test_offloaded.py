@@ -53,7 +53,7 @@ from easyedit_mend_parallel import (
 from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
 from easyedit_mend_parallel.plugins import plugin_manager
 from easyedit_mend_parallel.shadows import Shadows
-from easyedit_mend_parallel.stores.ram import RamStaged
+from easyedit_mend_parallel.stores.resident import ResidentStaged
 from easyedit_mend_parallel.stores.shadow import ShadowStaged
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -332,7 +332,7 @@ def test_what_breaks_half_way_changes_nothing(
     first = toy.editor.edit(REQUESTS[0])
     second = toy.editor.edit(REQUESTS[1])
     edited = toy.stored()
-    staged = RamStaged if way == "cpu_offload" else ShadowStaged
+    staged = ResidentStaged if way == "cpu_offload" else ShadowStaged
     method = what.split("-")[0]
     original, calls = getattr(staged, method), []
 

@@ -27,7 +27,11 @@ def offer(place: WeightPlace) -> ResidentStore | None:
 
 
 class ResidentStore:
-    """The weight of a layer. Holds no model and no layer: a deleted model is freed."""
+    """The weight of a layer, changed in place. Holds no model and no layer: a deleted model is
+    freed.
+
+    Stores of weights that are changed in place elsewhere say where that is: `weight` and `is_here`.
+    """
 
     def __init__(self, place: WeightPlace) -> None:
         self.target = place.target
@@ -60,7 +64,7 @@ class ResidentStore:
 
 
 class ResidentStaged:
-    """An update of a resident weight, with the weight's bits from before it."""
+    """An update of a weight that is changed in place, with the weight's bits from before it."""
 
     independent = False
 
