@@ -42,6 +42,11 @@ TWO: dict[str, Any] = {
     "target_new": ["Rome and Oslo", "Shakespeare"],
     "ground_truth": ["Paris", "a cat"],
 }
+ASKED: dict[str, Any] = {
+    "prompts": [request["prompt"] for request in toys.REQUESTS],
+    "target_new": [request["target_new"] for request in toys.REQUESTS],
+    "ground_truth": ["Paris", "Oslo", "a cat"],
+}
 LOCALITY = {"near": {"prompt": ["water boils at"], "ground_truth": ["one hundred degrees"]}}
 
 

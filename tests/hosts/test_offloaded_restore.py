@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from host_toys import ASKED, KEPT, TODAY, UNDONE
 from offloads import all_stored, digests, from_checkpoint, logits_of
 from oracle import assert_same_edit
 from placements import device_map
@@ -30,17 +31,7 @@ from toys import (
 )
 
 import easyedit_mend_parallel as ours
-from easyedit_mend_parallel.easyedit.host import early_release_is_installed
 
-EARLY = early_release_is_installed()
-"""The release 0.0.1.dev0, whose `edit` keeps the edits unless asked."""
-UNDONE: dict[str, Any] = {"keep_original_weight": True} if EARLY else {}
-KEPT: dict[str, Any] = {} if EARLY else {"sequential_edit": True}
-ASKED: dict[str, Any] = {
-    "prompts": [request["prompt"] for request in REQUESTS],
-    "target_new": [request["target_new"] for request in REQUESTS],
-    "ground_truth": ["Paris", "Oslo", "a cat"],
-}
 MEASURED: dict[str, Any] = {
     "rephrase_prompts": ["Paris is the capital of", "Hamlet who wrote", "the river is"],
     "locality_inputs": {
@@ -176,7 +167,7 @@ def test_a_batch_edit_of_offloaded_weights_is_taken_back_or_kept(
     toy.assert_unedited()
 
 
-@pytest.mark.skipif(EARLY, reason="the release has no normal_edit")
+@pytest.mark.skipif(not TODAY, reason="the release has no normal_edit")
 @pytest.mark.parametrize("way", WAYS)
 def test_normal_edit_restores_offloaded_weights_by_looping_over_the_items(
     way: str, name: str, tmp_path: Path
