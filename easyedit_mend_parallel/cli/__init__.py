@@ -1,0 +1,11 @@
+"""The command line, `mend-parallel`: one file for each command, and no arithmetic.
+
+A command reads its arguments, calls the package, and reports; what it knows of models, edits or
+training is what their rooms offer to everybody.
+"""
+
+from __future__ import annotations
+
+from easyedit_mend_parallel.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,46 @@
+"""The commands put together, and what every command shares: exit codes and errors in one line.
+
+Knows no command's work. Modules of commands import what is heavy (torch, transformers) inside
+their functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from easyedit_mend_parallel.cli import plugins
+from easyedit_mend_parallel.errors import MendParallelError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done; refused or failed with this package's own error; wrong arguments (click's
+own); interrupted, with nothing left half done."""
+
+app = typer.Typer(
+    name="mend-parallel",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _all_commands() -> None:
+    """Edit knowledge in language models that do not fit on one device."""
+
+
+app.command("plugins")(plugins.command)
+
+
+def main() -> None:
+    """The console script. An error of this package is one message on stderr, and exit code 1."""
+    try:
+        app()
+    except MendParallelError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        print(error, file=sys.stderr)
+        raise SystemExit(FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
