@@ -7,9 +7,10 @@ target; no gradient of a weight is ever formed. Knows nothing of hypernetworks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,46 @@ def capture(
     return {name: _joined(parts) for name, parts in rows.items()}, losses.detach()
 
 
+@torch.no_grad()
+def inputs_of(
+    model: nn.Module, targets: Sequence[Target], batch: Batch
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """One forward: {target name: (x (n, in), request (n,))} of the tokens that `batch` counts.
+
+    `x` is what reaches the target's layer, in the model's dtype, where the layer computes, and
+    whole also where the weight is split between processes; padding is left out, and so is what
+    comes after the last token that predicts a label (`Batch.counted`). Whatever is attached to
+    the model or written into it is felt. Raises TargetError as `capture` does.
+    """
+    seen: dict[str, list[Tensor]] = {target.name: [] for target in targets}
+
+    def keep(name: str):  # type: ignore[no-untyped-def]
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name].append(inputs[0].detach().to(output.device))
+
+        return see
+
+    with evaluating(model), ExitStack() as stack:
+        for target in targets:
+            layer = target.layer(model)
+            stack.callback(layer.register_forward_hook(keep(target.name)).remove)
+        batch.losses_on(model)
+    _refuse_unreached(targets, seen)
+    found = {}
+    for target in targets:
+        shard = shard_of(model, target)
+        rows, requests = [], []
+        for x in seen[target.name]:
+            x = x if shard is None else shard.whole(x, "in")
+            x = x.flatten(0, -2)
+            kept = batch.counted(len(x) // len(batch.labels)).flatten()
+            rows.append(x[kept.nonzero().flatten().to(x.device)])
+            owner = batch.request.repeat_interleave(len(kept) // len(batch.request))
+            requests.append(owner[kept].to(x.device))
+        found[target.name] = torch.cat(rows), torch.cat(requests)
+    return found
+
+
 @contextmanager
 def watched(
     model: nn.Module, targets: Sequence[Target]
@@ -133,9 +174,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _refuse_unreached(
-    targets: Sequence[Target], seen: dict[str, list[tuple[Tensor, Tensor]]]
-) -> None:
+def _refuse_unreached(targets: Sequence[Target], seen: Mapping[str, Sequence[Any]]) -> None:
     unreached = [target.name for target in targets if not seen[target.name]]
     if unreached:
         raise TargetError(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.errors import HparamsError, suggestion
 from easyedit_mend_parallel.hypernetwork import HypernetworkConfig
 
@@ -34,12 +35,13 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 class MendHparams:
     """The fields that EasyEdit's MEND has for editing and for training alike.
 
-    Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `shadow_limit` and `gradient_diagnostics` are this package's own: what `from_pretrained` is
-    called with, where the hypernetwork lives (default: beside the highest target), whether an
-    update is written into the weight or added to the layer's output, how much memory edited
-    weights may take that would otherwise lie on disk (default: as much as they need), and whether
-    training compares each update with the gradient it came from.
+    Those without a default have to be in the file. Those under "This package" are its own: what
+    `from_pretrained` is called with, where the hypernetwork lives (default: beside the highest
+    target), whether an update is written into the weight or added to the layer's output, how much
+    memory edited weights may take that would otherwise lie on disk (default: as much as they
+    need), whether training compares each update with the gradient it came from, how several
+    requests become one update and with which options (see `Aggregate`; default: as the archive
+    says, or least squares), and how much memory the rows and systems of a batch may take.
     """
 
     # Model
@@ -111,6 +113,9 @@ class MendHparams:
     apply: str = "weight"
     shadow_limit: int | str | None = None
     gradient_diagnostics: bool = False
+    aggregate: str | None = None
+    aggregate_options: dict[str, Any] | None = None
+    batch_limit: int | str = "2GiB"
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD
@@ -141,12 +146,46 @@ class MendHparams:
                 "weight) or 'output' (it is added to the layer's output, and nothing is written)"
             )
         self.network_config()
-        self.shadow_bytes  # noqa: B018  raises where it cannot be read
+        if self.aggregate_options is not None and not isinstance(self.aggregate_options, dict):
+            raise HparamsError(
+                f"aggregate_options is {self.aggregate_options!r}; it has to map options (ridge, "
+                "rows, held_still, held_still_weight) to their values"
+            )
+        self.aggregation({})
+        # Raise where they cannot be read.
+        self.shadow_bytes  # noqa: B018
+        self.batch_bytes  # noqa: B018
 
     @property
     def shadow_bytes(self) -> int | None:
         """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-        return None if self.shadow_limit is None else _bytes(self.shadow_limit)
+        if self.shadow_limit is None:
+            return None
+        return _bytes("shadow_limit", self.shadow_limit, ", or null for no limit")
+
+    @property
+    def batch_bytes(self) -> int:
+        """`batch_limit` in bytes; raises HparamsError for what is no size."""
+        return _bytes("batch_limit", self.batch_limit)
+
+    @property
+    def held_still(self) -> str | None:
+        """The file of unrelated text that `aggregate_options` name, if they name one."""
+        named = (self.aggregate_options or {}).get("held_still")
+        return None if named is None else os.fspath(named)
+
+    def aggregation(self, kept: Mapping[str, Any]) -> Aggregate:
+        """How the updates of several requests become one, but for the text of `held_still`.
+
+        What is set here comes before what an archive keeps (`kept`), and both before the defaults.
+        Raises HparamsError for an option that cannot be used.
+        """
+        values = dict(self.aggregate_options or {})
+        values.pop("held_still", None)
+        if self.aggregate is not None:
+            values["how"] = self.aggregate
+        Aggregate.from_values(values, "aggregate_options")
+        return Aggregate.from_values({**kept, **values}, "the archive's options for batches")
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
@@ -234,13 +273,13 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 }
 
 
-def _bytes(size: int | str) -> int:
+def _bytes(name: str, size: int | str, more: str = "") -> int:
     """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or found is None or found[2] not in UNITS:
         raise HparamsError(
-            f"shadow_limit is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB', or null for no limit"
+            f"{name} is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'{more}"
         )
     return int(float(found[1]) * UNITS[found[2]])
 

@@ -102,7 +102,7 @@ def test_losses_on_a_model_make_logits_only_where_there_are_labels(family: str, 
     batch = make_batch(model, tokenizer_like(model, side=side), as_requests(REQUESTS))
     rows: list[int] = []
     head = model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _, __, logits: rows.append(logits[..., 0].numel()))
+    handle = head.register_forward_pre_hook(lambda _, x: rows.append(x[0][..., 0].numel()))
     with torch.no_grad():
         losses = batch.losses_on(model)
         handle.remove()
