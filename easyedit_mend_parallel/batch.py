@@ -285,16 +285,16 @@ def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
     and with positions that count tokens and not padding where its forward takes them."""
     device = input_device(model)
     arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
-    if _takes(model, "position_ids"):
+    if takes(model, "position_ids"):
         # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
         # logits in a padded batch than alone.
         mask = arguments["attention_mask"]
         arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if _takes(model, "use_cache"):
+    if takes(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
 
 
-def _takes(model: nn.Module, argument: str) -> bool:
+def takes(model: nn.Module, argument: str) -> bool:
     """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
     return argument in inspect.signature(type(model).forward).parameters
