@@ -215,7 +215,8 @@ def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Reques
     """
     targets = [_target_ids(tokenizer, request) for request in requests]
     if model.config.is_encoder_decoder:
-        return _encoder_decoder_batch(model, tokenizer, requests, targets)
+        prompts = [_ids(tokenizer, request.prompt) for request in requests]
+        return _encoder_decoder_batch(model, tokenizer, prompts, targets)
     sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
     labels = []
     for request, sentence, target in zip(requests, sentences, targets, strict=True):
@@ -234,10 +235,30 @@ def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Reques
     )
 
 
+def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> Batch:
+    """A batch of plain texts, each of which goes on as it does: its last token is its label.
+
+    An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
+    two tokens are left out; raises RequestError where no other is there.
+    """
+    ids = [ids for text in texts if len(ids := _ids(tokenizer, text)) > 1]
+    if not ids:
+        raise RequestError("of the unrelated texts none has two tokens: give longer ones")
+    if model.config.is_encoder_decoder:
+        halves = [len(row) // 2 for row in ids]
+        prompts = [row[:half] for row, half in zip(ids, halves, strict=True)]
+        rests = [row[half:] for row, half in zip(ids, halves, strict=True)]
+        return _encoder_decoder_batch(model, tokenizer, prompts, rests)
+    left = tokenizer.padding_side == "left"
+    labels = [[IGNORED] * (len(row) - 2) + [row[-1], IGNORED] for row in ids]
+    mask = _padded([[1] * len(row) for row in ids], 0, left)
+    inputs = {"input_ids": _padded(ids, _padding(tokenizer), left), "attention_mask": mask}
+    return Batch(called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(ids)))
+
+
 def _encoder_decoder_batch(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
+    model: PreTrainedModel, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]]
 ) -> Batch:
-    prompts = [_ids(tokenizer, request.prompt) for request in requests]
     left = tokenizer.padding_side == "left"
     labels = _padded(targets, IGNORED, left=False)
     inputs = {
@@ -245,7 +266,7 @@ def _encoder_decoder_batch(
         "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
         "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
     }
-    return Batch(called_with(model, inputs), labels, torch.arange(len(requests)))
+    return Batch(called_with(model, inputs), labels, torch.arange(len(prompts)))
 
 
 def _target_ids(tokenizer: Any, request: Request) -> list[int]:

@@ -15,9 +15,9 @@ from torch import nn
 
 from easyedit_mend_parallel.aggregate import Aggregate, bytes_for_a_token
 from easyedit_mend_parallel.archive import load_archive
-from easyedit_mend_parallel.batch import Batch, make_batch
+from easyedit_mend_parallel.batch import Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.errors import ArchiveError, HparamsError, RequestError, TargetError
-from easyedit_mend_parallel.held_still import HeldStill, as_requests_of, lines_of
+from easyedit_mend_parallel.held_still import HeldStill, lines_of
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
@@ -185,7 +185,7 @@ class MendParallel:
             return None
         if self.trained.held is None or self.trained.held[0] != lines:
             with Ranks.of(self.model).together("make the batch of text to hold still"):
-                batch = make_batch(self.model, self.tokenizer, as_requests_of(lines))
+                batch = make_text_batch(self.model, self.tokenizer, lines)
             parts = batch.parts(self._tokens_at_once())
             self.trained.held = lines, HeldStill.gathered(self.model, self.targets, parts)
         return self.trained.held[1]

@@ -16,7 +16,6 @@ from easyedit_mend_parallel.aggregate import HeldRows
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.capture import inputs_of
 from easyedit_mend_parallel.errors import HparamsError
-from easyedit_mend_parallel.requests import Request
 from easyedit_mend_parallel.target import Target
 
 SHIPPED = "held_still.txt"
@@ -26,7 +25,7 @@ SHIPPED = "held_still.txt"
 def lines_of(path: str | Path | None) -> tuple[str, ...]:
     """The lines of a text file, empty ones left out; None: those that ship with this package.
 
-    Raises HparamsError for a file that cannot be read or has no line of two words.
+    Raises HparamsError for a file that cannot be read or holds no text.
     """
     try:
         if path is None:
@@ -37,23 +36,9 @@ def lines_of(path: str | Path | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"held_still: cannot read text from {path}: {error}") from error
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not as_requests_of(lines):
-        raise HparamsError(f"held_still: {path} has no line of two words or more")
+    if not lines:
+        raise HparamsError(f"held_still: there is no line of text in {path}")
     return lines
-
-
-def as_requests_of(lines: Iterable[str]) -> list[Request]:
-    """Each line as a prompt that goes on as it does, so that it is run as requests are.
-
-    The first half of its words is the prompt. Lines of one word are left out.
-    """
-    requests = []
-    for line in lines:
-        words = line.split()
-        if len(words) > 1:
-            half = len(words) // 2
-            requests.append(Request(" ".join(words[:half]), " ".join(words[half:])))
-    return requests
 
 
 class HeldStill:

@@ -26,7 +26,7 @@ from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def _solved(
     losses = []
     for first, part in _parts(batch, left // bytes_for_a_token(targets)):
         proposal = propose(model, targets, part, network)
+        with Ranks.of(model).together("make every request's update"):
+            refuse_non_finite(proposal.updates)
         losses.append(proposal.losses)
         if options.rows == "own_run":
             with attached(model, by_name, proposal.updates, route=part.request):
