@@ -31,8 +31,9 @@ from words import (
 #: Targets that SmolLM2's tokenizer cuts in two or more; `build` leaves them out unless asked.
 MULTI_TOKEN = frozenset(
     listed(
-        "Bangkok, Jakarta, Lagos, Osaka, Punjabi, Gujarati, banker, plumber, badminton, softball, polo, "
-        "cello, clarinet, saxophone, zoology, meteorology, Sikhism, Jainism, Oceania, pianos, crimson"
+        "Bangkok, Jakarta, Lagos, Osaka, Punjabi, Gujarati, banker, plumber, badminton, softball, "
+        "polo, cello, clarinet, saxophone, zoology, meteorology, Sikhism, Jainism, Oceania, "
+        "pianos, crimson"
     )
 )
 
