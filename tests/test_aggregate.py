@@ -1,0 +1,385 @@
+"""A batch's one update: least squares from each request's own run is exact where it can be, all
+forms of it agree, and what cannot be solved or combined is refused by name with nothing changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+from toys import (
+    FAMILIES,
+    REQUEST,
+    assert_unchanged,
+    same_bits,
+    toy_hparams,
+    toy_model,
+    toy_network,
+    toy_targets,
+    toy_tokenizer,
+    weights,
+)
+
+from easyedit_mend_parallel import MendParallel, RequestError, UpdateError
+from easyedit_mend_parallel.aggregate import HOW, OF_ALL, Aggregate, HeldRows, System
+from easyedit_mend_parallel.batch import make_batch
+from easyedit_mend_parallel.capture import capture
+from easyedit_mend_parallel.mend import propose, propose_together
+from easyedit_mend_parallel.requests import as_requests
+from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.update import LowRankUpdate
+
+BATCH = [
+    REQUEST,
+    {"prompt": "who wrote Hamlet", "target_new": "Shakespeare"},
+    {"prompt": "water boils at", "target_new": "one hundred degrees"},
+]
+"""Prompts that begin with different words, so that no two of their tokens are the same row, and
+targets of unequal length. 15 rows."""
+WIDE = 40
+"""A width at which so many rows are independent."""
+EXACT = {"ridge": 1e-10, "held_still_weight": 0}
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toys, "WIDTH", WIDE)
+    monkeypatch.setattr(toys, "INNER", WIDE + 8)
+
+
+def tokenizer_of(model: Any, side: str = "right") -> Any:
+    return toy_tokenizer(eos=model.config.is_encoder_decoder, side=side)
+
+
+def editor_of(model: Any, side: str = "right", **values: Any) -> MendParallel:
+    tokenizer, names = tokenizer_of(model, side), toy_targets(model)
+    network = toy_network(model, tokenizer, names)
+    return MendParallel(model, tokenizer, toy_hparams(names, **values), network=network)
+
+
+def seen(editor: MendParallel, requests: Any, number: int) -> Tensor:
+    """The logits of one request in the padded batch, at the tokens that are counted."""
+    batch = make_batch(editor.model, editor.tokenizer, as_requests(requests))
+    with torch.no_grad():
+        logits = batch.logits(editor.model)
+    return logits[number][batch.counted(logits.shape[1])[number]]
+
+
+def apart_from_own_edits(editor: MendParallel) -> float:
+    """How far the batch's edit is from each request's own, by what each request sees of it; in
+    units of what the own edit changes."""
+    own = []
+    for number, request in enumerate(BATCH):
+        before = seen(editor, BATCH, number)
+        result = editor.edit(request)
+        after = seen(editor, BATCH, number)
+        result.rollback()
+        own.append((after, (after - before).abs().max()))
+    result = editor.edit(BATCH)
+    apart = max(
+        float((seen(editor, BATCH, number) - after).abs().max() / change)
+        for number, (after, change) in enumerate(own)
+    )
+    result.rollback()
+    return apart
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_request_finds_exactly_its_own_edit_in_the_batch(
+    family: str, side: str, wide: None
+) -> None:
+    editor = editor_of(toy_model(family), side, aggregate_options=EXACT)
+
+    assert apart_from_own_edits(editor) < 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_with_rows_of_the_unedited_run_it_does_not(family: str, wide: None) -> None:
+    editor = editor_of(toy_model(family), aggregate_options={**EXACT, "rows": "unedited_run"})
+
+    assert apart_from_own_edits(editor) > 0.05
+
+
+@pytest.mark.parametrize("how", ["sum", "mean_loss"])
+def test_nor_do_the_other_ways(how: str, wide: None) -> None:
+    assert apart_from_own_edits(editor_of(toy_model("llama"), aggregate=how)) > 0.05
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_one_request_is_the_plain_edit_and_no_system_is_solved(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model("llama")
+    editor = editor_of(model, aggregate=how)
+    batch = make_batch(model, editor.tokenizer, as_requests(REQUEST))
+    with torch.no_grad():
+        expected = propose(model, editor.targets, batch, editor.network).updates
+    monkeypatch.delattr(System, "solved")
+
+    for requests in (REQUEST, [REQUEST], [REQUEST, dict(REQUEST)]):
+        result = editor.edit(requests)
+        for name, update in expected.items():
+            assert same_bits(result.updates[name].keys, update.keys)
+            assert same_bits(result.updates[name].values, update.values)
+        result.rollback()
+
+
+def test_mean_loss_is_the_edit_of_one_loss_over_all_labels() -> None:
+    model = toy_model("llama")
+    editor = editor_of(model, aggregate="mean_loss")
+    batch = make_batch(model, editor.tokenizer, as_requests(BATCH))
+    one = dataclasses.replace(batch, request=torch.zeros(len(BATCH), dtype=torch.long))
+    with torch.no_grad():
+        expected = propose(model, editor.targets, one, editor.network).updates
+
+    for name, update in editor.edit(BATCH).updates.items():
+        assert_same_change(update, expected[name])
+
+
+# The system of one target
+
+
+def dense(update: LowRankUpdate) -> Tensor:
+    return update.values.double().T @ update.keys.double()
+
+
+def assert_same_change(one: LowRankUpdate, other: LowRankUpdate, share: float = 1e-4) -> None:
+    expected = dense(other)
+    assert (dense(one) - expected).abs().max() <= share * expected.abs().max()
+
+
+def rows(n: int, width: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    x, d = (torch.randn(n, size, generator=generator) for size in (width, out))
+    return x, d, torch.arange(n)
+
+
+def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7) -> LowRankUpdate:
+    system = System(Target("w", 12, 5), by_rows, options, held)
+    x, d, request = rows(n, 12, 5)
+    system.add(x[:3], d[:3], request[:3])
+    system.add(x[3:], d[3:], request[3:])
+    return system.solved()
+
+
+@pytest.mark.parametrize("n", [7, 30])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: int) -> None:
+    x, d, _ = rows(n, 12, 5)
+    still = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    options = Aggregate(ridge=0.01, held_still_weight=0.3)
+    mean = x.double().square().sum(1).mean()
+    left = [x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
+    right = [d.double(), torch.zeros(12, 5).double()]
+    if held:
+        left.append(0.3**0.5 * still.double())
+        right.append(torch.zeros(4, 5).double())
+    expected = torch.linalg.lstsq(torch.cat(left), torch.cat(right)).solution.T
+
+    update = solved(by_rows, options, HeldRows(4, still) if held else None, n)
+
+    assert (dense(update) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if by_rows:
+        assert update.request.tolist() == list(range(n))
+        assert same_bits(update.values, d)
+    else:
+        assert set(update.request.tolist()) == {OF_ALL}
+        assert len(update.keys) == 12
+
+
+def test_held_rows_and_their_gram_matrix_are_the_same() -> None:
+    still = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    gram = HeldRows(30, None, still.double().T @ still.double())
+    options = Aggregate(held_still_weight=0.3)
+
+    assert_same_change(
+        solved(False, options, gram), solved(True, options, HeldRows(30, still)), 1e-5
+    )
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_rows_that_repeat_each_other_raise_the_ridge_and_say_so(
+    by_rows: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = System(Target("layer.w", 12, 5), by_rows, Aggregate(ridge=0), None)
+    x, d, request = rows(3, 12, 5)
+    system.add(x[[0, 0, 1]], d, request)
+
+    with caplog.at_level(logging.WARNING):
+        update = system.solved()
+
+    assert "layer.w: rows of the batch repeat each other" in caplog.text
+    assert torch.isfinite(dense(update)).all()
+    # Two that want different things of one input get the mean of both.
+    wanted = (d[0] + d[1]) / 2
+    torch.testing.assert_close(dense(update).float() @ x[0], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_that_are_not_finite_are_refused_by_name() -> None:
+    system = System(Target("layer.w", 12, 5), True, Aggregate(), None)
+    x, d, request = rows(3, 12, 5)
+    x[1, 4] = torch.nan
+    system.add(x, d, request)
+
+    with pytest.raises(UpdateError, match=r"inputs of layer\.w are not finite"):
+        system.solved()
+
+
+# Memory
+
+
+def together(editor: MendParallel, limit: int, requests: Any = BATCH, **options: Any) -> Any:
+    batch = make_batch(editor.model, editor.tokenizer, as_requests(requests))
+    with torch.no_grad():
+        return propose_together(
+            editor.model,
+            editor.targets,
+            batch,
+            editor.network,
+            Aggregate(held_still_weight=0, **options),
+            limit=limit,
+        )
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each captured part has."""
+    import easyedit_mend_parallel.mend as mend
+
+    parts: list[int] = []
+
+    def counted(model: Any, targets: Any, batch: Any) -> Any:
+        parts.append(batch.n_requests)
+        return capture(model, targets, batch)
+
+    monkeypatch.setattr(mend, "capture", counted)
+    return parts
+
+
+@pytest.mark.parametrize(
+    "options", [{"how": "sum"}, {"how": "mean_loss"}, {}, {"rows": "unedited_run"}]
+)
+def test_in_parts_a_batch_gives_the_update_that_it_gives_at_once(
+    options: dict[str, Any], forwards: list[int], wide: None
+) -> None:
+    editor = editor_of(toy_model("llama"))
+    at_once = together(editor, 1 << 30, **options)
+    assert forwards == [3]
+
+    in_parts = together(editor, 200_000 if "how" in options else 300_000, **options)
+
+    assert len(forwards) > 2
+    assert sum(forwards) == 6
+    torch.testing.assert_close(in_parts.losses, at_once.losses)
+    for name, update in in_parts.updates.items():
+        assert_same_change(update, at_once.updates[name], 1e-3)
+        assert update.request.tolist() == at_once.updates[name].request.tolist()
+
+
+def test_many_requests_are_added_up_by_inputs_and_need_no_row_for_each_token(wide: None) -> None:
+    editor = editor_of(toy_model("llama"))
+    words = [word for word in toys.WORDS.split() if word not in ("the", "is")]
+    many = [
+        {"prompt": f"{one} {two} by the sea is", "target_new": "red"}
+        for one, two in itertools.pairwise(words)
+    ]
+
+    result = editor.edit(many)
+
+    for target in editor.targets:
+        assert len(result.updates[target.name].keys) == target.in_features
+
+
+def test_systems_that_do_not_fit_take_the_other_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toys, "INNER", 400)
+    editor = editor_of(toy_model("llama"))
+    longer = {"prompt": "my cat sat on the old mat and", "target_new": "never moves"}
+    roomy, tight = (
+        together(editor, limit, [*BATCH, longer], ridge=1e-2).updates
+        for limit in (1 << 30, 1_800_000)
+    )
+
+    for target in editor.targets:  # 24 tokens
+        by_inputs = target.in_features == toys.WIDTH
+        assert len(roomy[target.name].keys) == (16 if by_inputs else 24)
+        assert len(tight[target.name].keys) == 24
+        assert_same_change(tight[target.name], roomy[target.name], 1e-3)
+
+
+def test_a_batch_that_fits_in_no_form_is_refused_with_the_figures() -> None:
+    model = toy_model("llama")
+    editor = editor_of(model, batch_limit="4KiB")
+    before = weights(model)
+
+    with pytest.raises(UpdateError, match=r"3 requests need \d+ MiB, and batch_limit is 1 MiB"):
+        editor.edit(BATCH)
+
+    assert_unchanged(model, before)
+
+
+# Bad input
+
+
+def test_requests_that_contradict_each_other_are_all_named_before_anything_is_computed(
+    forwards: list[int],
+) -> None:
+    model = toy_model("llama")
+    editor = editor_of(model)
+    before = weights(model)
+    contradictory = [*BATCH, {**BATCH[1], "target_new": "a cat"}, {**REQUEST, "target_new": "east"}]
+
+    with pytest.raises(RequestError) as caught:
+        editor.edit(contradictory)
+
+    assert "requests 1 and 3 want 'Shakespeare' and 'a cat' after 'who wrote Hamlet'" in str(
+        caught.value
+    )
+    assert "requests 0 and 4 want 'Rome and Oslo' and 'east'" in str(caught.value)
+    assert forwards == []
+    assert_unchanged(model, before)
+
+
+def test_a_repeated_request_counts_once_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    editor, other = editor_of(toy_model("llama")), editor_of(toy_model("llama"))
+
+    with caplog.at_level(logging.WARNING):
+        result = editor.edit([*BATCH, {**BATCH[1], "target_new": " Shakespeare"}])
+    expected = other.edit(BATCH)
+
+    assert "request 3 repeats request 1" in caplog.text
+    assert [request.prompt for request in result.requests] == [one["prompt"] for one in BATCH]
+    assert result.losses == expected.losses
+    for name, update in result.updates.items():
+        assert same_bits(update.values, expected.updates[name].values)
+
+
+def test_one_empty_request_refuses_the_whole_batch() -> None:
+    model = toy_model("llama")
+    before = weights(model)
+
+    with pytest.raises(RequestError, match=r"request 2: target_new is empty"):
+        editor_of(model).edit([*BATCH[:2], {"prompt": "water boils at", "target_new": " "}])
+
+    assert_unchanged(model, before)
+
+
+def test_rows_of_an_edited_output_layer_belong_to_the_right_requests() -> None:
+    model = toy_model("llama")
+    targets = find_targets(model, ["lm_head.weight", *toy_targets(model)])
+    batch = make_batch(model, toy_tokenizer(), as_requests(BATCH))
+
+    captured, _ = capture(model, targets, batch)
+
+    for one in captured.values():
+        assert len(one.x) == len(one.request) == batch.labels.numel()
+        assert (
+            one.request.tolist() == batch.request.repeat_interleave(batch.labels.shape[1]).tolist()
+        )
