@@ -78,13 +78,17 @@ class Batch:
         """
         at_once = max(1, tokens // self.width)
         for start in range(0, self.n_requests, at_once):
-            chosen = (self.request >= start) & (self.request < start + at_once)
-            inputs = {
-                name: value[chosen.to(value.device)] if self._is_of_sequences(value) else value
-                for name, value in self.inputs.items()
-            }
-            request = self.request[chosen] - start
-            yield replace(self, inputs=inputs, labels=self.labels[chosen], request=request)
+            mine = (self.request >= start) & (self.request < start + at_once)
+            chosen = mine.nonzero().flatten()
+            yield self.taken(chosen, self.request[chosen] - start)
+
+    def taken(self, sequences: Tensor, request: Tensor) -> Batch:
+        """The batch of the numbered sequences, in that order, with `request` as their requests'."""
+        inputs = {
+            name: value[sequences.to(value.device)] if self._is_of_sequences(value) else value
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, labels=self.labels[sequences], request=request)
 
     @property
     def width(self) -> int:

@@ -20,13 +20,14 @@ from easyedit_mend_parallel.aggregate import (
     bytes_for_a_token,
 )
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import TokenRows, capture, inputs_of
+from easyedit_mend_parallel.capture import TokenRows, capture
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.own_run import TwoRuns
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
+from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -110,26 +111,23 @@ def _solved(
     held: HeldStill | None,
 ) -> Proposal:
     """Every request's own update, what it does in the request's own run, one solve a target."""
-    by_name = {target.name: target for target in targets}
+    runs = TwoRuns(model, targets)
     systems, left = _systems(targets, batch, options, limit, held)
     losses = []
     for first, part in _parts(batch, left // bytes_for_a_token(targets)):
-        proposal = propose(model, targets, part, network)
+        rows, loss = runs.captured(part)
+        losses.append(loss)
         with Ranks.of(model).together("make every request's update"):
-            refuse_non_finite(proposal.updates)
-        losses.append(proposal.losses)
-        if options.rows == "own_run":
-            with attached(model, by_name, proposal.updates, route=part.request):
-                seen = inputs_of(model, targets, part)
-        else:
-            seen = inputs_of(model, targets, part)
+            updates = network(rows)
+            refuse_non_finite(updates)
+        seen = runs.inputs(part, rows, updates if options.rows == "own_run" else {})
         with Ranks.of(model).together("add to the system"):
             for name, (x, request) in seen.items():
-                d = proposal.updates[name].added(x, route=request)
+                d = updates[name].added(x, route=request)
                 systems[name].add(x, d, request + first)
     with Ranks.of(model).together("solve for the update"):
-        updates = {name: system.solved() for name, system in systems.items()}
-    return Proposal(updates, torch.cat(losses))
+        solved = {name: system.solved() for name, system in systems.items()}
+    return Proposal(solved, torch.cat(losses))
 
 
 def _systems(

@@ -33,6 +33,7 @@ from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.mend import propose, propose_together
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.trunk import Trunk
 from easyedit_mend_parallel.update import LowRankUpdate
 
 BATCH = [
@@ -141,6 +142,41 @@ def test_mean_loss_is_the_edit_of_one_loss_over_all_labels() -> None:
 
     for name, update in editor.edit(BATCH).updates.items():
         assert_same_change(update, expected[name])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_both_runs_of_a_batch_pass_the_blocks_below_the_targets_once(family: str) -> None:
+    model = toy_model(family)
+    editor = editor_of(model, aggregate_options={"held_still_weight": 0})
+    blocks = model.model.layers if family == "llama" else model.transformer.h
+    calls = [0] * len(blocks)
+
+    def count(number: int) -> Any:
+        def counted(*_: Any) -> None:
+            calls[number] += 1
+
+        return counted
+
+    for number, block in enumerate(blocks):
+        block.mlp.register_forward_hook(count(number))
+    editor.edit(BATCH)
+
+    assert calls == [1, 1, 1, 2, 2, 2]
+
+
+def test_where_resuming_changes_what_targets_see_the_model_is_run_whole(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = editor_of(toy_model("llama")).edit(BATCH)
+    resumed = Trunk.resumed
+    monkeypatch.setattr(Trunk, "resumed", lambda *args: resumed(*args[:-1], 1.1 * args[-1]))
+
+    with caplog.at_level(logging.INFO):
+        result = editor_of(toy_model("llama")).edit(BATCH)
+
+    assert "the model is run whole" in caplog.text
+    for name, update in result.updates.items():
+        assert_same_change(update, expected.updates[name], 1e-3)
 
 
 # The system of one target
@@ -252,7 +288,7 @@ def together(editor: MendParallel, limit: int, requests: Any = BATCH, **options:
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many requests each captured part has."""
-    import easyedit_mend_parallel.mend as mend
+    from easyedit_mend_parallel import mend, own_run
 
     parts: list[int] = []
 
@@ -261,6 +297,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return capture(model, targets, batch)
 
     monkeypatch.setattr(mend, "capture", counted)
+    monkeypatch.setattr(own_run, "capture", counted)
     return parts
 
 
