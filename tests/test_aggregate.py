@@ -27,12 +27,12 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, RequestError, UpdateError
-from easyedit_mend_parallel.aggregate import HOW, OF_ALL, Aggregate, HeldRows, System
+from easyedit_mend_parallel.aggregate import HOW, Aggregate, System
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.mend import propose, propose_together
 from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.trunk import Trunk
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -62,6 +62,15 @@ def editor_of(model: Any, side: str = "right", **values: Any) -> MendParallel:
     tokenizer, names = tokenizer_of(model, side), toy_targets(model)
     network = toy_network(model, tokenizer, names)
     return MendParallel(model, tokenizer, toy_hparams(names, **values), network=network)
+
+
+def dense(update: LowRankUpdate) -> Tensor:
+    return update.values.double().T @ update.keys.double()
+
+
+def assert_same_change(one: LowRankUpdate, other: LowRankUpdate, share: float = 1e-4) -> None:
+    expected = dense(other)
+    assert (dense(one) - expected).abs().max() <= share * expected.abs().max()
 
 
 def seen(editor: MendParallel, requests: Any, number: int) -> Tensor:
@@ -177,96 +186,6 @@ def test_where_resuming_changes_what_targets_see_the_model_is_run_whole(
     assert "the model is run whole" in caplog.text
     for name, update in result.updates.items():
         assert_same_change(update, expected.updates[name], 1e-3)
-
-
-# The system of one target
-
-
-def dense(update: LowRankUpdate) -> Tensor:
-    return update.values.double().T @ update.keys.double()
-
-
-def assert_same_change(one: LowRankUpdate, other: LowRankUpdate, share: float = 1e-4) -> None:
-    expected = dense(other)
-    assert (dense(one) - expected).abs().max() <= share * expected.abs().max()
-
-
-def rows(n: int, width: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    x, d = (torch.randn(n, size, generator=generator) for size in (width, out))
-    return x, d, torch.arange(n)
-
-
-def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7) -> LowRankUpdate:
-    system = System(Target("w", 12, 5), by_rows, options, held)
-    x, d, request = rows(n, 12, 5)
-    system.add(x[:3], d[:3], request[:3])
-    system.add(x[3:], d[3:], request[3:])
-    return system.solved()
-
-
-@pytest.mark.parametrize("n", [7, 30])
-@pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("by_rows", [False, True])
-def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: int) -> None:
-    x, d, _ = rows(n, 12, 5)
-    still = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
-    options = Aggregate(ridge=0.01, held_still_weight=0.3)
-    mean = x.double().square().sum(1).mean()
-    left = [x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
-    right = [d.double(), torch.zeros(12, 5).double()]
-    if held:
-        left.append(0.3**0.5 * still.double())
-        right.append(torch.zeros(4, 5).double())
-    expected = torch.linalg.lstsq(torch.cat(left), torch.cat(right)).solution.T
-
-    update = solved(by_rows, options, HeldRows(4, still) if held else None, n)
-
-    assert (dense(update) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    if by_rows:
-        assert update.request.tolist() == list(range(n))
-        assert same_bits(update.values, d)
-    else:
-        assert set(update.request.tolist()) == {OF_ALL}
-        assert len(update.keys) == 12
-
-
-def test_held_rows_and_their_gram_matrix_are_the_same() -> None:
-    still = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
-    gram = HeldRows(30, None, still.double().T @ still.double())
-    options = Aggregate(held_still_weight=0.3)
-
-    assert_same_change(
-        solved(False, options, gram), solved(True, options, HeldRows(30, still)), 1e-5
-    )
-
-
-@pytest.mark.parametrize("by_rows", [False, True])
-def test_rows_that_repeat_each_other_raise_the_ridge_and_say_so(
-    by_rows: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    system = System(Target("layer.w", 12, 5), by_rows, Aggregate(ridge=0), None)
-    x, d, request = rows(3, 12, 5)
-    system.add(x[[0, 0, 1]], d, request)
-
-    with caplog.at_level(logging.WARNING):
-        update = system.solved()
-
-    assert "layer.w: rows of the batch repeat each other" in caplog.text
-    assert torch.isfinite(dense(update)).all()
-    # Two that want different things of one input get the mean of both.
-    wanted = (d[0] + d[1]) / 2
-    torch.testing.assert_close(dense(update).float() @ x[0], wanted, rtol=1e-3, atol=1e-3)
-
-
-def test_inputs_that_are_not_finite_are_refused_by_name() -> None:
-    system = System(Target("layer.w", 12, 5), True, Aggregate(), None)
-    x, d, request = rows(3, 12, 5)
-    x[1, 4] = torch.nan
-    system.add(x, d, request)
-
-    with pytest.raises(UpdateError, match=r"inputs of layer\.w are not finite"):
-        system.solved()
 
 
 # Memory
