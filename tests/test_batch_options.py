@@ -197,9 +197,8 @@ def test_more_text_than_inputs_is_kept_as_its_gram_matrix() -> None:
 
     held = HeldStill.gathered(model, editor.targets, batches)
 
-    x = torch.cat(
-        [inputs_of(model, editor.targets, one)[editor.targets[0].name][0] for one in batches]
-    )
+    name = editor.targets[0].name
+    x = torch.cat([inputs_of(model, editor.targets, one)[name][0] for one in batches])
     one = held.of[name]
     assert (one.rows, one.count) == (None, len(x))
     assert one.gram is not None
