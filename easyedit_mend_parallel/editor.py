@@ -99,7 +99,7 @@ class MendParallel:
             self._prepare()  # refuses, before anything is computed, what cannot be edited
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
-            self.trained = network or self._read_archive(hparams)
+            self.trained = network or self._read_network(hparams)
             self.aggregate = _aggregate(hparams, self.trained)
             _refuse_other_targets(self.network, hparams.inner_params)
 
@@ -190,7 +190,7 @@ class MendParallel:
             self.trained.held = lines, HeldStill.gathered(self.model, self.targets, parts)
         return self.trained.held[1]
 
-    def _read_archive(self, hparams: MendHparams) -> Trained:
+    def _read_network(self, hparams: MendHparams) -> Trained:
         if hparams.archive is None:
             raise ArchiveError(
                 "archive is null, and MEND edits with a trained hypernetwork: set it to the file "

@@ -65,7 +65,7 @@ def editor_of(model: Any, side: str = "right", **values: Any) -> MendParallel:
 
 
 def dense(update: LowRankUpdate) -> Tensor:
-    return update.values.double().T @ update.keys.double()
+    return update.values.cpu().double().T @ update.keys.cpu().double()
 
 
 def assert_same_change(one: LowRankUpdate, other: LowRankUpdate, share: float = 1e-4) -> None:

@@ -161,8 +161,12 @@ def a_model_that_torch_itself_made_parallel_gives_the_same_edit() -> None:
     network = network_of(plain, names)
     before, held = weights(plain, names), shards(sharded)
 
-    editor_of(plain, network, names).edit(REQUESTS)
-    result = editor_of(sharded, network, names).edit(REQUESTS)
+    with pytest.raises(UpdateError, match="use_local_output=True"):
+        editor_of(sharded, network, names).edit(REQUESTS)  # its second run adds to outputs
+    assert_shards(sharded, held)
+
+    editor_of(plain, network, names, aggregate="sum").edit(REQUESTS)
+    result = editor_of(sharded, network, names, aggregate="sum").edit(REQUESTS)
 
     assert_equal_edits(sharded, plain, before)
     result.rollback()
@@ -206,7 +210,8 @@ def edits_in_a_row_and_an_undo_in_the_middle_equal_those_of_one_process() -> Non
 
 def updates_attached_to_outputs_are_felt_and_differentiated_as_in_one_process() -> None:
     sharded, plain = editors(UNEVEN)
-    result = plain.edit(REQUESTS)
+    summing = editor_of(plain.model, plain.network, names_of(plain.model), aggregate="sum")
+    result = summing.edit(REQUESTS)
     result.rollback()
     batch = make_batch(plain.model, plain.tokenizer, as_requests(REQUESTS))
     route = torch.tensor([2, 0, 1])
