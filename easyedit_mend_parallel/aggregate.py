@@ -24,6 +24,7 @@ HOW = ("mean_loss", "sum", "least_squares")
 """EasyEdit's one mean loss; each request's update added up; one system solved for all."""
 ROWS = ("own_run", "unedited_run")
 """From which run the inputs in a system are: each request under its own update, or unedited."""
+NUMBERS = ("ridge", "predicting_weight", "held_still_weight")
 OF_ALL = -1
 """The request of an update's rows that belong to all requests together."""
 RAISED = 10.0
@@ -36,14 +37,20 @@ class Aggregate:
     """How the updates of several requests become one. Raises HparamsError for what it cannot be.
 
     `how` is one of `HOW`; the rest concerns `least_squares`. `ridge` is λ, in units of the mean
-    square of a row. `rows` is one of `ROWS`. `held_still` are lines of unrelated text (None: those
-    that ship) whose inputs no update shall act on, and `held_still_weight` is how heavily a token
-    of theirs counts beside one of a request's; 0 leaves them out.
+    square of a row. `rows` is one of `ROWS`. A token that predicts a token of its target counts
+    `predicting_weight` times as much as another of the request. In each of the `passes` after the
+    first, the system is set up anew from what each request sees under the update of the pass
+    before, and asks for the outputs of its own run there (not with `unedited_run`, which has none
+    to ask for). `held_still` are lines of unrelated text (None: those that ship) whose inputs no
+    update shall act on, and `held_still_weight` is how heavily a token of theirs counts beside one
+    of a request's; 0 leaves them out.
     """
 
     how: str = "least_squares"
     rows: str = "own_run"
     ridge: float = 1e-4
+    predicting_weight: float = 10.0
+    passes: int = 2
     held_still: tuple[str, ...] | None = None
     held_still_weight: float = 0.03
 
@@ -55,7 +62,9 @@ class Aggregate:
                     f"aggregate: {name} is {value!r}; it has to be one of {', '.join(known)}"
                     + suggestion(value, known)
                 )
-        for name in ("ridge", "held_still_weight"):
+        if not isinstance(self.passes, int) or isinstance(self.passes, bool) or self.passes < 1:
+            raise HparamsError(f"aggregate: passes is {self.passes!r}; it has to be 1 or more")
+        for name in NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise HparamsError(f"aggregate: {name} is {value!r}; it has to be 0 or more")
@@ -70,7 +79,7 @@ class Aggregate:
             if name not in known:
                 raise HparamsError(f"{source}: unknown option {name!r}" + suggestion(name, known))
         converted = dict(values)
-        for name in ("ridge", "held_still_weight"):
+        for name in NUMBERS:
             if isinstance(converted.get(name), str):  # yaml reads `1e-4` as a string
                 try:
                     converted[name] = float(converted[name])
@@ -106,15 +115,16 @@ class System:
     """The least-squares system of one target: min_Δ Σ_t ‖Δ x_t − d_t‖² + λμ‖Δ‖².
 
     The sum is over the tokens of all requests, x_t a token's input and d_t what its own request's
-    update adds there, and over held-still inputs with d = 0, weighed; μ is the mean of ‖x_t‖².
+    update adds there, and over held-still inputs with d = 0, all weighed; μ is the mean of ‖x_t‖².
     With d_t from the unedited run this is the aggregation of MALMEN (Tan et al. 2024); from each
     request's own run, it asks for every token's output in that run.
 
-    With X (n, in) and D (n, out) the solution is ΔW = Dᵀ (XXᵀ + λμI)⁻¹ X. Solved in float64 by
-    Cholesky, in one of two forms. *By rows*, of size n: the update has the rows D and
-    (XXᵀ + λμI)⁻¹ X, which stay small where rows of X repeat each other. *By inputs*, of size in:
-    XᵀX and XᵀD are added up as rows come, ΔWᵀ = (XᵀX + λμI)⁻¹ XᵀD, and an update of full rank
-    has as many rows as the layer has inputs. The two are the same matrix.
+    With X (n, in) and D (n, out), rows scaled by the roots of their weights, the solution is
+    ΔW = Dᵀ (XXᵀ + λμI)⁻¹ X. Solved in float64 by Cholesky, in one of two forms. *By rows*, of size
+    n: the update has the rows D and (XXᵀ + λμI)⁻¹ X, which stay small where rows of X repeat each
+    other. *By inputs*, of size in: XᵀX and XᵀD are added up as rows come,
+    ΔWᵀ = (XᵀX + λμI)⁻¹ XᵀD, and an update of full rank has as many rows as the layer has inputs.
+    The two are the same matrix.
     """
 
     def __init__(
@@ -129,12 +139,17 @@ class System:
         self._product: Tensor | None = None
         self._count, self._square = 0, 0.0
 
-    def add(self, x: Tensor, d: Tensor, request: Tensor) -> None:
-        """Take in inputs x (n, in) and what is to be added there, d (n, out); request (n,)."""
+    def add(self, x: Tensor, d: Tensor, request: Tensor, predicting: Tensor) -> None:
+        """Take in inputs x (n, in) and what is to be added there, d (n, out).
+
+        `request` (n,) is the request of each, `predicting` (n,) where it predicts a label.
+        """
         self._count += len(x)
         self._square += float(x.double().square().sum())
+        heavy = predicting.unsqueeze(1).float() * (self._options.predicting_weight**0.5 - 1) + 1
+        x, d = x.float() * heavy, d.float() * heavy
         if self._by_rows:
-            self._kept.append((x.float(), d.float(), request))
+            self._kept.append((x, d, request))
             return
         x, d = x.double(), d.double()
         if self._gram is None or self._product is None:
@@ -215,8 +230,8 @@ class System:
 
 
 def bytes_for_a_token(targets: Sequence[Target]) -> int:
-    """Memory of a token while its part of a batch is worked on: x, δ, keys, values, x and d."""
-    return sum(4 * 3 * (target.in_features + target.out_features) for target in targets)
+    """Memory of a token while its part of a batch is worked on: x, δ, keys, values, x, y, twice."""
+    return sum(4 * 4 * (target.in_features + target.out_features) for target in targets)
 
 
 def bytes_by_rows(target: Target, n: int, n_held: int) -> int:

@@ -71,6 +71,12 @@ class Batch:
             )
         return torch.stack(found).any(0)
 
+    def predicting(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true where a label is to be predicted; of the encoder nowhere."""
+        if length != self.labels.shape[1]:
+            return torch.zeros(len(self.labels), length, dtype=torch.bool)
+        return self.labels != IGNORED
+
     def parts(self, tokens: int) -> Iterator[Batch]:
         """This batch in parts of at most `tokens` tokens, padding included, in its order.
 

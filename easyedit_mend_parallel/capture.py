@@ -39,6 +39,21 @@ class TokenRows:
     live: Tensor
 
 
+@dataclass(frozen=True)
+class SeenRows:
+    """What one target saw and put out in a run, a row for each token that the batch counts.
+
+    `x` (n, in) and `y` (n, out) are in the model's dtype, where the target computes, and whole
+    also where the weight is split between processes; `request` (n,) is the index of the request
+    of each row, and `predicting` (n,) is true where a label is to be predicted.
+    """
+
+    x: Tensor
+    y: Tensor
+    request: Tensor
+    predicting: Tensor
+
+
 def capture(
     model: nn.Module, targets: Sequence[Target], batch: Batch
 ) -> tuple[dict[str, TokenRows], Tensor]:
@@ -78,21 +93,18 @@ def capture(
 
 
 @torch.no_grad()
-def inputs_of(
-    model: nn.Module, targets: Sequence[Target], batch: Batch
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """One forward: {target name: (x (n, in), request (n,))} of the tokens that `batch` counts.
+def seen_by(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dict[str, SeenRows]:
+    """One forward: what each target sees and puts out at the tokens that `batch` counts.
 
-    `x` is what reaches the target's layer, in the model's dtype, where the layer computes, and
-    whole also where the weight is split between processes; padding is left out, and so is what
-    comes after the last token that predicts a label (`Batch.counted`). Whatever is attached to
-    the model or written into it is felt. Raises TargetError as `capture` does.
+    Padding is left out, and so is what comes after the last token that predicts a label
+    (`Batch.counted`). Whatever is attached to the model or written into it is felt. Raises
+    TargetError as `capture` does.
     """
-    seen: dict[str, list[Tensor]] = {target.name: [] for target in targets}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
 
     def keep(name: str):  # type: ignore[no-untyped-def]
         def see(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name].append(inputs[0].detach().to(output.device))
+            seen[name].append((inputs[0].detach().to(output.device), output))
 
         return see
 
@@ -104,17 +116,23 @@ def inputs_of(
     _refuse_unreached(targets, seen)
     found = {}
     for target in targets:
-        shard = shard_of(model, target)
-        rows, requests = [], []
-        for x in seen[target.name]:
-            x = x if shard is None else shard.whole(x, "in")
-            x = x.flatten(0, -2)
-            kept = batch.counted(len(x) // len(batch.labels)).flatten()
-            rows.append(x[kept.nonzero().flatten().to(x.device)])
-            owner = batch.request.repeat_interleave(len(kept) // len(batch.request))
-            requests.append(owner[kept].to(x.device))
-        found[target.name] = torch.cat(rows), torch.cat(requests)
+        shard, parts = shard_of(model, target), []
+        for x, y in seen[target.name]:
+            if shard is not None:
+                x, y = shard.whole(x, "in"), shard.whole(y, "out")
+            parts.append(_counted(x.flatten(0, -2), y.flatten(0, -2), batch))
+        found[target.name] = SeenRows(*(torch.cat(part) for part in zip(*parts, strict=True)))
     return found
+
+
+def _counted(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `SeenRows`, of one pass through a layer."""
+    length = len(x) // len(batch.labels)
+    kept = batch.counted(length).flatten()
+    request = batch.request.repeat_interleave(length)[kept]
+    predicting = batch.predicting(length).flatten()[kept]
+    here = kept.nonzero().flatten().to(x.device)
+    return x[here], y[here], request.to(x.device), predicting.to(x.device)
 
 
 @contextmanager

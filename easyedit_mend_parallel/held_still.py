@@ -14,7 +14,7 @@ from torch import nn
 
 from easyedit_mend_parallel.aggregate import HeldRows
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import inputs_of
+from easyedit_mend_parallel.capture import seen_by
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.target import Target
 
@@ -54,12 +54,12 @@ class HeldStill:
     def gathered(
         cls, model: nn.Module, targets: Sequence[Target], batches: Iterable[Batch]
     ) -> HeldStill:
-        """From one forward of each batch, with the model as it is. Raises what `inputs_of` does."""
+        """From one forward of each batch, with the model as it is. Raises what `seen_by` does."""
         of: dict[str, HeldRows] = {}
         for batch in batches:
-            seen = inputs_of(model, targets, batch)
+            seen = seen_by(model, targets, batch)
             for target in targets:
-                x, _ = seen[target.name]
+                x = seen[target.name].x
                 of[target.name] = _more(of.get(target.name), x, target.in_features)
         return cls(of)
 

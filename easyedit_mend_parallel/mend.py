@@ -24,7 +24,7 @@ from easyedit_mend_parallel.capture import TokenRows, capture
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.own_run import TwoRuns
+from easyedit_mend_parallel.own_run import Runs
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
@@ -111,23 +111,30 @@ def _solved(
     held: HeldStill | None,
 ) -> Proposal:
     """Every request's own update, what it does in the request's own run, one solve a target."""
-    runs = TwoRuns(model, targets)
-    systems, left = _systems(targets, batch, options, limit, held)
-    losses = []
-    for first, part in _parts(batch, left // bytes_for_a_token(targets)):
-        rows, loss = runs.captured(part)
-        losses.append(loss)
-        with Ranks.of(model).together("make every request's update"):
-            updates = network(rows)
-            refuse_non_finite(updates)
-        seen = runs.inputs(part, rows, updates if options.rows == "own_run" else {})
-        with Ranks.of(model).together("add to the system"):
-            for name, (x, request) in seen.items():
-                d = updates[name].added(x, route=request)
-                systems[name].add(x, d, request + first)
-    with Ranks.of(model).together("solve for the update"):
-        solved = {name: system.solved() for name, system in systems.items()}
-    return Proposal(solved, torch.cat(losses))
+    runs = Runs(model, targets)
+    together: dict[str, LowRankUpdate] = {}
+    own_run = options.rows == "own_run"
+    for _ in range(options.passes if own_run else 1):
+        systems, left = _systems(targets, batch, options, limit, held)
+        losses = []
+        for first, part in _parts(batch, left // bytes_for_a_token(targets)):
+            rows, loss = runs.captured(first, part)
+            losses.append(loss)
+            with Ranks.of(model).together("make every request's update"):
+                updates = network(rows)
+                refuse_non_finite(updates)
+            own = runs.own(first, part, rows, updates if own_run else {})
+            now = runs.together(first, part, together) if together else own
+            with Ranks.of(model).together("add to the system"):
+                for name, seen in now.items():
+                    if together:
+                        d = own[name].y.float() - seen.y.float() + together[name].added(seen.x)
+                    else:
+                        d = updates[name].added(seen.x, route=seen.request)
+                    systems[name].add(seen.x, d, seen.request + first, seen.predicting)
+        with Ranks.of(model).together("solve for the update"):
+            together = {name: system.solved() for name, system in systems.items()}
+    return Proposal(together, torch.cat(losses))
 
 
 def _systems(

@@ -1,7 +1,6 @@
-"""Two runs of one batch: as the model is, captured, and with every request under its own update.
-
-The second starts at the lowest target's block, with the hidden states of the first, where the
-model allows it. Knows nothing of what is made of the rows.
+"""Runs of one batch: as the model is, captured; with every request under its own update; with all
+under one. The later ones start at the lowest target's block, with the hidden states of the first,
+where the model allows it. Knows nothing of what is made of the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import TokenRows, capture, inputs_of
+from easyedit_mend_parallel.capture import SeenRows, TokenRows, capture, seen_by
 from easyedit_mend_parallel.errors import TrunkError
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
@@ -26,10 +25,10 @@ SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
 """How far apart two runs of one text may be, of the largest input; half precision: 5e-2."""
 
 
-class TwoRuns:
-    """`captured` is the first run of a batch, `inputs` the second. For one batch after another.
+class Runs:
+    """`captured` is the first run of a batch, `own` the second. For batches by their numbers.
 
-    Whether the second may start from the hidden states of the first is seen in every batch: its
+    Whether later ones may start from the hidden states of the first is seen in every batch: its
     first sequence is run once more beside the others with nothing added, and each target has to
     see of it what it saw in the first run. Where one does not, this and all later batches are run
     whole.
@@ -40,36 +39,52 @@ class TwoRuns:
         self._targets = targets
         self._by_name = {target.name: target for target in targets}
         self._trunk = _trunk_below(model, targets)
-        self._states: Tensor | None = None
+        self._states: dict[int, Tensor] = {}
 
-    def captured(self, batch: Batch) -> tuple[dict[str, TokenRows], Tensor]:
-        """`capture` of the batch, which leaves its hidden states here until `inputs` is called."""
+    def captured(self, number: int, batch: Batch) -> tuple[dict[str, TokenRows], Tensor]:
+        """`capture` of the batch, which leaves its hidden states here for other runs of it.
+
+        `number` tells one batch from another.
+        """
         if self._trunk is None:
+            return capture(self._model, self._targets, batch)
+        if number in self._states:
+            batch = self._trunk.resumed(self._model, batch, self._states[number])
             return capture(self._model, self._targets, batch)
         with self._trunk.caught(self._model) as states:
             found = capture(self._model, self._targets, batch)
-        self._states = states[0] if len(states) == 1 else None
+        if len(states) == 1:
+            self._states[number] = states[0]
         return found
 
-    def inputs(
+    def own(
         self,
+        number: int,
         batch: Batch,
         rows: Mapping[str, TokenRows],
         updates: Mapping[str, LowRankUpdate],
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """As `inputs_of`, of a run in which each request feels its own rows of `updates`.
+    ) -> dict[str, SeenRows]:
+        """`seen_by` of a run in which each request feels its own rows of `updates`, if any.
 
         `rows` are those that `captured` gave for the same batch.
         """
-        if self._trunk is not None and self._states is not None:
-            found = self._resumed(self._trunk, self._states, batch, rows, updates)
-            self._states = None
+        if self._trunk is not None and number in self._states:
+            found = self._resumed(self._trunk, self._states[number], batch, rows, updates)
             if found is not None:
                 return found
             log.info("the model is run whole: resumed, its targets see something else")
             self._trunk = None
         with attached(self._model, self._by_name, updates, route=batch.request):
-            return inputs_of(self._model, self._targets, batch)
+            return seen_by(self._model, self._targets, batch)
+
+    def together(
+        self, number: int, batch: Batch, update: Mapping[str, LowRankUpdate]
+    ) -> dict[str, SeenRows]:
+        """`seen_by` of a run in which all requests feel all of `update`; called after `own`."""
+        if self._trunk is not None and number in self._states:
+            batch = self._trunk.resumed(self._model, batch, self._states[number])
+        with attached(self._model, self._by_name, update):
+            return seen_by(self._model, self._targets, batch)
 
     def _resumed(
         self,
@@ -78,25 +93,26 @@ class TwoRuns:
         batch: Batch,
         rows: Mapping[str, TokenRows],
         updates: Mapping[str, LowRankUpdate],
-    ) -> dict[str, tuple[Tensor, Tensor]] | None:
+    ) -> dict[str, SeenRows] | None:
         """The second run from `states`; None where the sequence that feels nothing is another."""
         nobody = batch.n_requests
         again = torch.tensor([*range(len(batch.labels)), 0])
         watched = batch.taken(again, torch.cat([batch.request, torch.tensor([nobody])]))
         watched = trunk.resumed(self._model, watched, states[again.to(states.device)])
         with attached(self._model, self._by_name, updates, route=watched.request):
-            seen = inputs_of(self._model, self._targets, watched)
+            seen = seen_by(self._model, self._targets, watched)
         found = {}
-        for name, (x, request) in seen.items():
-            felt_nothing = (request == nobody).nonzero().flatten()
+        for name, both in seen.items():
             was = rows[name].x[: len(rows[name].x) // len(batch.labels)]
             was = was[batch.counted(len(was))[0].nonzero().flatten().to(was.device)]
-            now = x[felt_nothing]
+            now = both.x[both.request == nobody]
             apart = (now.float() - was.float()).abs().max()
-            if not apart <= SAME.get(x.dtype, 5e-2) * was.float().abs().max():
+            if not apart <= SAME.get(now.dtype, 5e-2) * was.float().abs().max():
                 return None
-            others = (request != nobody).nonzero().flatten()
-            found[name] = x[others], request[others]
+            mine = both.request != nobody
+            found[name] = SeenRows(
+                both.x[mine], both.y[mine], both.request[mine], both.predicting[mine]
+            )
         return found
 
 

@@ -26,7 +26,7 @@ from easyedit_mend_parallel import (
 from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.archive import keep_aggregate
 from easyedit_mend_parallel.batch import make_text_batch
-from easyedit_mend_parallel.capture import inputs_of
+from easyedit_mend_parallel.capture import seen_by
 from easyedit_mend_parallel.held_still import HeldStill, lines_of
 
 TEXT = ["the sun rises in the east", "my cat sat on the mat", "some people say that"]
@@ -108,6 +108,7 @@ def test_an_archive_that_keeps_nonsense_is_refused(kept: Any, says: str, tmp_pat
         ({"aggregate_options": {"ridge": -1}}, "ridge is -1; it has to be 0 or more"),
         ({"aggregate_options": {"ridge": "much"}}, "ridge is 'much', not a number"),
         ({"aggregate_options": {"ridge": float("nan")}}, "it has to be 0 or more"),
+        ({"aggregate_options": {"passes": 0}}, "passes is 0; it has to be 1 or more"),
         ({"aggregate_options": {"weight": 1}}, "unknown option 'weight'"),
         ({"aggregate_options": "ridge"}, "aggregate_options is 'ridge'; it has to map"),
         ({"batch_limit": "much"}, "batch_limit is 'much'; it has to be a number of bytes"),
@@ -138,9 +139,9 @@ def test_options_are_read_from_yaml(tmp_path: Path) -> None:
 def outputs_on(model: Any, editor: MendParallel, texts: list[str]) -> dict[str, Tensor]:
     """How far an edit moves what each target puts out for what it sees of `texts`, unedited."""
     batch = make_text_batch(model, editor.tokenizer, texts)
-    seen = inputs_of(model, editor.targets, batch)
+    seen = seen_by(model, editor.targets, batch)
     result = editor.edit(BATCH)
-    moved = {name: result.updates[name].added(x).norm() for name, (x, _) in seen.items()}
+    moved = {name: result.updates[name].added(one.x).norm() for name, one in seen.items()}
     result.rollback()
     return moved
 
@@ -198,7 +199,7 @@ def test_more_text_than_inputs_is_kept_as_its_gram_matrix() -> None:
     held = HeldStill.gathered(model, editor.targets, batches)
 
     name = editor.targets[0].name
-    x = torch.cat([inputs_of(model, editor.targets, one)[name][0] for one in batches])
+    x = torch.cat([seen_by(model, editor.targets, one)[name].x for one in batches])
     one = held.of[name]
     assert (one.rows, one.count) == (None, len(x))
     assert one.gram is not None

@@ -10,7 +10,6 @@ import pytest
 import torch
 from test_aggregate import assert_same_change, dense
 from torch import Tensor
-from toys import same_bits
 
 from easyedit_mend_parallel import UpdateError
 from easyedit_mend_parallel.aggregate import OF_ALL, Aggregate, HeldRows, System
@@ -27,8 +26,9 @@ def rows(n: int, width: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
 def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7) -> LowRankUpdate:
     system = System(Target("w", 12, 5), by_rows, options, held)
     x, d, request = rows(n, 12, 5)
-    system.add(x[:3], d[:3], request[:3])
-    system.add(x[3:], d[3:], request[3:])
+    predicting = request % 3 == 2
+    system.add(x[:3], d[:3], request[:3], predicting[:3])
+    system.add(x[3:], d[3:], request[3:], predicting[3:])
     return system.solved()
 
 
@@ -36,12 +36,13 @@ def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7)
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("by_rows", [False, True])
 def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: int) -> None:
-    x, d, _ = rows(n, 12, 5)
+    x, d, request = rows(n, 12, 5)
     still = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
-    options = Aggregate(ridge=0.01, held_still_weight=0.3)
+    options = Aggregate(ridge=0.01, held_still_weight=0.3, predicting_weight=4.0)
     mean = x.double().square().sum(1).mean()
-    left = [x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
-    right = [d.double(), torch.zeros(12, 5).double()]
+    root = torch.where(request % 3 == 2, 2.0, 1.0).double().unsqueeze(1)
+    left = [root * x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
+    right = [root * d.double(), torch.zeros(12, 5).double()]
     if held:
         left.append(0.3**0.5 * still.double())
         right.append(torch.zeros(4, 5).double())
@@ -52,7 +53,7 @@ def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: i
     assert (dense(update) - expected).abs().max() <= 1e-5 * expected.abs().max()
     if by_rows:
         assert update.request.tolist() == list(range(n))
-        assert same_bits(update.values, d)
+        torch.testing.assert_close(update.values, (root * d).float())
     else:
         assert set(update.request.tolist()) == {OF_ALL}
         assert len(update.keys) == 12
@@ -74,7 +75,7 @@ def test_rows_that_repeat_each_other_raise_the_ridge_and_say_so(
 ) -> None:
     system = System(Target("layer.w", 12, 5), by_rows, Aggregate(ridge=0), None)
     x, d, request = rows(3, 12, 5)
-    system.add(x[[0, 0, 1]], d, request)
+    system.add(x[[0, 0, 1]], d, request, request < 0)
 
     with caplog.at_level(logging.WARNING):
         update = system.solved()
@@ -90,7 +91,7 @@ def test_inputs_that_are_not_finite_are_refused_by_name() -> None:
     system = System(Target("layer.w", 12, 5), True, Aggregate(), None)
     x, d, request = rows(3, 12, 5)
     x[1, 4] = torch.nan
-    system.add(x, d, request)
+    system.add(x, d, request, request < 0)
 
     with pytest.raises(UpdateError, match=r"inputs of layer\.w are not finite"):
         system.solved()
