@@ -48,11 +48,11 @@ class Aggregate:
 
     how: str = "least_squares"
     rows: str = "own_run"
-    ridge: float = 1e-4
+    ridge: float = 1e-3
     predicting_weight: float = 10.0
     passes: int = 2
     held_still: tuple[str, ...] | None = None
-    held_still_weight: float = 0.03
+    held_still_weight: float = 0.1
 
     def __post_init__(self) -> None:
         for name, known in (("how", HOW), ("rows", ROWS)):
