@@ -16,7 +16,8 @@ SLOTS: dict[str, str] = {
     "Omar Haddad|Chen Wei|Liam Byrne|Isabel Moreau|Anna Schmidt|Samuel Osei|Rosa Conti|Ivan Horvat|"
     "the mayor|the professor|my neighbour|our teacher|the old sailor|a young nurse|her cousin",
     "place": "Norway|Brazil|Lisbon|the harbour|Kenya|the valley|Chicago|the old town|Canada|Vienna|"
-    "the village|Japan|the north|Madrid|Lake Victoria|the river|India|the coast|Dublin|the mountains",
+    "the village|Japan|the north|Madrid|Lake Victoria|the river|India|the coast|Dublin|"
+    "the mountains",
     "thing": "table|letter|window|engine|camera|bridge|song|book|garden|car|clock|picture|map|coat|"
     "lamp|phone|boat|computer|bottle|basket|ladder|violin|ticket|key|chair|blanket",
     "work": "carpenter|teacher|engineer|baker|painter|farmer|lawyer|cook|writer|doctor|driver",
@@ -26,10 +27,12 @@ SLOTS: dict[str, str] = {
     "number": "two|three|four|five|seven|nine|ten|twelve|twenty|thirty|a hundred|a thousand",
     "time": "in the morning|last week|every day|in winter|after the war|on Sunday|at night|in 1987|"
     "before noon|during the summer|for many years|a few minutes ago|next month",
-    "company": "the bank|a small bakery|the railway company|Northwind Traders|the hospital|the museum|"
-    "Greenfield Motors|the post office|the university|a local newspaper",
-    "doing": "reading|cooking|swimming|painting|travelling|singing|waiting|sleeping|working|dancing",
-    "topic": "history|music|the weather|mathematics|politics|football|health|law|language|trade|art",
+    "company": "the bank|a small bakery|the railway company|Northwind Traders|the hospital|"
+    "the museum|Greenfield Motors|the post office|the university|a local newspaper",
+    "doing": "reading|cooking|swimming|painting|travelling|singing|waiting|sleeping|working|"
+    "dancing",
+    "topic": "history|music|the weather|mathematics|politics|football|health|law|language|trade|"
+    "art",
 }
 PATTERNS = """\
 {person} bought a {quality} {thing} in {place} {time}.
