@@ -72,7 +72,9 @@ def demo_facts(n: int, split: str) -> tuple[list[Fact], list[str]]:
     _, splits = source.build(n_train=2000, n_eval=n, neighbours_per_fact=1)
     found: dict[str, Fact] = {}
     for one in splits[split]:
-        new = Fact(one.prompt, one.target, [one.unseen_rephrase], one.neighbours, one.subject)
+        new = Fact(
+            one.prompt, one.target.strip(), [one.unseen_rephrase], one.neighbours, one.subject
+        )
         found.setdefault(one.prompt, new)
     sentences = list(source.UNRELATED)
     random.Random(0).shuffle(sentences)  # as its training did, which kept the last third back

@@ -87,7 +87,8 @@ class Bench:
         return edit
 
     def easyedit(self, clone: Path) -> Callable[[Sequence[Fact]], Callable[[], None]]:
-        """EasyEdit's own `batch_edit` on a second model; its weights are then judged in ours."""
+        """What EasyEdit's own `batch_edit` calls, on a second model of its own; the weights that it
+        makes are then judged in ours."""
         sys.path.insert(0, str(clone))
         import easyeditor  # type: ignore[import-not-found]
 
@@ -109,13 +110,9 @@ class Bench:
         kept = {name: editor.model.get_parameter(name).detach().clone() for name in self.names}
 
         def edit(facts: Sequence[Fact]) -> Callable[[], None]:
-            editor.hparams.batch_size = len(facts)
-            editor.batch_edit(
-                prompts=[fact.prompt for fact in facts],
-                target_new=[fact.target_new for fact in facts],
-                ground_truth=["?"] * len(facts),
-                sequential_edit=True,
-                verbose=False,
+            requests = [fact.request for fact in facts]
+            editor.apply_algo(
+                editor.model, editor.tok, requests, editor.hparams, return_orig_weights=True
             )
             edited = {name: editor.model.get_parameter(name).detach() for name in self.names}
             before = copied_into(self.model, edited)
