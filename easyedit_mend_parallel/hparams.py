@@ -146,7 +146,7 @@ class MendHparams:
     @property
     def shadow_bytes(self) -> int | None:
         """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-        return None if self.shadow_limit is None else _bytes(self.shadow_limit)
+        return None if self.shadow_limit is None else _bytes("shadow_limit", self.shadow_limit)
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
@@ -224,7 +224,36 @@ class MENDParallelHyperParams(MendHparams):
 
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes."""
+    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes.
+
+    The fields of its own are for this package's trainer. A step draws a text that shall not
+    change for each edit, a share of `neighbour_share` of them about another subject of the same
+    relation, and compares its predictions before and after at `locality_positions` positions.
+    `statistics_examples` edits are seen for the network's statistics before the first step.
+    Hidden states below the lowest target are kept in memory up to `trunk_memory`, then on disk up
+    to `trunk_disk`, in `trunk_folder` for the next run. `lr_schedule` is one of transformers'
+    schedulers (`constant`, `linear`, `cosine`); `nan_limit` is how many steps in a row may have
+    a loss or gradient that is not a number.
+    """
+
+    neighbour_share: float = 0.6
+    locality_positions: int = 6
+    statistics_examples: int = 1000
+    trunk_memory: int | str = "1GiB"
+    trunk_disk: int | str = 0
+    trunk_folder: str | None = None
+    lr_schedule: str = "constant"
+    nan_limit: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _bytes("trunk_memory", self.trunk_memory)
+        _bytes("trunk_disk", self.trunk_disk)
+
+    @property
+    def trunk_bytes(self) -> tuple[int, int]:
+        """`trunk_memory` and `trunk_disk` in bytes."""
+        return _bytes("trunk_memory", self.trunk_memory), _bytes("trunk_disk", self.trunk_disk)
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
@@ -234,13 +263,13 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 }
 
 
-def _bytes(size: int | str) -> int:
+def _bytes(field: str, size: int | str) -> int:
     """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or found is None or found[2] not in UNITS:
         raise HparamsError(
-            f"shadow_limit is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB', or null for no limit"
+            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
         )
     return int(float(found[1]) * UNITS[found[2]])
 

@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from easyedit_mend_parallel.cli import plugins
+from easyedit_mend_parallel.cli import plugins, train
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +31,7 @@ def _all_commands() -> None:
 
 
 app.command("plugins")(plugins.command)
+app.command("train")(train.command)
 
 
 def main() -> None:
