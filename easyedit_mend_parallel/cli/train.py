@@ -16,6 +16,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where results go (default: results_dir).")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or name, instead of CONFIG's model_name.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so long.")] = None,
     mixed_precision: Annotated[
@@ -42,6 +45,8 @@ def command(
     from easyedit_mend_parallel.training.trainer import Trainer
 
     hparams = MENDParallelTrainingHparams.from_hparams(config)
+    if model is not None:
+        hparams.model_name = hparams.tokenizer_name = model
     folder = out or Path(hparams.results_dir)
     data = Data(*read_examples(train), *(read_examples(evaluation) if evaluation else ()))
     accelerator = Accelerator(
@@ -49,9 +54,9 @@ def command(
         log_with="tensorboard" if tensorboard else None,
         project_dir=folder,
     )
-    model, tokenizer = load_model(hparams, accelerator.device)
+    loaded, tokenizer = load_model(hparams, accelerator.device)
     trainer = Trainer(
-        model,
+        loaded,
         tokenizer,
         hparams,
         data,

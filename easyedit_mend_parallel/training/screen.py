@@ -43,8 +43,10 @@ class Screen:
 
     def track(self, items: Sequence[Item], what: str) -> Iterator[Item]:
         """The items, with a bar that shows how many are done."""
-        with self._bars:
-            yield from self._bars.track(items, description=what)
+        with self.counting(what, len(items)) as told:
+            for done, item in enumerate(items, start=1):
+                yield item
+                told(done)
 
     def count(self, done: Iterable[int], total: int, what: str) -> None:
         """Exhaust `done`, which yields how many of `total` are done."""
