@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.plan import Plan, Range, Speeds
@@ -66,6 +66,7 @@ def _show(found: Plan, console: Console) -> None:
             f"{escape(found.model)}: {found.architecture}, {found.parameters / 1e6:,.0f} million "
             f"parameters, {found.dtype}",
             highlight=False,
+            soft_wrap=True,
         )
         _show_blocks(found, console)
     if found.targets:
@@ -100,7 +101,8 @@ def _show_blocks(found: Plan, console: Console) -> None:
 def _show_targets(found: Plan, console: Console) -> None:
     from easyedit_mend_parallel.plan import label
 
-    table = Table("target", "in × out", "lies on", "computes on", "store", title="Targets")
+    name = Column("target", overflow="fold")
+    table = Table(name, "in × out", "lies on", "computes on", "store", title="Targets")
     for one in found.targets:
         table.add_row(
             one.target.name,
@@ -138,7 +140,7 @@ def _show_memory(found: Plan, console: Console) -> None:
 
 
 def _show_time(found: Plan, speeds: Speeds, console: Console) -> None:
-    from easyedit_mend_parallel.plan import TOKENS
+    from easyedit_mend_parallel.plan import TOKENS, kind_of
 
     low, high = found.seconds
     table = Table("part", "bytes", "operations", "estimate", title="Time")
@@ -148,19 +150,19 @@ def _show_time(found: Plan, speeds: Speeds, console: Console) -> None:
         )
     table.add_row("one edit", "", "", _range(low, high), style="bold")
     console.print(table)
-    rests = [
-        f"{name} {_speed(one, unit)}"
-        for name, one, unit in (
-            *((f"{_kind(kind)} computes", one, "FLOP/s") for kind, one in speeds.flops.items()),
-            *((f"{_kind(kind)} memory", one, "B/s") for kind, one in speeds.memory.items()),
-            ("RAM to accelerator", speeds.link, "B/s"),
-            ("disk", speeds.disk, "B/s"),
-        )
-    ]
+    places = {one.place for one in found.memory}
+    kinds = dict.fromkeys(kind_of(place) for place in places)
+    on = [(f"{_kind(kind)} computes", speeds.flops[kind], "FLOP/s") for kind in kinds]
+    on += [(f"{_kind(kind)} memory", speeds.memory[kind], "B/s") for kind in kinds]
+    if len(kinds) > 1:
+        on.append(("RAM to accelerator", speeds.link, "B/s"))
+    if "disk" in places:
+        on.append(("disk, or files that the system has in memory", speeds.disk, "B/s"))
+    on.append(("calls of layers", speeds.calls, "a second"))
+    rests = [f"{name} {_speed(one, unit)}" for name, one, unit in on]
     console.print(
         f"an estimate, for one request of {TOKENS} tokens, from the bytes and operations above and "
-        f"these speeds: {'; '.join(rests)}. Files that the system has in memory read faster than "
-        "a disk.",
+        f"these speeds: {'; '.join(rests)}.",
         style="dim",
         highlight=False,
     )
@@ -181,7 +183,8 @@ def _range(low: float, high: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{seconds * 1000:.2g} ms"
+    number, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1g} {unit}"
 
 
 def _speed(speed: Range, unit: str) -> str:

@@ -4,7 +4,7 @@ and every reason for which it would not work."""
 from __future__ import annotations
 
 from easyedit_mend_parallel.plan.check import Plan, plan
-from easyedit_mend_parallel.plan.costs import TOKENS, Memory, Step, TargetPlan
+from easyedit_mend_parallel.plan.costs import TOKENS, Memory, Step, TargetPlan, kind_of
 from easyedit_mend_parallel.plan.places import label, read_max_memory
 from easyedit_mend_parallel.plan.speeds import ASSUMED, Range, Speeds, measured
 
@@ -17,6 +17,7 @@ __all__ = [
     "Speeds",
     "Step",
     "TargetPlan",
+    "kind_of",
     "label",
     "measured",
     "plan",

@@ -16,7 +16,7 @@ from easyedit_mend_parallel.holder import SAFETENSORS, tied_names
 from easyedit_mend_parallel.placement import RESIDENT
 from easyedit_mend_parallel.plan.model import Sketch
 from easyedit_mend_parallel.plan.places import Place, Places
-from easyedit_mend_parallel.plan.speeds import Range, Speeds
+from easyedit_mend_parallel.plan.speeds import Speeds
 from easyedit_mend_parallel.target import Target
 
 TOKENS = 32
@@ -129,27 +129,34 @@ def time_of(
 ) -> list[Step]:
     """The parts of editing one request of `TOKENS` tokens, each with its estimate.
 
-    A part takes as long as its bytes or its operations do, whichever is longer.
+    A part takes as long as its bytes or its operations do, whichever is longer, and what calling
+    its layers takes.
     """
     steps = []
-    lowest = min((_order(sketched, plan.target.name) for plan in targets), default=0)
+    named = list(sketched.model.named_parameters(remove_duplicate=False))
+    order_of = {name: order for order, (name, _) in enumerate(named)}
+    lowest = min((order_of[plan.target.name] for plan in targets), default=0)
     for name, first in (("forward pass", 0), ("backward pass", lowest)):
         # Backward through frozen weights is one product for each, as forward is.
         sums: dict[tuple[str, str], int] = Counter()
         numbers: Counter[str] = Counter()
-        for order, (parameter, weight) in enumerate(sketched.model.named_parameters()):
-            if order < first or not places.covers(parameter):
+        layers = 0
+        seen: set[int] = set()
+        for order, (parameter, weight) in enumerate(named):
+            if order < first or id(weight) in seen or not places.covers(parameter):
                 continue
+            seen.add(id(weight))
             kind = kind_of(places.device(parameter))
             kept = places.kept(parameter) if name == "forward pass" else RESIDENT
             sums[kind, kept] += sketched.bytes_of[parameter]
             if weight.dim() > 1 and not _is_embedding(sketched, parameter):
                 numbers[kind] += weight.numel()
-        steps.append(_pass(name, sums, numbers, speeds))
+                layers += 1
+        steps.append(_pass(name, sums, numbers, layers, speeds))
     if network is not None:
         kind, size = kind_of(network[0]), network[1]
         flops = 2 * TOKENS * len(targets) * size // FP32
-        steps.append(_step("hypernetwork", size, flops, speeds.memory[kind], speeds.flops[kind]))
+        steps.append(_step("hypernetwork", kind, size, flops, len(targets), speeds))
     written = [plan for plan in targets if plan.store != "output"]
     for kind in dict.fromkeys(kind_of(_writes_on(plan)) for plan in written):
         mine = [plan for plan in written if kind_of(_writes_on(plan)) == kind]
@@ -157,7 +164,7 @@ def time_of(
         numbers_there = sum(plan.target.in_features * plan.target.out_features for plan in mine)
         flops = 2 * TOKENS * numbers_there
         name = f"backup and write ({'CPU' if kind == 'cpu' else 'GPU'})"
-        steps.append(_step(name, size, flops, speeds.memory[kind], speeds.flops[kind]))
+        steps.append(_step(name, kind, size, flops, len(mine), speeds))
     return [step for step in steps if step.bytes]
 
 
@@ -171,10 +178,14 @@ def _writes_on(plan: TargetPlan) -> Place:
 
 
 def _pass(
-    name: str, sizes: Mapping[tuple[str, str], int], numbers: Mapping[str, int], speeds: Speeds
+    name: str,
+    sizes: Mapping[tuple[str, str], int],
+    numbers: Mapping[str, int],
+    layers: int,
+    speeds: Speeds,
 ) -> Step:
     """One pass through the model: what it takes to fetch offloaded weights, and to compute."""
-    low = high = 0.0
+    low, high = layers / speeds.calls.high, layers / speeds.calls.low
     for (kind, kept), size in sizes.items():
         if kept == SAFETENSORS:
             low, high = low + size / speeds.disk.high, high + size / speeds.disk.low
@@ -183,24 +194,20 @@ def _pass(
     for kind in dict.fromkeys(kind for kind, _ in sizes):
         size = sum(size for (other, _), size in sizes.items() if other == kind)
         flops = 2 * TOKENS * numbers.get(kind, 0)
-        here = _step(name, size, flops, speeds.memory[kind], speeds.flops[kind])
+        here = _step(name, kind, size, flops, 0, speeds)
         low, high = low + here.low, high + here.high
     return Step(name, sum(sizes.values()), 2 * TOKENS * sum(numbers.values()), low, high)
 
 
-def _step(name: str, size: int, flops: int, memory: Range, compute: Range) -> Step:
+def _step(name: str, kind: str, size: int, flops: int, calls: int, speeds: Speeds) -> Step:
+    memory, compute = speeds.memory[kind], speeds.flops[kind]
     return Step(
         name,
         size,
         flops,
-        low=max(size / memory.high, flops / compute.high),
-        high=max(size / memory.low, flops / compute.low),
+        low=max(size / memory.high, flops / compute.high) + calls / speeds.calls.high,
+        high=max(size / memory.low, flops / compute.low) + calls / speeds.calls.low,
     )
-
-
-def _order(sketched: Sketch, name: str) -> int:
-    names = [known for known, _ in sketched.model.named_parameters(remove_duplicate=False)]
-    return names.index(name)
 
 
 def _is_embedding(sketched: Sketch, parameter: str) -> bool:

@@ -55,7 +55,7 @@ class Sketch:
     """A model on the meta device and how it would be loaded.
 
     `dtypes` has the parameters that quantization packs, with what they become; `bytes_of` the
-    size of each module and parameter by name (`""`: the whole), ties counted once. `safetensors`:
+    size of each module and parameter by name (`""`: the whole); a module has a tied weight once. `safetensors`:
     its weights are in files of that kind; None where no weights are there.
     """
 
@@ -120,11 +120,15 @@ def sketch(model_name: Any, model_class: str, model_kwargs: Mapping[str, Any]) -
     model = model.to(dtype)
     model.tie_weights()
     packed = _packed_dtypes(model, config, model_kwargs)
+    sizes = dict(compute_module_sizes(model, special_dtypes=packed))
+    first_name = {id(weight): name for name, weight in model.named_parameters()}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        sizes[name] = sizes[first_name[id(weight)]]
     return Sketch(
         model=model,
         dtype=dtype,
         dtypes=packed,
-        bytes_of=dict(compute_module_sizes(model, special_dtypes=packed)),
+        bytes_of=sizes,
         safetensors=_has_safetensors(model_name, where),
     )
 

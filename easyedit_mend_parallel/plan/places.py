@@ -68,22 +68,27 @@ class Places:
 
 def read_max_memory(text: str) -> dict[Place, int]:
     """`0=20GiB,cpu=30GiB` as bytes. Raises HparamsError for what is no such list."""
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    limits = _limits({name.strip(): size.strip() for name, _, size in parts})
+    if not limits:
+        raise HparamsError("max_memory names no place; write it as in '0=20GiB,cpu=30GiB'")
+    return limits
+
+
+def _limits(sizes: Mapping[Any, int | str]) -> dict[Place, int]:
     limits: dict[Place, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, _, size = (word.strip() for word in part.partition("="))
-        try:
-            limits[as_place(key)] = convert_file_size_to_int(size)
-        except ValueError as error:
-            raise HparamsError(
-                f"max_memory: {part!r} is no place and size; write them as in '0=20GiB,cpu=30GiB'"
-            ) from error
-    for name in limits:
-        if not isinstance(name, int) and name not in ("cpu", "disk", "mps"):
+    for name, size in sizes.items():
+        place = as_place(name)
+        if not isinstance(place, int) and place not in ("cpu", "disk", "mps"):
             raise HparamsError(
                 f"max_memory: {name!r} is no place; write the number of an accelerator, or cpu"
             )
-    if not limits:
-        raise HparamsError("max_memory names no place; write it as in '0=20GiB,cpu=30GiB'")
+        try:
+            limits[place] = convert_file_size_to_int(size)
+        except ValueError as error:
+            raise HparamsError(
+                f"max_memory: {size!r} for {name} is no size; write them as in '0=20GiB,cpu=30GiB'"
+            ) from error
     return limits
 
 
@@ -273,7 +278,7 @@ def _limits_of(model_kwargs: Mapping[str, Any]) -> dict[Place, int] | None:
             f"model_kwargs: max_memory is {asked!r}; it has to map places to sizes, such as "
             "{0: 20GiB, cpu: 30GiB}"
         )
-    return read_max_memory(",".join(f"{name}={size}" for name, size in asked.items()))
+    return _limits(asked)
 
 
 def as_place(place: Any) -> Place:

@@ -33,12 +33,14 @@ class Range:
 @dataclass(frozen=True)
 class Speeds:
     """`flops` and `memory` of each kind of device ("cpu", "accelerator"), in operations and bytes
-    a second; `link` is between RAM and an accelerator, `disk` reads a file."""
+    a second; `link` is between RAM and an accelerator, `disk` reads a file. `calls` is how many
+    layers a second can be called at all: Python, hooks and what a device takes to start."""
 
     flops: dict[str, Range]
     memory: dict[str, Range]
     link: Range
     disk: Range
+    calls: Range
 
 
 ASSUMED = Speeds(
@@ -46,6 +48,7 @@ ASSUMED = Speeds(
     memory={"cpu": Range(5e9, 5e10), "accelerator": Range(3e11, 3e12)},
     link=Range(4e9, 4e10),
     disk=Range(2e8, 7e9),
+    calls=Range(2e3, 3e4),
 )
 """From a laptop to a server; disks from a shared one to files that the system has in RAM."""
 
@@ -63,7 +66,7 @@ def measured(dtype: torch.dtype) -> Speeds:
     for kind, device in devices.items():
         flops[kind] = _range(2 * ROWS * WIDTH**2 / _seconds(_product(device, dtype), device))
         memory[kind] = _range(2 * COPIED / _seconds(_copy(device), device))
-    return Speeds(flops, memory, ASSUMED.link, ASSUMED.disk)
+    return Speeds(flops, memory, ASSUMED.link, ASSUMED.disk, ASSUMED.calls)
 
 
 def _range(per_second: float) -> Range:
