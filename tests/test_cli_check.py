@@ -1,5 +1,5 @@
-"""`mend-parallel check`, `demo` and `plugins`: what they print, as tables and as JSON, and with which
-exit code they end."""
+"""`mend-parallel check`, `demo` and `plugins`: what they print, as tables and as JSON, and with
+which exit code they end."""
 
 from __future__ import annotations
 

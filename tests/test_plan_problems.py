@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from plan_toys import Toy
 from toys import toy_hparams
 
 from easyedit_mend_parallel import HparamsError, MENDParallelHyperParams
 from easyedit_mend_parallel.plan import plan, read_max_memory
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
 
 
 @pytest.fixture

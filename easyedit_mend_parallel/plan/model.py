@@ -55,8 +55,8 @@ class Sketch:
     """A model on the meta device and how it would be loaded.
 
     `dtypes` has the parameters that quantization packs, with what they become; `bytes_of` the
-    size of each module and parameter by name (`""`: the whole); a module has a tied weight once. `safetensors`:
-    its weights are in files of that kind; None where no weights are there.
+    size of each module and parameter by name (`""`: the whole), where a tied weight counts once in
+    a module. `safetensors`: its weights are in files of that kind; None where there are none.
     """
 
     model: nn.Module
@@ -64,10 +64,6 @@ class Sketch:
     dtypes: Mapping[str, Any]
     bytes_of: Mapping[str, int]
     safetensors: bool | None
-
-    @property
-    def is_quantized(self) -> bool:
-        return bool(self.dtypes)
 
 
 def sketch(model_name: Any, model_class: str, model_kwargs: Mapping[str, Any]) -> Sketch:
