@@ -77,11 +77,9 @@ def test_a_bad_target_does_not_hide_that_the_archive_has_another_number_of_targe
 
 def test_a_missing_key_does_not_hide_the_rest(llama: Toy) -> None:
     config = llama.config(without=("rank", "model_name"), archive="nowhere")
-    assert [one.split(".")[0] for one in plan(config).problems] == [
-        "missing key 'model_name'",
-        "missing key 'rank'",
-        f"there is no archive at {Path('nowhere').absolute()}",
-    ]
+    first, second, third = plan(config).problems
+    assert (first, second) == ("missing key 'model_name'", "missing key 'rank'")
+    assert third.startswith(f"there is no archive at {Path('nowhere').absolute()}. ")
 
 
 @pytest.mark.parametrize(
