@@ -127,8 +127,8 @@ class MendHparams:
     #: `cos`).
     gradient_diagnostics: bool = False
 
-    # Both names, since EasyEdit's editors read one and its trainers the other
-    alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files.
+    # Name of the method
+    alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.
     alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
 
     def __post_init__(self) -> None:
