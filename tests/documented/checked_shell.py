@@ -24,13 +24,25 @@ def problems(block: Block) -> list[str]:
     """What is wrong in `block`, each with its line."""
     found = []
     for number, line in _lines(block):
-        for command in re.split(r"&&|\|\|?|;", line):
-            words = shlex.split(command, comments=True)
+        for words in _commands(line):
             while words and re.fullmatch(r"\w+=.*", words[0]):
                 words.pop(0)
             if words:
                 found += [f"{block.page}:{number}: {text}" for text in _in_command(words)]
     return found
+
+
+def _commands(line: str) -> list[list[str]]:
+    """The words of each command of a line, which `&&`, `|` and the like part."""
+    words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+    words.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if set(word) <= set("&|;"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return commands
 
 
 def _lines(block: Block) -> Iterator[tuple[int, str]]:
