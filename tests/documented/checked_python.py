@@ -91,7 +91,10 @@ class Reader:
         called = self._value(node.func)
         if called is UNKNOWN or not callable(called):
             return
-        parameters = inspect.signature(called).parameters
+        try:
+            parameters = inspect.signature(called).parameters
+        except ValueError:  # a class that has no __init__ of its own
+            return
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return
         for keyword in node.keywords:
