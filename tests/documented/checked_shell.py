@@ -58,6 +58,7 @@ def _lines(block: Block) -> Iterator[tuple[int, str]]:
 
 def _in_command(words: list[str]) -> Iterator[str]:
     command, *arguments = words
+    command = command.removeprefix(".venv/bin/")  # what `make` installs
     if command not in BUILT_IN and shutil.which(command, path=PATH) is None:
         yield f"there is no command {command}"
     elif command == "make":
