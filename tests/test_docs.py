@@ -21,7 +21,9 @@ from documented.toy_project import least
 from easyedit_mend_parallel import MENDParallelHyperParams
 
 TIME_LIMIT_SECONDS = 300  # a hang fails; each page takes a fraction of this
-sys.path.insert(0, str(ROOT / "scripts"))
+EXAMPLES = sorted(ROOT.glob("docs/examples/*"))
+"""The plugins that the pages build; here they can be imported, and are not installed."""
+sys.path += [str(folder) for folder in (ROOT / "scripts", *EXAMPLES)]
 from document_hparams import CLASSES, PAGE, groups, meanings, page  # noqa: E402
 
 RUN = [path for path in pages() if any(block.is_run for block in blocks(path))]
@@ -110,7 +112,7 @@ def wrong_in_data(block: Block) -> list[str]:
 def run(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the blocks of a page in `folder`, where the example plugins can be imported, and EasyEdit
     is EASYEDIT_HOME's if there is one."""
-    roots = [ROOT, ROOT / "tests", *ROOT.glob("docs/examples/*")]
+    roots = [ROOT, ROOT / "tests", *EXAMPLES]
     roots += [os.environ.get("EASYEDIT_HOME"), os.environ.get("PYTHONPATH")]
     environment = {name: value for name, value in os.environ.items() if name[:7] != "PYTEST_"}
     environment |= {
