@@ -18,6 +18,7 @@ from documented.checked_python import Reader
 from documented.checked_shell import PATH, problems
 from documented.toy_project import least
 
+import easyedit_mend_parallel
 from easyedit_mend_parallel import MENDParallelHyperParams
 
 TIME_LIMIT_SECONDS = 300  # a hang fails; each page takes a fraction of this
@@ -30,7 +31,7 @@ RUN = [path for path in pages() if any(block.is_run for block in blocks(path))]
 """Pages of which something is run."""
 
 
-def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+def test_the_pages_build_without_a_warning_and_list_every_public_name(tmp_path: Path) -> None:
     html = tmp_path / "html"
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "docs", str(html)],
@@ -44,6 +45,10 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     for path in pages():
         if path.parts[0] == "docs" and "examples" not in path.parts:
             assert (html / path.relative_to("docs").with_suffix(".html")).is_file()
+    listed = re.findall(
+        r'id="easyedit_mend_parallel\.(?:\w+\.)*(\w+)"', (html / "api.html").read_text()
+    )
+    assert set(easyedit_mend_parallel.__all__) - set(listed) == set()
 
 
 def test_every_hyperparameter_has_its_meaning_written_beside_it() -> None:
