@@ -41,10 +41,18 @@ def plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
-def editing_methods(host: Host) -> list[EditingMethod]:
-    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used."""
+def editing_methods(host: Host, installed: bool = True) -> list[EditingMethod]:
+    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used.
+
+    Without `installed`, only what plugins offer that were registered by hand and not found through
+    an entry point.
+    """
+    manager = plugin_manager()
+    found = [] if installed else [id(plugin) for plugin, _ in manager.list_plugin_distinfo()]
     offers: list[EditingMethod] = []
-    for implementation in plugin_manager().hook.editing_method.get_hookimpls():
+    for implementation in manager.hook.editing_method.get_hookimpls():
+        if id(implementation.plugin) in found:
+            continue
         offer = implementation.function(host)
         if offer is None:
             continue
