@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from easyeditor.editors.batch_editor import BatchEditor
 from easyeditor.models.mend import MENDHyperParams
 from easyeditor.trainer.EditTrainer import EditTrainer
