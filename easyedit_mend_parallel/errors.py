@@ -34,6 +34,10 @@ class UpdateError(MendParallelError):
     """An update cannot be written, or a written one cannot be taken back."""
 
 
+class TrunkError(MendParallelError):
+    """Hidden states below the lowest target cannot be kept, or belong to other weights."""
+
+
 class TrainingError(MendParallelError):
     """A training run cannot go on: too few rows, no gradient, or not one step made."""
 
