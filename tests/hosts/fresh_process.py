@@ -180,9 +180,7 @@ def with_the_example() -> None:
 
     def editor(**values: Any) -> Any:
         fields = {"model_name": toy.pair, "inner_params": toy.names, "device": "cpu"}
-        return BaseEditor.from_hparams(
-            GradientStepsHparams(**fields, rate=0.2, steps=40, **values)
-        )
+        return BaseEditor.from_hparams(GradientStepsHparams(**fields, rate=0.2, steps=40, **values))
 
     found: dict[str, Any] = {"targets": sorted(toy.names)}
     once = editor()

@@ -109,7 +109,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Toy]:
     for name, values in {
         "edit": {"alg_name": "MEND_PARALLEL"},
         "batch": {"alg_name": "MEND_PARALLEL", "batch_size": 2},
-        "mend": {"alg_name": "MEND"},
+        "mend": {"alg_name": "MEND", "model_class": "LlamaForCausalLM"},
         "other": {"alg_name": "MEND_PARALLEL"},
     }.items():
         fields = mend_fields(**own, **values)

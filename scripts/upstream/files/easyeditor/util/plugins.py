@@ -45,7 +45,7 @@ def find():
     are imported while half of the package does not exist yet, and a plugin may need all of it.
     """
     host = Host(sys.modules[__name__.partition(".")[0]])
-    for entry_point in metadata.entry_points(group=GROUP):
+    for entry_point in _entry_points():
         try:
             offers = getattr(entry_point.load(), "editing_method", None)
             method = offers(host) if offers is not None else None
@@ -93,6 +93,12 @@ def also_with_plugins_names(normalize):
         return {**normalize(as_known, expected, *args, **kwargs), "alg_name": name}
 
     return normalize_too
+
+
+def _entry_points():
+    if sys.version_info < (3, 10):
+        return metadata.entry_points().get(GROUP, ())
+    return metadata.entry_points(group=GROUP)
 
 
 def _registries():
