@@ -29,20 +29,12 @@ def weight_store(place: WeightPlace) -> DiskBackupStore | None:
     return DiskBackupStore(place)
 
 
-class DiskBackupStore(ResidentStore):
-    """The weight of a layer, changed in place; what was there before goes to a file."""
-
-    def stage(self, update: LowRankUpdate) -> BackedUpOnDisk:  # type: ignore[override]
-        refuse_overflow(self.target, self.weight, update)
-        return BackedUpOnDisk(self, update)
-
-
 class BackedUpOnDisk:
     """One update of the weight, with a file of the weight's bits from before it."""
 
     independent = False  # its undo is of the whole weight
 
-    def __init__(self, store: DiskBackupStore, update: LowRankUpdate) -> None:
+    def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store, self._update = store, update
         try:
             self._file: PrivateFile | None = write_private(None, store.weight, store.target.name)
@@ -70,3 +62,11 @@ class BackedUpOnDisk:
 
     def forget(self) -> None:
         self._file = None
+
+
+class DiskBackupStore(ResidentStore):
+    """The weight of a layer, changed in place; what was there before goes to a file."""
+
+    def stage(self, update: LowRankUpdate) -> BackedUpOnDisk:  # type: ignore[override]
+        refuse_overflow(self.target, self.weight, update)
+        return BackedUpOnDisk(self, update)
