@@ -140,6 +140,15 @@ class _Rows:
         return (states[here].unsqueeze(0),)
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
+    prompt alone), and the target's as `labels`; without labels nothing is to be predicted."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+
 def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
     """The batch of `requests`, on the device where `model` wants its token ids.
 
@@ -150,53 +159,55 @@ def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Reques
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
-    targets = [_target_ids(tokenizer, request) for request in requests]
+    texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
+    return batch_of(model, tokenizer, texts)
+
+
+def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
+    """`prompt` with `target` after it (or none). Raises RequestError as `make_batch` does."""
+    labels = _target_ids(tokenizer, prompt, target) if target else ()
     if model.config.is_encoder_decoder:
-        return _encoder_decoder_batch(model, tokenizer, requests, targets)
-    sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
-    labels = []
-    for request, sentence, target in zip(requests, sentences, targets, strict=True):
-        before = len(sentence) - len(target) - 1
-        if before < 0:
-            raise RequestError(
-                f"the prompt {request.prompt!r} has no token before its target "
-                f"{request.target_new!r}: nothing would predict the target"
-            )
-        labels.append([IGNORED] * before + target + [IGNORED])
-    left = tokenizer.padding_side == "left"
-    mask = _padded([[1] * len(sentence) for sentence in sentences], 0, left)
-    inputs = {"input_ids": _padded(sentences, _padding(tokenizer), left), "attention_mask": mask}
-    return Batch(
-        called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
-    )
+        return Tokenized(_ids(tokenizer, prompt), labels)
+    ids = _ids(tokenizer, prompt + target)
+    if len(labels) >= len(ids):
+        raise RequestError(
+            f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
+            "nothing would predict the target"
+        )
+    return Tokenized(ids, labels)
 
 
-def _encoder_decoder_batch(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
-) -> Batch:
-    prompts = [_ids(tokenizer, request.prompt) for request in requests]
+def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized]) -> Batch:
+    """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
     left = tokenizer.padding_side == "left"
-    labels = _padded(targets, IGNORED, left=False)
     inputs = {
-        "input_ids": _padded(prompts, _padding(tokenizer), left),
-        "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+        "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
+        "attention_mask": _padded([[1] * len(text.ids) for text in texts], 0, left),
     }
-    return Batch(called_with(model, inputs), labels, torch.arange(len(requests)))
+    if model.config.is_encoder_decoder:
+        labels = _padded([text.labels for text in texts], IGNORED, left=False)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    else:
+        at_end = [
+            [IGNORED] * (len(text.ids) - len(text.labels) - 1) + [*text.labels, IGNORED]
+            for text in texts
+        ]
+        labels = _padded(at_end, IGNORED, left)
+    return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 
-def _target_ids(tokenizer: Any, request: Request) -> list[int]:
-    ids = _ids(tokenizer, request.target_text)
+def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:
+    ids = _ids(tokenizer, target)
     if not set(ids) - set(tokenizer.all_special_ids):
         raise RequestError(
-            f"the target {request.target_new!r} of {request.prompt!r} is nothing but special "
-            f"tokens to this tokenizer (ids {ids}): the edit would teach it no answer"
+            f"the target {target.strip()!r} of {prompt!r} is nothing but special tokens to this "
+            f"tokenizer (ids {list(ids)}): the edit would teach it no answer"
         )
     return ids
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text)["input_ids"])
 
 
 def _padding(tokenizer: Any) -> int:
@@ -207,13 +218,11 @@ def _padding(tokenizer: Any) -> int:
     return 0
 
 
-def _padded(rows: list[list[int]], filler: int, left: bool) -> Tensor:
-    width = max(len(row) for row in rows)
+def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+    width = max(1, *map(len, rows))
+    padding = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor(
-        [
-            [filler] * (width - len(row)) + row if left else row + [filler] * (width - len(row))
-            for row in rows
-        ]
+        [[*rest, *row] if left else [*row, *rest] for row, rest in zip(rows, padding, strict=True)]
     )
 
 
