@@ -61,7 +61,8 @@ def tokenizer_of(model: Any, side: str = "right") -> Any:
 def editor_of(model: Any, side: str = "right", **values: Any) -> MendParallel:
     tokenizer, names = tokenizer_of(model, side), toy_targets(model)
     network = toy_network(model, tokenizer, names)
-    return MendParallel(model, tokenizer, toy_hparams(names, **values), network=network)
+    hparams = toy_hparams(names, **{"aggregate": "least_squares", **values})
+    return MendParallel(model, tokenizer, hparams, network=network)
 
 
 def dense(update: LowRankUpdate) -> Tensor:

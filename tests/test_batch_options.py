@@ -40,7 +40,9 @@ def archive_of(folder: Path, name: str = "archive.safetensors") -> Path:
 def reading(archive: Path, **values: Any) -> MendParallel:
     model = toy_model("llama")
     hparams = toy_hparams(
-        toy_targets(model), archive=str(archive), **{"aggregate_options": None, **values}
+        toy_targets(model),
+        archive=str(archive),
+        **{"aggregate": None, "aggregate_options": None} | values,
     )
     return MendParallel(model, toy_tokenizer(), hparams)
 
@@ -176,7 +178,7 @@ def test_text_is_gathered_once_for_a_model_and_its_archive(monkeypatch: pytest.M
     assert calls == []  # one request needs none
     editor.edit(BATCH)
     editor.edit(BATCH[:2])
-    hparams = toy_hparams(toy_targets(editor.model), aggregate_options=None)
+    hparams = toy_hparams(toy_targets(editor.model), aggregate=None, aggregate_options=None)
     again = MendParallel(editor.model, editor.tokenizer, hparams, network=editor.trained)
     again.edit(BATCH)
 

@@ -41,7 +41,7 @@ def editors(placement: str, side: str = "right", **values: Any) -> tuple[MendPar
     names, tokenizer = toy_targets(plain), toy_tokenizer(side=side)
     network = toy_network(plain, tokenizer, names)
     model = spread(copy.deepcopy(plain), placement)
-    hparams = toy_hparams(names, **values)
+    hparams = toy_hparams(names, aggregate="least_squares", **values)
     home = model.get_parameter(names[-1]).device
     return (
         MendParallel(plain, tokenizer, hparams, network=network),
