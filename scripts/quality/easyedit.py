@@ -1,4 +1,5 @@
-"""Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, for a given time, on the same facts.
+"""Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time of
+one core.
 
     PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit.py DATA OUT --minutes 60
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="the folder that facts.py wrote")
     parser.add_argument("out", type=Path, help="the archive to write")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of one core")
     options = parser.parse_args()
     from easyeditor import EditTrainer, MENDTrainingHparams, ZsreDataset
 
@@ -55,7 +56,7 @@ def main() -> None:
 
     class Timed(EditTrainer):
         def train_step(self, batch):  # type: ignore[no-untyped-def]
-            if time.monotonic() > self.ends:
+            if time.process_time() > self.ends:
                 raise TimeIsUp
             self.made = getattr(self, "made", 0) + 1
             if self.made % 250 == 0:
@@ -64,13 +65,13 @@ def main() -> None:
 
     torch.manual_seed(config.seed)
     trainer = Timed(config=config, train_set=facts, val_set=facts)
-    started = time.monotonic()
+    started = time.process_time()
     trainer.ends = started + 60 * options.minutes
     with suppress(TimeIsUp):
         trainer.run()
     state = {k: v for k, v in trainer.model.state_dict().items() if k != "model_config"}
     torch.save({"model": state, "opt": None}, options.out)
-    print(json.dumps({"steps": trainer.made, "minutes": (time.monotonic() - started) / 60}))
+    print(json.dumps({"steps": trainer.made, "minutes of one core": (time.process_time() - started) / 60}))
 
 
 def known() -> set[str]:
