@@ -1,5 +1,4 @@
-"""Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time of
-one core.
+"""Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time.
 
     PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit.py DATA OUT --minutes 60
 
@@ -71,7 +70,7 @@ def main() -> None:
         trainer.run()
     state = {k: v for k, v in trainer.model.state_dict().items() if k != "model_config"}
     torch.save({"model": state, "opt": None}, options.out)
-    print(json.dumps({"steps": trainer.made, "minutes of one core": (time.process_time() - started) / 60}))
+    print(json.dumps({"steps": trainer.made, "minutes": (time.process_time() - started) / 60}))
 
 
 def known() -> set[str]:
