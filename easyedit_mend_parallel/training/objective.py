@@ -88,8 +88,8 @@ def measure_step(
     locality = (divergence * shares.to(divergence.device)).sum()
     with torch.no_grad():
         right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])
-        whole = torch.stack([one.all() for one in right]).float()
-        success = (whole * _share([[0]] * len(tried), owners).to(whole.device)).sum()
+        every = torch.stack([one.all() for one in right]).float()
+        success = (every * _share([[0]] * len(tried), owners).to(every.device)).sum()
         same = (moved.argmax(-1) == before.argmax(-1)).float()
         unchanged = (same * shares.to(same.device)).sum()
     return Measured(edit, locality, success, unchanged, updates)
