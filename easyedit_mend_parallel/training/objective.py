@@ -71,11 +71,11 @@ def measure_step(
     alone = texts.batch(held)
     with torch.no_grad():
         # The same places, which left padding puts elsewhere in another batch.
-        same = [
+        there = [
             [places(alone, row)[places(batch, len(tried) + row).index(place)] for place in found]
             for row, found in enumerate(compared)
         ]
-        before = alone.predictions(texts.model, *as_index(same)).float()
+        before = alone.predictions(texts.model, *as_index(there)).float()
     sequence, position = as_index(labelled)
     labels = batch.labels[sequence, position].to(after.device)
     edited, moved = after[: len(labels)], after[len(labels) :]
