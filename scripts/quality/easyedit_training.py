@@ -1,6 +1,6 @@
 """Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time.
 
-    PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit.py DATA OUT --minutes 60
+    PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit_training.py DATA OUT --minutes 60
 
 Its hyperparameters are those of EasyEdit's MEND yaml files, at the rank of the quality run. The
 archive that it leaves is measured by `measure.py`, as ours is.
@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,13 +45,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the archive to write")
     parser.add_argument("--minutes", type=float, default=60.0, help="of one core")
     options = parser.parse_args()
-    from easyeditor import EditTrainer, MENDTrainingHparams, ZsreDataset
+    from easyeditor import EditTrainer, ZsreDataset
 
-    folder = str(prepare())
-    fields = MENDParallelTrainingHparams.from_hparams(CONFIG).to_dict()
-    config = MENDTrainingHparams(**{n: v for n, v in fields.items() if n in known()} | THEIRS)
-    config.model_name = config.tokenizer_name = folder
-    config.alg, config.model_parallel, config.device, config.max_iters = "MEND", False, "cpu", 10**7
+    config = their_config()
     facts = ZsreDataset(str(options.data / "train_zsre.json"), config=config)
 
     class Timed(EditTrainer):
@@ -73,11 +70,17 @@ def main() -> None:
     print(json.dumps({"steps": trainer.made, "minutes": (time.process_time() - started) / 60}))
 
 
-def known() -> set[str]:
-    """The fields of EasyEdit's own hyperparameters."""
+def their_config(**options: Any) -> Any:
+    """EasyEdit's own hyperparameters for SmolLM2 on a CPU, with `options` in them."""
     from easyeditor import MENDTrainingHparams
 
-    return set(MENDTrainingHparams.__dataclass_fields__)
+    folder = str(prepare())
+    fields = MENDParallelTrainingHparams.from_hparams(CONFIG).to_dict() | THEIRS | options
+    known = MENDTrainingHparams.__dataclass_fields__
+    config = MENDTrainingHparams(**{name: fields[name] for name in fields if name in known})
+    config.model_name = config.tokenizer_name = folder
+    config.alg, config.model_parallel, config.device, config.max_iters = "MEND", False, "cpu", 10**7
+    return config
 
 
 if __name__ == "__main__":
