@@ -11,8 +11,19 @@ from easyedit_mend_parallel.easyedit.registration import (
     restore_mend,
 )
 from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
+from easyedit_mend_parallel.edits import (
+    AppliedEdit,
+    Journal,
+    SavedEdit,
+    export_delta,
+    export_peft,
+    load_edit,
+    save_edited,
+    squash,
+)
 from easyedit_mend_parallel.errors import (
     ArchiveError,
+    EditError,
     HparamsError,
     MendParallelError,
     PlacementError,
@@ -26,10 +37,13 @@ from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallel
 from easyedit_mend_parallel.requests import Request
 
 __all__ = [
+    "AppliedEdit",
     "Archive",
     "ArchiveError",
+    "EditError",
     "EditResult",
     "HparamsError",
+    "Journal",
     "MENDParallelHyperParams",
     "MENDParallelTrainingHparams",
     "MendParallel",
@@ -38,14 +52,20 @@ __all__ = [
     "PluginError",
     "Request",
     "RequestError",
+    "SavedEdit",
     "TargetError",
     "TrainingError",
     "UpdateError",
+    "export_delta",
+    "export_peft",
     "load_archive",
+    "load_edit",
     "replace_mend",
     "restore_mend",
     "rollback_all",
     "save_archive",
+    "save_edited",
+    "squash",
 ]
 
 join_when_imported()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from easyedit_mend_parallel.errors import EditError
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
@@ -40,6 +43,25 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the context ends without an exception.
+
+    `path` must not exist yet, or be an empty folder; raises EditError otherwise. After an
+    exception nothing is left.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise EditError(f"{path} is there already and not empty: name a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -76,6 +76,24 @@ class Entry:
         backups = {name: staged.before for name, staged in self._record.staged.items()}
         return {name: backup for name, backup in backups.items() if backup is not None}
 
+    @property
+    def model(self) -> nn.Module:
+        """The model that was changed. Raises UpdateError once it is gone."""
+        ledger = self._ledger()
+        if ledger is None:
+            raise UpdateError("the model that was edited no longer exists")
+        return ledger._live_model()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no later change covers a weight of this one: `undo` then adds nothing again."""
+        ledger = self._ledger()
+        if ledger is None or not self.applied:
+            return True
+        place = next(n for n, r in enumerate(ledger._records) if r is self._record)
+        mine = _dependent(self._record).keys()
+        return not any(mine & _dependent(other).keys() for other in ledger._records[place + 1 :])
+
 
 class Ledger:
     """All changes of one model, oldest first. `Ledger.of(model)` is the way to get it."""
@@ -136,6 +154,15 @@ class Ledger:
             self._records.append(record)
             self._forget_unheld()
             return entry
+
+    def before(self) -> dict[str, Tensor]:
+        """{target name: the bits from before its first change}, of all that were written to."""
+        first = dict(self._base)
+        for record in self._records:
+            for name, staged in _dependent(record).items():
+                first.setdefault(name, staged)
+        backups = {name: staged.before for name, staged in first.items()}
+        return {name: backup for name, backup in backups.items() if backup is not None}
 
     def undo_all(self) -> None:
         """Give every weight that was ever changed its bits from before the first change.
