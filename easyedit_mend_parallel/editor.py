@@ -38,7 +38,8 @@ class EditResult:
     `updates` is {target name: update}, on the device of each target; `losses` has each request's
     mean negative log-likelihood before the edit, `losses_after` the same after it where it was
     asked for; `seconds` is how long the edit took. `tokens` {input of the model: texts} says which
-    token each row came from, `hparams` what the network was made with. As long as the result is held, the edit can be rolled back by itself.
+    token each row came from, `hparams` what the network was made with. As long as the result is
+    held, the edit can be rolled back by itself.
     """
 
     requests: list[Request]
@@ -61,10 +62,12 @@ class EditResult:
         """This edit without its model, to be written to a file or put onto the same base anew.
 
         Reads every edited weight as it was before the edit, for its checksum. Raises EditError
-        where the edit was rolled back: those bits are then known no longer.
+        where the edit was rolled back or its model is gone: those bits are then known no longer.
         """
         if not self.entry.applied:
-            raise EditError("the edit was rolled back: save it while it is in the model")
+            raise EditError(
+                "the edit was rolled back, or its model is gone: save it while it is in the model"
+            )
         about = {
             "base": describe_base(self.entry, self.targets),
             "losses": self.losses,

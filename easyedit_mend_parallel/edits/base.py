@@ -55,7 +55,7 @@ def sums_of(weight: Tensor) -> Sums:
     """The checksums of `weight`, in its own dtype and in what is narrower."""
     dtypes = (weight.dtype, *NARROWER.get(weight.dtype, ()))
     digests = {dtype: hashlib.sha256() for dtype in dtypes}
-    for piece in weight.reshape(-1).split(PIECE):
+    for piece in torch.split(weight.reshape(-1), PIECE):
         here = piece.cpu()
         for dtype, digest in digests.items():
             digest.update(here.to(dtype).contiguous().view(torch.uint8).numpy().data)

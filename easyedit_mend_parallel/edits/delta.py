@@ -56,7 +56,7 @@ def export_delta(edit: SavedEdit, path: str | Path) -> Path:
             if target.transposed:
                 left, right = right, left
             step = max(1, WRITE_LIMIT // max(1, right.shape[1]))
-            for columns in left.split(step, dim=1):
+            for columns in torch.split(left, step, dim=1):
                 file.write(_bytes((columns.T @ right).to(dtypes[name])))
     return path
 
@@ -67,5 +67,5 @@ def _dtype(edit: SavedEdit, name: str) -> torch.dtype:
     return dtype if dtype in NAMES else torch.float32
 
 
-def _bytes(rows: Tensor) -> memoryview:
-    return memoryview(rows.contiguous().view(torch.uint8).numpy())
+def _bytes(rows: Tensor) -> bytes:
+    return rows.contiguous().view(torch.uint8).numpy().tobytes()

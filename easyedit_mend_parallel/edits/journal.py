@@ -239,6 +239,8 @@ class Journal:
 
     def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
         """Write the edit's file. Until the index names it, it is not part of the journal."""
+        if not (self.folder / INDEX).exists():
+            self._write(self._entries)
         number = max((entry.number for entry in self._entries), default=0) + 1
         file = f"{number:04}.safetensors"
         edit.write(self.folder / file, half=half)
@@ -255,7 +257,7 @@ class Journal:
     def _read(self) -> tuple[int, list[JournalEntry]]:
         index = self.folder / INDEX
         if not index.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if _is_used(self.folder):
                 raise EditError(f"{self.folder} is no journal: it is not empty and has no {INDEX}")
             return 0, []
         try:
@@ -275,7 +277,7 @@ class Journal:
         return revision, entries
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        revision, _ = self._read_revision()
+        revision, _ = self._read()
         if revision != self._revision:
             raise EditError(
                 f"the journal {self.folder} was changed by somebody else since it was opened: "
@@ -291,6 +293,9 @@ class Journal:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         self._revision, self._entries = revision + 1, entries
 
-    def _read_revision(self) -> tuple[int, list[JournalEntry]]:
-        """The index as it is now; none before the first edit, whose file is there already."""
-        return self._read() if (self.folder / INDEX).exists() else (0, [])
+
+def _is_used(path: Path) -> bool:
+    """Whether anything is there but an empty folder (or what an interrupted write left)."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not found.name.startswith(".") for found in path.iterdir())

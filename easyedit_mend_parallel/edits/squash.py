@@ -51,7 +51,7 @@ def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, fl
     if len(update.keys) <= rank:
         return update, 0.0
     keys, values = update.keys.double(), update.values.double()
-    parts = list(zip(keys.split(ROWS_AT_ONCE), values.split(ROWS_AT_ONCE), strict=True))
+    parts = _parts(keys, values)
     kept = parts[0][0][:0], parts[0][1][:0]
     for number, (more_keys, more_values) in enumerate(parts, 1):
         kept = _nearest(
@@ -68,6 +68,11 @@ def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, fl
     error = (left / whole).clamp(min=0).sqrt() if whole > 0 else torch.zeros(())
     request = torch.full((len(rounded[0]),), NO_REQUEST, device=update.keys.device)
     return LowRankUpdate(*rounded, request), float(error)
+
+
+def _parts(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    halves = torch.split(keys, ROWS_AT_ONCE), torch.split(values, ROWS_AT_ONCE)
+    return list(zip(*halves, strict=True))
 
 
 def _nearest(keys: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -87,8 +92,6 @@ def _nearest(keys: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _square(keys: Tensor, values: Tensor) -> Tensor:
     """‖valuesᵀ keys‖², from blocks of the Gram matrices."""
     total = torch.zeros((), dtype=keys.dtype, device=keys.device)
-    for some_keys, some_values in zip(
-        keys.split(ROWS_AT_ONCE), values.split(ROWS_AT_ONCE), strict=True
-    ):
+    for some_keys, some_values in _parts(keys, values):
         total += ((some_keys @ keys.T) * (some_values @ values.T)).sum()
     return total
