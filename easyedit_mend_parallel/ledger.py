@@ -69,6 +69,11 @@ class Entry:
         if ledger is not None:
             ledger._undo(self._record, alone)
 
+    def again(self) -> Entry:
+        """Add the same updates anew, as the last change, after `undo`; raises as `change` does."""
+        record, ledger = self._record, Ledger.of(self.model)
+        return ledger.change(list(record.targets.values()), record.updates, record.apply)
+
     def before(self) -> dict[str, Tensor]:
         """{target name: the weight's bits from before the change}, as long as it is applied."""
         if not self.applied:

@@ -9,7 +9,7 @@ from easyedit_mend_parallel.edits.delta import export_delta
 from easyedit_mend_parallel.edits.journal import Journal, JournalEntry
 from easyedit_mend_parallel.edits.peft_adapter import export_peft
 from easyedit_mend_parallel.edits.saved import AppliedEdit, SavedEdit, load_edit
-from easyedit_mend_parallel.edits.squash import squash
+from easyedit_mend_parallel.edits.squashing import squash
 
 __all__ = [
     "AppliedEdit",

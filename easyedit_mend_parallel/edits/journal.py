@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import nn
 
 from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, together
-from easyedit_mend_parallel.edits.squash import squash
+from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.ledger import Entry, Ledger
@@ -234,7 +234,8 @@ class Journal:
                 self._write(before)
                 for number in reversed(former):
                     self._live[number].undo()
-                self._live = self._put_on(self._model, former)
+                # The very same updates on the bits from before them give the bits that were there.
+                self._live = {number: self._live[number].again() for number in former}
                 raise
 
     def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
