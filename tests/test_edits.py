@@ -165,7 +165,7 @@ def test_another_base_is_refused_and_the_weight_is_named(tmp_path: Path) -> None
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     _, result = edited()
     saved = load_edit(result.save(tmp_path / "edit"))
-    with pytest.raises(EditError, match="another model: .* is not in this model"):
+    with pytest.raises(EditError, match=r"another model: .* is not in this model"):
         saved.apply(toy_model("gpt2"))
     wide = wide_model()
     short = {n: t for n, t in saved.targets.items() if n.startswith("model.layers.3")}

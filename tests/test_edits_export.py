@@ -1,4 +1,4 @@
-"""Other tools get the edit that this package makes: peft, plain state dicts, ordinary checkpoints."""
+"""Other tools get the very edit: peft, plain state dicts, ordinary checkpoints."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_delta_added_to_the_base_gives_the_edited_weights(
     before = weights(model)
     result = editor_of(model).edit(FACTS)
     deltas = load_file(export_delta(result.saved(), tmp_path / "delta.safetensors"))
-    assert list(deltas) == sorted(toy_targets(model))
+    assert deltas.keys() == set(toy_targets(model))
     for name, delta in deltas.items():
         assert delta.dtype == dtype
         edited_weight = model.get_parameter(name).detach()
@@ -189,7 +189,7 @@ def test_past_the_shadow_limit_a_checkpoint_has_the_edits_too(tmp_path: Path) ->
     MendParallel(model, tokenizer_for(model), hparams, network=editor.network).edit(FACTS)
     expected = logits_on_facts(model)
     again = loaded(save_edited(model, tmp_path / "saved"), model)
-    assert torch.equal(logits_on_facts(again), expected)
+    assert close(logits_on_facts(again), expected, 1e-5)
 
 
 def test_writing_edits_of_outputs_for_the_checkpoint_leaves_the_model_as_it_was(
@@ -230,7 +230,7 @@ def test_what_no_checkpoint_can_hold_is_refused(tmp_path: Path) -> None:
     network = toy_network(quantized, tokenizer_for(quantized), names)
     hparams = toy_hparams(names, apply="output")
     MendParallel(quantized, tokenizer_for(quantized), hparams, network=network).edit(FACTS)
-    with pytest.raises(EditError, match="quantized .*apply it there"):
+    with pytest.raises(EditError, match=r"quantized .*apply it there"):
         save_edited(quantized, tmp_path / "quantized")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -244,6 +244,6 @@ def test_plain_save_pretrained_has_written_edits_where_the_map_says_offloaded(
     editor_of(model).edit(FACTS)
     model.save_pretrained(tmp_path / "saved")
     again = loaded(tmp_path / "saved", plain)
-    assert torch.equal(logits_on_facts(again), logits_on_facts(model))
+    assert close(logits_on_facts(again), logits_on_facts(model), 1e-5)
     name = toy_targets(again)[-1]
     assert not same_bits(again.get_parameter(name), plain.get_parameter(name))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
@@ -44,9 +44,9 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
         Ledger.of(model).lock,
         new_folder(Path(folder)) as temporary,
         _written(model),
-        _mapped(model),
+        _findable(model) as state,
     ):
-        model.save_pretrained(temporary, **options)
+        model.save_pretrained(temporary, **{"state_dict": state, **options})
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     return Path(folder)
@@ -83,17 +83,34 @@ def _written(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _mapped(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, a model that was offloaded without a device map has one.
+def _findable(model: Any) -> Iterator[dict[str, Tensor] | None]:
+    """While the context lasts transformers finds offloaded weights; the state dict to save.
 
-    transformers reads offloaded weights only where a map says that there are any.
+    It looks for them only where a device map says that there are any, which a model lacks that
+    was offloaded as a whole; and it knows tied weights by their addresses, which placeholders
+    lack: of each group one name is saved.
     """
-    offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
-    if hasattr(model, "hf_device_map") or not offloaded:
-        yield
+    if all(parameter.device.type != "meta" for parameter in model.parameters()):
+        yield None
         return
-    vars(model)["hf_device_map"] = dict(NOT_MAPPED)
+    embeddings = model.get_input_embeddings()
+    state: dict[str, Tensor] = model.state_dict()
+    for name, module in model.named_modules():
+        if module is embeddings and f"{name}.weight" in state:
+            _drop(state, tied_names(model, f"{name}.weight"), f"{name}.weight")
+    for name in list(state):
+        if name in state:
+            _drop(state, tied_names(model, name), name)
+    mapped = hasattr(model, "hf_device_map")
+    if not mapped:
+        vars(model)["hf_device_map"] = dict(NOT_MAPPED)
     try:
-        yield
+        yield state
     finally:
-        del vars(model)["hf_device_map"]
+        if not mapped:
+            del vars(model)["hf_device_map"]
+
+
+def _drop(state: dict[str, Tensor], group: set[str], keep: str) -> None:
+    for name in group - {keep}:
+        state.pop(name, None)
