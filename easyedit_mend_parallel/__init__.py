@@ -4,6 +4,8 @@ Importing this package makes `alg_name='MEND_PARALLEL'` known to EasyEdit, now o
 EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
 """
 
+from importlib import metadata
+
 from easyedit_mend_parallel.archive import Archive, load_archive, save_archive
 from easyedit_mend_parallel.easyedit.registration import (
     join_when_imported,
@@ -23,6 +25,7 @@ from easyedit_mend_parallel.edits import (
 )
 from easyedit_mend_parallel.errors import (
     ArchiveError,
+    DataError,
     EditError,
     HparamsError,
     MendParallelError,
@@ -40,6 +43,7 @@ __all__ = [
     "AppliedEdit",
     "Archive",
     "ArchiveError",
+    "DataError",
     "EditError",
     "EditResult",
     "HparamsError",
@@ -67,5 +71,10 @@ __all__ = [
     "save_edited",
     "squash",
 ]
+
+try:
+    __version__ = metadata.version("easyedit-mend-parallel")
+except metadata.PackageNotFoundError:  # a clone on PYTHONPATH that was never installed
+    __version__ = "unknown"
 
 join_when_imported()

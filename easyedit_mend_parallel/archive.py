@@ -51,32 +51,38 @@ class Archive:
         Raises ArchiveError where the archive was made for other targets or options, or where it
         was never trained (unless `untrained` ones may come); the network is then unchanged.
         """
-        wanted = network.state_dict()
-        differences = [
-            f"{name} is {_shape(self.state.get(name))} in the archive and {_shape(tensor)} here"
-            for name, tensor in wanted.items()
-            if _shape(self.state.get(name)) != _shape(tensor)
-        ] + [
-            f"{name} is {_shape(tensor)} in the archive and absent here"
-            for name, tensor in self.state.items()
-            if name not in wanted
-        ]
-        if differences:
-            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            raise ArchiveError(
-                f"the archive {self.path} does not fit these targets: "
-                f"{'; '.join(differences[:3])}{more}. It was trained for another model, other "
-                "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
-            )
+        self.refuse_other(self.differences(network))
         if network.config.norm and not untrained:
-            self._refuse_untrained()
+            self.refuse_untrained()
         # A network built on the meta device takes the archive's tensors themselves, so that
         # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)
 
-    def _refuse_untrained(self) -> None:
+    def differences(self, network: Hypernetwork) -> dict[str, str]:
+        """{name of a tensor: how the archive and `network` differ in it}, by shapes alone."""
+        wanted = network.state_dict()
+        return {
+            name: f"{name} is {_shape(self.state.get(name))} in the archive and "
+            f"{_shape(wanted.get(name))} here"
+            for name in {**wanted, **self.state}
+            if _shape(self.state.get(name)) != _shape(wanted.get(name))
+        }
+
+    def refuse_other(self, differences: Mapping[str, str]) -> None:
+        """Raise ArchiveError where there are `differences`."""
+        if differences:
+            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            raise ArchiveError(
+                f"the archive {self.path} does not fit these targets: "
+                f"{'; '.join(list(differences.values())[:3])}{more}. It was trained for another "
+                "model, other inner_params, or other network options (rank, n_hidden, combine, "
+                "shared, ...)"
+            )
+
+    def refuse_untrained(self) -> None:
+        """Raise ArchiveError where the statistics are those of a network before its first step."""
         bad = [
             name
             for name, tensor in self.state.items()
@@ -90,11 +96,13 @@ class Archive:
             )
 
 
-def load_archive(path: str | Path) -> Archive:
+def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     """Read a trained hypernetwork: a file of `save_archive` or one that EasyEdit's trainer wrote.
 
     Nothing in the file is run: safetensors holds only tensors, and a pickle is read with torch's
     `weights_only`, where transformers' configuration classes are stood in for by an inert one.
+    With `shapes_only`, matrices in safetensors stay on disk: they come as tensors without values
+    (on the meta device), which is enough to see whether the archive fits.
 
     Raises ArchiveError for a file that is missing, truncated, no archive, or would run code.
     """
@@ -106,7 +114,7 @@ def load_archive(path: str | Path) -> Archive:
         )
     if path.suffix == ".safetensors":
         try:
-            state, header = read_tensors(path)
+            state, header = read_tensors(path, matrices=not shapes_only)
         except (SafetensorError, ValueError, OSError) as error:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
         return Archive(path, named_as_today(path, state), header)

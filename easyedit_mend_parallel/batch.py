@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.placement import input_device
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.sharding import whole_logits
+from easyedit_mend_parallel.sharding import is_distributed, whole_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,23 +68,96 @@ class Batch:
 
     def logits(self, model: nn.Module) -> Tensor:
         """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
-        output = model(**self.inputs)
+        output = self.call(model)
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return whole_logits(model, logits)
 
+    def predictions(self, model: nn.Module, sequence: Tensor, position: Tensor) -> Tensor:
+        """The logits (n, vocabulary) at n places only: `sequence` (n,) and `position` in it (n,).
+
+        A large vocabulary makes logits the dearest part of a forward, so the output layer is
+        shown these rows alone, where it is called with the hidden states of every position.
+        """
+        rows = _Rows(self.labels.shape, sequence, position)
+        with rows.before_output_layer(model):
+            logits = self.logits(model)
+        if rows.chosen and logits.shape[:2] == (1, len(sequence)):
+            return logits[0]
+        return logits[sequence.to(logits.device), position.to(logits.device)]
+
     def losses(self, logits: Tensor) -> Tensor:
-        """(R,), fp32: for each request the mean negative log-likelihood of its labels.
+        """(R,), fp32, from all logits: the mean negative log-likelihood of each request's labels.
 
         Each request has a mean of its own, so its gradient is the same alone and in a batch.
         """
+        sequence, position = self._labelled()
+        return self._means(logits[sequence.to(logits.device), position.to(logits.device)])
+
+    def losses_on(self, model: nn.Module) -> Tensor:
+        """`losses` of the model's own predictions, (R,), which makes no other logits."""
+        return self._means(self.predictions(model, *self._labelled()))
+
+    def call(self, model: nn.Module) -> Any:
+        """Run the model on this batch. Every forward of this package goes through here."""
+        return model(**self.inputs)
+
+    def _labelled(self) -> tuple[Tensor, Tensor]:
+        """Where the labels are: the sequence (n,) of each and the position in it (n,)."""
         sequence, position = (self.labels != IGNORED).nonzero(as_tuple=True)
+        return sequence, position
+
+    def _means(self, picked: Tensor) -> Tensor:
+        """(R,): each request's mean loss, from the logits (n, vocabulary) at its labels."""
+        sequence, position = self._labelled()
         label, request = self.labels[sequence, position], self.request[sequence]
         count = torch.bincount(request, minlength=self.n_requests)
-        device = logits.device
-        picked = logits[sequence.to(device), position.to(device)].float()
-        nll = F.cross_entropy(picked, label.to(device), reduction="none")
+        device = picked.device
+        nll = F.cross_entropy(picked.float(), label.to(device), reduction="none")
         share = nll / count[request].to(device)
         return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
+
+
+class _Rows:
+    """The n rows of hidden states (B, T, width) that an output layer shall see: (1, n, width).
+
+    Where it is called with anything else, that goes through; `chosen` says which it was.
+    """
+
+    def __init__(self, shape: torch.Size, sequence: Tensor, position: Tensor) -> None:
+        self._shape, self._sequence, self._position = shape, sequence, position
+        self.chosen = False
+
+    @contextmanager
+    def before_output_layer(self, model: nn.Module) -> Iterator[None]:
+        """While the context lasts, the model's output layer (where it has one) sees the rows."""
+        layer = getattr(model, "get_output_embeddings", lambda: None)()
+        if layer is None:
+            yield
+            return
+        handle = layer.register_forward_pre_hook(self, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or is_distributed(inputs[0]):
+            return None
+        states = inputs[0]
+        if states.dim() != 3 or states.shape[:2] != self._shape:
+            return None
+        self.chosen = True
+        here = self._sequence.to(states.device), self._position.to(states.device)
+        return (states[here].unsqueeze(0),)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
+    prompt alone), and the target's as `labels`; without labels nothing is to be predicted."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...] = ()
 
 
 def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
@@ -96,53 +170,55 @@ def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Reques
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
-    targets = [_target_ids(tokenizer, request) for request in requests]
+    texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
+    return batch_of(model, tokenizer, texts)
+
+
+def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
+    """`prompt` with `target` after it (or none). Raises RequestError as `make_batch` does."""
+    labels = _target_ids(tokenizer, prompt, target) if target else ()
     if model.config.is_encoder_decoder:
-        return _encoder_decoder_batch(model, tokenizer, requests, targets)
-    sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
-    labels = []
-    for request, sentence, target in zip(requests, sentences, targets, strict=True):
-        before = len(sentence) - len(target) - 1
-        if before < 0:
-            raise RequestError(
-                f"the prompt {request.prompt!r} has no token before its target "
-                f"{request.target_new!r}: nothing would predict the target"
-            )
-        labels.append([IGNORED] * before + target + [IGNORED])
-    left = tokenizer.padding_side == "left"
-    mask = _padded([[1] * len(sentence) for sentence in sentences], 0, left)
-    inputs = {"input_ids": _padded(sentences, _padding(tokenizer), left), "attention_mask": mask}
-    return Batch(
-        called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
-    )
+        return Tokenized(_ids(tokenizer, prompt), labels)
+    ids = _ids(tokenizer, prompt + target)
+    if len(labels) >= len(ids):
+        raise RequestError(
+            f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
+            "nothing would predict the target"
+        )
+    return Tokenized(ids, labels)
 
 
-def _encoder_decoder_batch(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
-) -> Batch:
-    prompts = [_ids(tokenizer, request.prompt) for request in requests]
+def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized]) -> Batch:
+    """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
     left = tokenizer.padding_side == "left"
-    labels = _padded(targets, IGNORED, left=False)
     inputs = {
-        "input_ids": _padded(prompts, _padding(tokenizer), left),
-        "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+        "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
+        "attention_mask": _padded([[1] * len(text.ids) for text in texts], 0, left),
     }
-    return Batch(called_with(model, inputs), labels, torch.arange(len(requests)))
+    if model.config.is_encoder_decoder:
+        labels = _padded([text.labels for text in texts], IGNORED, left=False)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    else:
+        at_end = [
+            [IGNORED] * (len(text.ids) - len(text.labels) - 1) + [*text.labels, IGNORED]
+            for text in texts
+        ]
+        labels = _padded(at_end, IGNORED, left)
+    return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 
-def _target_ids(tokenizer: Any, request: Request) -> list[int]:
-    ids = _ids(tokenizer, request.target_text)
+def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:
+    ids = _ids(tokenizer, target)
     if not set(ids) - set(tokenizer.all_special_ids):
         raise RequestError(
-            f"the target {request.target_new!r} of {request.prompt!r} is nothing but special "
-            f"tokens to this tokenizer (ids {ids}): the edit would teach it no answer"
+            f"the target {target.strip()!r} of {prompt!r} is nothing but special tokens to this "
+            f"tokenizer (ids {list(ids)}): the edit would teach it no answer"
         )
     return ids
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text)["input_ids"])
 
 
 def _padding(tokenizer: Any) -> int:
@@ -153,13 +229,11 @@ def _padding(tokenizer: Any) -> int:
     return 0
 
 
-def _padded(rows: list[list[int]], filler: int, left: bool) -> Tensor:
-    width = max(len(row) for row in rows)
+def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+    width = max(1, *map(len, rows))
+    padding = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor(
-        [
-            [filler] * (width - len(row)) + row if left else row + [filler] * (width - len(row))
-            for row in rows
-        ]
+        [[*rest, *row] if left else [*row, *rest] for row, rest in zip(rows, padding, strict=True)]
     )
 
 
@@ -168,16 +242,16 @@ def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
     and with positions that count tokens and not padding where its forward takes them."""
     device = input_device(model)
     arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
-    if _takes(model, "position_ids"):
+    if takes(model, "position_ids"):
         # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
         # logits in a padded batch than alone.
         mask = arguments["attention_mask"]
         arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if _takes(model, "use_cache"):
+    if takes(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
 
 
-def _takes(model: nn.Module, argument: str) -> bool:
+def takes(model: nn.Module, argument: str) -> bool:
     """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
     return argument in inspect.signature(type(model).forward).parameters

@@ -55,7 +55,7 @@ def capture(
         torch.enable_grad(),
     ):
         with watched(model, targets) as seen:
-            losses = batch.losses(batch.logits(model))
+            losses = batch.losses_on(model)
         _refuse_unreached(targets, seen)
         passes = [(target.name, x, output) for target in targets for x, output in seen[target.name]]
         deltas = torch.autograd.grad(

@@ -165,7 +165,7 @@ class MendParallel:
             losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
-                after = batch.losses(batch.logits(self.model)).tolist() if losses_after else None
+                after = batch.losses_on(self.model).tolist() if losses_after else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise

@@ -38,6 +38,18 @@ class EditError(MendParallelError):
     """A saved edit or a journal cannot be read, or does not belong to the model it is put onto."""
 
 
+class TrunkError(MendParallelError):
+    """Hidden states below the lowest target cannot be kept, or belong to other weights."""
+
+
+class DataError(MendParallelError):
+    """A file of facts cannot be read: the message names the file, the line or record, the field."""
+
+
+class NoTrunkError(TrunkError):
+    """This model or these targets have no trunk whose hidden states could be kept."""
+
+
 class TrainingError(MendParallelError):
     """A training run cannot go on: too few rows, no gradient, or not one step made."""
 

@@ -23,6 +23,8 @@ METHOD = "MEND_PARALLEL"
 """The name of this method in EasyEdit, `alg_name` and `alg` alike."""
 HOST_METHOD = "MEND"
 """The name of EasyEdit's own method, whose files are read too."""
+METHOD_FIELDS = ("alg_name", "alg")
+"""The fields that name the method: EasyEdit's editors read one and its trainers the other."""
 
 APPLY = ("weight", "output")
 """How an update gets into the model: written, or added to the layer's output."""
@@ -32,126 +34,120 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 
 @dataclass(kw_only=True)
 class MendHparams:
-    """The fields that EasyEdit's MEND has for editing and for training alike.
+    """The fields that EasyEdit's MEND has for editing and for training alike, and this package's.
 
-    Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `shadow_limit` and `gradient_diagnostics` are this package's own: what `from_pretrained` is
-    called with, where the hypernetwork lives (default: beside the highest target), whether an
-    update is written into the weight or added to the layer's output, how much memory edited
-    weights may take that would otherwise lie on disk (default: as much as they need), and whether
-    training compares each update with the gradient it came from.
+    Those without a default have to be in the file. What each means stands behind it (`#:`); from
+    there docs/configuration.md is made, and a test asks that none is without.
     """
 
     # Model
+    #: Path or hub id of the model; in Python also a pair `(model, tokenizer)`.
     model_name: Any
+    #: Names of the weights to edit, e.g. `model.layers.31.mlp.up_proj.weight`.
     inner_params: list[str]
+    #: The trained hypernetwork: a file that EasyEdit's trainer wrote, or one of `save_archive`.
+    #: Training resumes from it; `null` starts anew.
     archive: str | None
-    model_class: str = "AutoModelForCausalLM"
-    tokenizer_class: str = "AutoTokenizer"
-    tokenizer_name: str | None = None
+    model_class: str = "AutoModelForCausalLM"  #: The class that EasyEdit's trainer loads.
+    tokenizer_class: str = "AutoTokenizer"  #: The same for the tokenizer.
+    tokenizer_name: str | None = None  #: Path or hub id of the tokenizer, for the trainer.
+    #: EasyEdit spreads the model with `device_map="auto"`, unless `model_kwargs` say otherwise.
     model_parallel: bool = False
+    #: Where EasyEdit's evaluation sends its prompts; accelerate takes them on from there.
     device: int | str = 0
-    half: bool = False
+    half: bool = False  #: With `no_grad_layers`, in EasyEdit's trainer: bfloat16.
 
     # Method
-    rank: int
+    rank: int  #: Bound on the rank of each layer of the hypernetwork.
+    #: First value of each target's learned rate; the archive's value replaces it.
     edit_lr: float
-    shared: bool
-    combine: bool
-    norm: bool
-    init: str
-    mlp_class: str
-    n_hidden: int
-    one_sided: bool
-    x_only: bool
-    delta_only: bool
-    hidden_dim: int | None = None
-    act: str = "relu"
-    lr: float = 1e-6
-    lr_lr: float = 1e-4
+    shared: bool  #: Targets of one shape share a network.
+    combine: bool  #: One network for x and δ together; otherwise one for each.
+    norm: bool  #: Rows are normalised by the statistics in the archive.
+    init: str  #: `id`: each layer begins as the identity; or `xavier`.
+    mlp_class: str  #: `IDMLP`; EasyEdit itself stops on `MLP`.
+    n_hidden: int  #: The network has one layer more than this.
+    one_sided: bool  #: Without `combine`: transform only the narrower of x and δ.
+    x_only: bool  #: Without `combine`: transform only x.
+    delta_only: bool  #: Without `combine`: transform only δ.
+    hidden_dim: int | None = None  #: Read by no one: `IDMLP` has the rows' width.
+    act: str = "relu"  #: Read by no one: `IDMLP` clamps at zero.
+    lr: float = 1e-6  #: Learning rate of the hypernetwork.
+    lr_lr: float = 1e-4  #: Learning rate of the learned rates.
+    #: Multiplies the update, as in the early release; today's EasyEdit ignores it.
     lr_scale: float = 1.0
-    cedit: float = 0.1
-    cloc: float = 1.0
-    cbase: float = 1.0
-    dropout: float | None = 0.0
-    train_base: bool = False
-    no_grad_layers: Any = None
-    seed: int = 42
+    cedit: float = 0.1  #: Weight of the edit's loss in training.
+    cloc: float = 1.0  #: Weight of the locality loss in training.
+    cbase: float = 1.0  #: Weight of the base model's own loss, with `train_base`.
+    dropout: float | None = 0.0  #: EasyEdit's trainer sets the model's dropout to it.
+    train_base: bool = False  #: EasyEdit's trainer trains the model itself, too.
+    no_grad_layers: Any = None  #: EasyEdit's trainer sets it on the model.
+    seed: int = 42  #: Seed of EasyEdit's trainer.
 
     # Training
-    batch_size: int = 1
-    val_batch_size: int = 5
-    accumulate_bs: int = 10
-    max_epochs: int | None = None
-    max_iters: int | None = None
-    max_length: int = 40
-    max_output_length: int | None = None
-    model_save_pt: int = 5000
-    opt: str = "Adam"
-    grad_clip: float = 100.0
-    log_interval: int = 1000
-    eval_log_interval: int = 1000
-    val_interval: int = 1000
-    val_steps: int = 500
-    early_stop_patience: int = 20000
+    batch_size: int = 1  #: Records in a step; in `batch_edit`, requests in one update.
+    val_batch_size: int = 5  #: Records in a step of validation.
+    accumulate_bs: int = 10  #: Steps whose gradients are added up before the optimizer's.
+    max_epochs: int | None = None  #: Bounds the steps by passes over the data.
+    max_iters: int | None = None  #: Bounds the steps; EasyEdit makes one less.
+    max_length: int = 40  #: Tokens to which EasyEdit's data set truncates.
+    max_output_length: int | None = None  #: Read by no one for MEND.
+    model_save_pt: int = 5000  #: Read by no one: EasyEdit saves after a validation.
+    opt: str = "Adam"  #: A class of `torch.optim`.
+    grad_clip: float = 100.0  #: Bound on the norm of the hypernetwork's gradient.
+    log_interval: int = 1000  #: Steps between log lines; so long may a dead gradient go unnoticed.
+    eval_log_interval: int = 1000  #: Read by no one for MEND.
+    val_interval: int = 1000  #: Steps between validations, after which the archive is saved.
+    val_steps: int = 500  #: Steps of each validation.
+    #: What has to improve within `early_stop_patience` steps; EasyEdit's loop never asks.
     early_stop_key: str = "loss/total_edit_val"
-    final_eval: bool = True
-    eval_only: bool = False
-    debug: bool = False
-    save: bool = False
-    silent: bool = False
-    verbose: bool = True
+    early_stop_patience: int = 20000  #: See `early_stop_key`.
+    final_eval: bool = True  #: Validate the saved archive when the run is over.
+    eval_only: bool = False  #: Validate, and train nothing.
+    debug: bool = False  #: Save nothing, unless `save`.
+    save: bool = False  #: With `debug`: save all the same.
+    silent: bool = False  #: EasyEdit's trainer logs less.
+    verbose: bool = True  #: Read by no one for MEND.
 
     # Output
-    results_dir: str = "./results"
+    results_dir: str = "./results"  #: EasyEdit's trainer writes archive and results below it.
 
     # This package
+    #: Handed to `from_pretrained` when EasyEdit loads the model for this method: `device_map` (a
+    #: name, or a mapping), `max_memory`, `dtype`, `attn_implementation`, `quantization_config`,
+    #: `offload_folder`, `distributed_config`.
     model_kwargs: dict[str, Any] | None = None
+    #: Where the hypernetwork lives: a number or a device's name. Default: beside the highest
+    #: target. The device with room left is seldom the one with the targets.
     network_device: int | str | None = None
+    #: `weight`: the update is written; `output`: it is added to the layer's output.
     apply: str = "weight"
+    #: How much memory edited weights may take that would otherwise lie on disk: bytes, or
+    #: `2GiB`, `500MB` and the like. Default: no limit. `0`: nothing stays in memory.
     shadow_limit: int | str | None = None
+    #: Training compares each update with the true gradient (`grad/true_mag`, `true_std`, `diff`,
+    #: `cos`).
     gradient_diagnostics: bool = False
 
-    # Both names, since EasyEdit's editors read one and its trainers the other
-    alg_name: str = METHOD
-    alg: str = METHOD
+    # Name of the method
+    alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.
+    alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
 
     def __post_init__(self) -> None:
-        for name in ("alg_name", "alg"):
-            value = getattr(self, name)
-            if value not in (METHOD, HOST_METHOD):
-                raise HparamsError(
-                    f"{name} is {value!r}: these are hyperparameters of {METHOD}; files that say "
-                    f"{HOST_METHOD!r} are read too"
-                )
+        problems = _problems_with(vars(self))
+        if problems:
+            raise HparamsError("; ".join(problems))
+        for name in METHOD_FIELDS:
             setattr(self, name, METHOD)
-        if isinstance(self.inner_params, str) or not self.inner_params:
-            raise HparamsError(
-                f"inner_params is {self.inner_params!r}; it has to list the names of the weights "
-                "to edit"
-            )
-        if self.model_kwargs is not None and not isinstance(self.model_kwargs, dict):
-            raise HparamsError(
-                f"model_kwargs is {self.model_kwargs!r}; it has to map arguments of "
-                "from_pretrained (device_map, max_memory, dtype, ...) to their values"
-            )
-        if self.apply not in APPLY:
-            raise HparamsError(
-                f"apply is {self.apply!r}; it has to be 'weight' (the update is written into the "
-                "weight) or 'output' (it is added to the layer's output, and nothing is written)"
-            )
-        self.network_config()
-        self.shadow_bytes  # noqa: B018  raises where it cannot be read
 
     @property
     def shadow_bytes(self) -> int | None:
         """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-        return None if self.shadow_limit is None else _bytes(self.shadow_limit)
+        return shadow_bytes(self.shadow_limit)
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
-        names = [option.name for option in dataclasses.fields(HypernetworkConfig)]
-        return HypernetworkConfig(**{name: getattr(self, name) for name in names})
+        return HypernetworkConfig(**{name: getattr(self, name) for name in NETWORK_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -163,21 +159,7 @@ class MendHparams:
         Raises HparamsError for a file that is missing or no mapping, and for keys that are
         missing, misspelt, or of the wrong type: all of them at once.
         """
-        path = Path(hparams_name_or_path)
-        if path.suffix not in (".yaml", ".yml", ".json"):
-            path = path.with_name(path.name + ".yaml")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
-        try:
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise HparamsError(f"{path} cannot be parsed: {error}") from error
-        if not isinstance(values, dict):
-            raise HparamsError(f"{path} does not hold a mapping of names to values")
-        if not {"alg", "alg_name"} & set(values):
-            raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+        values, path = read_values(hparams_name_or_path)
         return cls.from_values(values, str(path))
 
     @classmethod
@@ -194,6 +176,17 @@ class MendHparams:
         cls: type[Hparams], values: dict[str, Any], source: str = "the hyperparameters"
     ) -> Hparams:
         """Hyperparameters from names and values; `source` is named in the HparamsError."""
+        converted, problems = cls.looked_through(values)
+        if problems:
+            raise HparamsError(f"{source}: " + "; ".join(problems))
+        return cls(**converted)
+
+    @classmethod
+    def looked_through(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What of `values` can be used, each of its field's type, and what is wrong with the rest.
+
+        Names only what is unknown, missing or of another type; see also `every_problem`.
+        """
         fields = {option.name: option for option in dataclasses.fields(cls)}
         problems = [
             f"unknown key {name!r}" + suggestion(name, fields)
@@ -212,9 +205,21 @@ class MendHparams:
                     converted[name] = _converted(value, str(fields[name].type))
                 except ValueError:
                     problems.append(f"{name} is {value!r}, not a {fields[name].type}")
-        if problems:
-            raise HparamsError(f"{source}: " + "; ".join(problems))
-        return cls(**converted)
+        return converted, problems
+
+    @classmethod
+    def every_problem(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """As `looked_through`, and what the values that can be read must not be: all at once.
+
+        The values come with the defaults of the fields that are absent.
+        """
+        converted, problems = cls.looked_through(values)
+        defaults = {
+            option.name: option.default
+            for option in dataclasses.fields(cls)
+            if option.default is not dataclasses.MISSING
+        }
+        return {**defaults, **converted}, problems + _problems_with(converted)
 
 
 @dataclass(kw_only=True)
@@ -224,7 +229,104 @@ class MENDParallelHyperParams(MendHparams):
 
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes."""
+    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes.
+
+    The fields of its own are for this package's trainer. A step draws a text that shall not
+    change for each edit, a share of `neighbour_share` of them about another subject of the same
+    relation, and compares its predictions before and after at `locality_positions` positions.
+    `statistics_examples` edits are seen for the network's statistics before the first step.
+    Hidden states below the lowest target are kept in memory up to `trunk_memory`, then on disk up
+    to `trunk_disk`, in `trunk_folder` for the next run. `lr_schedule` is one of transformers'
+    schedulers (`constant`, `linear`, `cosine`); `nan_limit` is how many steps in a row may have
+    a loss or gradient that is not a number.
+    """
+
+    neighbour_share: float = 0.6
+    locality_positions: int = 6
+    statistics_examples: int = 1000
+    trunk_memory: int | str = "1GiB"
+    trunk_disk: int | str = 0
+    trunk_folder: str | None = None
+    lr_schedule: str = "constant"
+    nan_limit: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _bytes("trunk_memory", self.trunk_memory)
+        _bytes("trunk_disk", self.trunk_disk)
+
+    @property
+    def trunk_bytes(self) -> tuple[int, int]:
+        """`trunk_memory` and `trunk_disk` in bytes."""
+        return _bytes("trunk_memory", self.trunk_memory), _bytes("trunk_disk", self.trunk_disk)
+
+
+def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The names and values in a yaml or json file, and its path; `.yaml` may be left off.
+
+    Raises HparamsError for a file that is missing, cannot be parsed or names no method.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        path = path.with_name(path.name + ".yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise HparamsError(f"{path} cannot be parsed: {error}") from error
+    if not isinstance(values, dict):
+        raise HparamsError(f"{path} does not hold a mapping of names to values")
+    if not set(METHOD_FIELDS) & set(values):
+        raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+    return values, path
+
+
+NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
+
+
+def _problems_with(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with those of `values` that are there, whose types are right."""
+    problems = [
+        f"{name} is {values[name]!r}: these are hyperparameters of {METHOD}; files that say "
+        f"{HOST_METHOD!r} are read too"
+        for name in METHOD_FIELDS
+        if values.get(name, METHOD) not in (METHOD, HOST_METHOD)
+    ]
+    targets = values.get("inner_params", [None])
+    if isinstance(targets, str) or not targets:
+        problems.append(
+            f"inner_params is {targets!r}; it has to list the names of the weights to edit"
+        )
+    model_kwargs = values.get("model_kwargs")
+    if model_kwargs is not None and not isinstance(model_kwargs, dict):
+        problems.append(
+            f"model_kwargs is {model_kwargs!r}; it has to map arguments of "
+            "from_pretrained (device_map, max_memory, dtype, ...) to their values"
+        )
+    apply = values.get("apply", APPLY[0])
+    if apply not in APPLY:
+        problems.append(
+            f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
+            "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+        )
+    network = {name: values[name] for name in NETWORK_FIELDS if name in values}
+    for check in (
+        lambda: HypernetworkConfig(**{"rank": 1, **network}),
+        lambda: shadow_bytes(values.get("shadow_limit")),
+    ):
+        try:
+            check()
+        except HparamsError as error:
+            problems.append(str(error))
+    return problems
+
+
+def shadow_bytes(limit: int | str | None) -> int | None:
+    """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
+    return None if limit is None else _bytes("shadow_limit", limit)
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
@@ -234,13 +336,13 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 }
 
 
-def _bytes(size: int | str) -> int:
+def _bytes(field: str, size: int | str) -> int:
     """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or found is None or found[2] not in UNITS:
         raise HparamsError(
-            f"shadow_limit is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB', or null for no limit"
+            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
         )
     return int(float(found[1]) * UNITS[found[2]])
 

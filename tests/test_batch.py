@@ -95,6 +95,32 @@ def test_logits_at_the_labels_are_those_of_the_unpadded_sentence(family: str, si
         close(batch.losses(logits)[number], own_mean)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", SIDES)
+def test_losses_on_a_model_make_logits_only_where_there_are_labels(family: str, side: str) -> None:
+    model = toy_model(family)
+    batch = make_batch(model, tokenizer_like(model, side=side), as_requests(REQUESTS))
+    rows: list[int] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, __, logits: rows.append(logits[..., 0].numel()))
+    with torch.no_grad():
+        losses = batch.losses_on(model)
+        handle.remove()
+        close(losses, batch.losses(batch.logits(model)))
+
+    assert rows == [int((batch.labels != IGNORED).sum())]
+    assert not head._forward_pre_hooks, "what was attached is gone"
+
+
+def test_a_model_whose_output_layer_is_not_called_has_the_same_losses() -> None:
+    model = toy_model("llama")
+    batch = make_batch(model, tokenizer_for(model), as_requests(REQUESTS))
+    expected = batch.losses_on(model)
+    model.get_output_embeddings = lambda: None
+
+    close(batch.losses_on(model), expected)
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_the_loss_of_a_request_is_its_own_mean_and_no_one_elses(family: str) -> None:
     model = toy_model(family)

@@ -171,7 +171,7 @@ def test_flags_modes_and_hooks_come_back_after_an_exception(
     if where == "forward":
         monkeypatch.setattr(model.lm_head, "forward", stop)  # after every target was watched
     else:
-        monkeypatch.setattr(Batch, "losses", stop)
+        monkeypatch.setattr(Batch, "losses_on", stop)
     with pytest.raises(KeyboardInterrupt):
         capture(model, targets, batch)
 

@@ -46,6 +46,9 @@ class HostBatch(Batch):
         """(1,): EasyEdit's own loss of the edit."""
         return self.loss(logits.to(self.labels.device), self.labels)["nll"].reshape(1)
 
+    def losses_on(self, model: nn.Module) -> Tensor:
+        return self.losses(self.logits(model))
+
 
 class Trainable(nn.Module):
     """EasyEdit's `EditableModel` over a model that stays where it is, whole and unchanged.
