@@ -160,6 +160,11 @@ class Ledger:
             self._forget_unheld()
             return entry
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no change is in the model."""
+        return not (self._records or self._base or self._settled)
+
     def before(self) -> dict[str, Tensor]:
         """{target name: the bits from before its first change}, of all that were written to."""
         first = dict(self._base)

@@ -15,6 +15,7 @@ from toys import assert_unchanged, toy_model, weights
 from easyedit_mend_parallel import EditError, Journal, load_edit
 from easyedit_mend_parallel.edits import journal as journal_module
 from easyedit_mend_parallel.edits.squashing import squash, squashed_update
+from easyedit_mend_parallel.ledger import Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged
 from easyedit_mend_parallel.update import LowRankUpdate
 
@@ -304,3 +305,24 @@ def test_a_squash_that_fails_in_the_model_changes_nothing(
             journal.squash(3)
     assert_unchanged(model, before)
     assert Journal(tmp_path).applied == journal.applied == [1, 2, 3]
+
+
+def test_a_journal_that_holds_nothing_keeps_no_backups_and_says_so(tmp_path: Path) -> None:
+    kept(tmp_path)
+    model = toy_model("llama")
+    before = weights(model)
+    journal = Journal(tmp_path, model, hold=False)
+    journal.add(editor_of(model).edit(FACTS[0]))
+    ledger = Ledger.of(model)
+    assert len(ledger._records) == 1  # the last; the others are in the base
+    assert_unchanged(model, weights(with_edits(tmp_path, 1, 2, 3, 4)))
+    for act in (journal.undo, lambda: journal.squash(3)):
+        with pytest.raises(EditError, match="hold=False"):
+            act()
+    with pytest.raises(EditError, match="has edits already"):
+        Journal(tmp_path, model, hold=False)
+    ledger.undo_all()
+    (tmp_path / "0003.safetensors").unlink()
+    with pytest.raises(EditError, match="there is no edit"):
+        Journal(tmp_path, model, hold=False)
+    assert_unchanged(model, before)

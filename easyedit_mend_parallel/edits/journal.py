@@ -52,7 +52,9 @@ class Journal:
 
     With a `model` every edit that is marked applied is put onto it, in order, all or none: the
     model must be the base, on any placement, and `apply` is as for `SavedEdit.apply`. `progress`
-    is called after each edit with its number. The journal holds the model until it is let go.
+    is called after each edit with its number. The journal holds the model until it is let go, and
+    a backup of the edited weights for each edit, so that each can be undone; with `hold=False` it
+    holds none, memory stays flat over any number of edits, and they stay in the model.
 
     Raises EditError for a folder that holds no journal, a damaged index, another base, and a
     model that is split between processes, whose edits are saved one by one (`EditResult.save`).
@@ -64,12 +66,14 @@ class Journal:
         model: nn.Module | None = None,
         *,
         apply: str = "weight",
+        hold: bool = True,
         progress: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self.folder = Path(folder)
         self._revision, self._entries = self._read()
         self._model: nn.Module | None = None
         self._apply = apply
+        self._hold = hold
         self._live: dict[int, Entry] = {}
         if model is not None:
             self._attach(model, progress)
@@ -108,7 +112,8 @@ class Journal:
             )
         entry = self._keep(result.saved(), half=half)
         self._write([*self._entries, entry])
-        self._live[entry.number] = result.entry
+        if self._hold:
+            self._live[entry.number] = result.entry
         return entry
 
     def undo(self, number: int | None = None) -> Undone:
@@ -124,6 +129,7 @@ class Journal:
         entry = self._entry(number)
         if not entry.applied:
             raise EditError(f"edit {number} is not applied")
+        self._refuse_unheld()
         before = self._entries
         self._write([replace(one, applied=one.applied and one is not entry) for one in before])
         live = self._live.get(number)
@@ -156,7 +162,8 @@ class Journal:
         except BaseException:
             applied.rollback()
             raise
-        self._live[number] = applied.entry
+        if self._hold:
+            self._live[number] = applied.entry
 
     def squash(self, rank: int, numbers: Sequence[int] | None = None) -> JournalEntry:
         """Make edits `numbers` (by default all that are applied) into one of at most `rank` rows
@@ -165,6 +172,7 @@ class Journal:
         The model, if there is one, has the new one in their stead. Raises EditError where one of
         them is not applied, or fewer than two are named.
         """
+        self._refuse_unheld()
         chosen = self.applied if numbers is None else sorted(set(numbers))
         not_applied = [number for number in chosen if not self._entry(number).applied]
         if not_applied or len(chosen) < 2:
@@ -182,11 +190,23 @@ class Journal:
         self._exchange([*after, new])
         return self._entry(new.number)
 
+    def _refuse_unheld(self) -> None:
+        if self._model is not None and not self._hold:
+            raise EditError(
+                "this journal was opened with hold=False, so its edits cannot be taken out of the "
+                "model: open it without the model, or with hold=True"
+            )
+
     def _attach(self, model: nn.Module, progress: Callable[[int], None]) -> None:
         if not Ranks.of(model).alone:
             raise EditError(
                 "the model is split between processes, which cannot keep one journal: save each "
                 "edit by itself (EditResult.save), from one of them"
+            )
+        if not self._hold and not Ledger.of(model).is_empty:
+            raise EditError(
+                "the model has edits already, which could not be told from the journal's with "
+                "hold=False: open the journal before the model is edited"
             )
         self._live = self._put_on(model, self.applied, progress)
         self._model = model
@@ -200,7 +220,8 @@ class Journal:
         """Put edits onto `model` in order, all or none."""
         live: dict[int, Entry] = {}
         known: dict[str, Any] = {}
-        with Ledger.of(model).lock:
+        ledger = Ledger.of(model)
+        with ledger.lock:
             try:
                 for number in numbers:
                     edit = self.edit(number)
@@ -210,12 +231,16 @@ class Journal:
                     }
                     # Weights are read and summed once, and not for each edit.
                     check = any(known.get(name) != base for name, base in bases.items())
-                    live[number] = edit.apply(model, self._apply, check=check).entry
+                    applied = edit.apply(model, self._apply, check=check)
+                    if self._hold:
+                        live[number] = applied.entry
                     known |= bases
                     progress(number)
             except BaseException:
                 for entry in reversed(live.values()):
                     entry.undo()
+                if not self._hold:
+                    ledger.undo_all()
                 raise
         return live
 

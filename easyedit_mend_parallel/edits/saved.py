@@ -61,7 +61,7 @@ class SavedEdit:
 
     `positions` {target name: (n,)} says which rows of the edit these were: rows that add nothing
     (padding) are left out. `about` is the header besides targets and requests: the base model and
-    its weights' checksums (`base`), `losses`, `placements`, `tokens`, `hparams`, `versions`.
+    its weights' checksums (`base`), how many `rows` there were with those, `losses`, `placements`, `tokens`, `hparams`, `versions`.
     """
 
     targets: dict[str, Target]
@@ -163,7 +163,11 @@ def saved_edit(
         kept,
         positions,
         requests,
-        {**about, "versions": _versions()},
+        {
+            **about,
+            "rows": {name: len(update.keys) for name, update in updates.items()},
+            "versions": _versions(),
+        },
     )
 
 
