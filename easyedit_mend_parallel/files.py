@@ -46,6 +46,11 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def is_free(path: Path) -> bool:
+    """Whether a new folder can be put at `path`: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes it when the context ends without an exception.
@@ -53,13 +58,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     `path` must not exist yet, or be an empty folder; raises EditError otherwise. After an
     exception nothing is left.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise EditError(f"{path} is there already and not empty: name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        mask = _umask()
+        os.chmod(temporary, 0o777 & ~mask)
+        for file in temporary.rglob("*"):
+            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -61,7 +61,8 @@ class SavedEdit:
 
     `positions` {target name: (n,)} says which rows of the edit these were: rows that add nothing
     (padding) are left out. `about` is the header besides targets and requests: the base model and
-    its weights' checksums (`base`), how many `rows` there were with those, `losses`, `placements`, `tokens`, `hparams`, `versions`.
+    its weights' checksums (`base`), how many `rows` there were with those, `losses`,
+    `placements`, `tokens`, `hparams`, `versions`.
     """
 
     targets: dict[str, Target]
@@ -224,6 +225,7 @@ def together(edits: list[SavedEdit]) -> SavedEdit:
     rows: dict[str, list[LowRankUpdate]] = {}
     positions: dict[str, list[Tensor]] = {}
     requests: list[Request] = []
+    before: dict[str, int] = {}
     for edit in edits:
         for name, update in edit.updates.items():
             if targets.setdefault(name, edit.targets[name]).shape != edit.targets[name].shape:
@@ -231,7 +233,9 @@ def together(edits: list[SavedEdit]) -> SavedEdit:
             request = torch.where(update.request < 0, -1, update.request + len(requests))
             shifted = LowRankUpdate(update.keys, update.values, request)
             rows.setdefault(name, []).append(shifted)
-            positions.setdefault(name, []).append(edit.positions[name])
+            start = before.get(name, 0)
+            positions.setdefault(name, []).append(edit.positions[name] + start)
+            before[name] = start + edit.about.get("rows", {}).get(name, len(update.keys))
         requests += edit.requests
     updates = {
         name: LowRankUpdate(
@@ -242,15 +246,28 @@ def together(edits: list[SavedEdit]) -> SavedEdit:
         for name, parts in rows.items()
     }
     weights: dict[str, Any] = {}
+    placements: dict[str, Any] = {}
     for edit in reversed(edits):  # of a weight that several change, the first one's base
         weights |= edit.about["base"]["weights"]
+        placements |= edit.about.get("placements", {})
     about = {
         "base": {**edits[0].about["base"], "weights": weights},
+        "placements": placements,
+        "rows": before,
+        "tokens": _all_tokens(edits),
+        "hparams": edits[0].about.get("hparams", {}),
         "versions": _versions(),
     }
     return SavedEdit(
         targets, updates, {name: torch.cat(p) for name, p in positions.items()}, requests, about
     )
+
+
+def _all_tokens(edits: list[SavedEdit]) -> dict[str, list[str]]:
+    """The tokens of all edits, one edit after the other; none where one has none (squashed)."""
+    each: list[dict[str, list[str]]] = [edit.about.get("tokens", {}) for edit in edits]
+    names = set.intersection(*(set(tokens) for tokens in each))
+    return {name: [text for tokens in each for text in tokens[name]] for name in sorted(names)}
 
 
 def _plain(request: Request) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from easyedit_mend_parallel.update import LowRankUpdate
 ROWS_AT_ONCE = 2048
 """Rows that go through one decomposition. An update with more is squashed part by part, which is
 no longer the best approximation of its rank, only a good one; its error is measured either way."""
+OF_ROWS = ("tokens", "rows")
+"""What is said of an edit's rows, which are others once it is squashed."""
 NO_REQUEST = -1
 """The request of a row that belongs to all requests of its edit."""
 
@@ -35,7 +37,7 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     squashed, errors = {}, {}
     for name, update in edit.updates.items():
         squashed[name], errors[name] = squashed_update(update, rank)
-    about = {name: value for name, value in edit.about.items() if name != "tokens"}
+    about = {name: value for name, value in edit.about.items() if name not in OF_ROWS}
     about["squashed"] = {"rank": rank, "rows": edit.rows, "errors": errors}
     positions = {name: torch.arange(len(update.keys)) for name, update in squashed.items()}
     return replace(edit, updates=squashed, positions=positions, about=about)
