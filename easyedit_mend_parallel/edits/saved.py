@@ -245,6 +245,9 @@ def together(edits: list[SavedEdit]) -> SavedEdit:
         )
         for name, parts in rows.items()
     }
+    written = any(
+        edit.about.get("hparams", {}).get("apply", "weight") == "weight" for edit in edits
+    )
     weights: dict[str, Any] = {}
     placements: dict[str, Any] = {}
     for edit in reversed(edits):  # of a weight that several change, the first one's base
@@ -255,7 +258,10 @@ def together(edits: list[SavedEdit]) -> SavedEdit:
         "placements": placements,
         "rows": before,
         "tokens": _all_tokens(edits),
-        "hparams": edits[0].about.get("hparams", {}),
+        "hparams": {
+            **edits[0].about.get("hparams", {}),
+            "apply": "weight" if written else "output",
+        },
         "versions": _versions(),
     }
     return SavedEdit(
