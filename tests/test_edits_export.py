@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -247,3 +248,18 @@ def test_plain_save_pretrained_has_written_edits_where_the_map_says_offloaded(
     assert close(logits_on_facts(again), logits_on_facts(model), 1e-5)
     name = toy_targets(again)[-1]
     assert not same_bits(again.get_parameter(name), plain.get_parameter(name))
+
+
+def test_a_copy_of_a_model_is_saved_with_the_edits_it_was_copied_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = toy_model("llama")
+    result = editor_of(model, "output").edit(FACTS)
+    expected = logits_on_facts(model)
+    twin = copy.deepcopy(model)
+    result.rollback()
+    with caplog.at_level(logging.WARNING, "easyedit_mend_parallel"):
+        folder = save_edited(twin, tmp_path / "twin")
+    assert "without their edits" not in caplog.text
+    assert close(logits_on_facts(loaded(folder, twin)), expected, 1e-5)
+    assert torch.equal(logits_on_facts(twin), expected)
