@@ -93,14 +93,10 @@ def _findable(model: Any) -> Iterator[dict[str, Tensor] | None]:
     if all(parameter.device.type != "meta" for parameter in model.parameters()):
         yield None
         return
-    embeddings = model.get_input_embeddings()
     state: dict[str, Tensor] = model.state_dict()
-    for name, module in model.named_modules():
-        if module is embeddings and f"{name}.weight" in state:
-            _drop(state, tied_names(model, f"{name}.weight"), f"{name}.weight")
-    for name in list(state):
-        if name in state:
-            _drop(state, tied_names(model, name), name)
+    for name in list(state):  # embeddings come first, and those are what others are tied to
+        for other in tied_names(model, name) - {name} if name in state else ():
+            state.pop(other, None)
     mapped = hasattr(model, "hf_device_map")
     if not mapped:
         vars(model)["hf_device_map"] = dict(NOT_MAPPED)
@@ -109,8 +105,3 @@ def _findable(model: Any) -> Iterator[dict[str, Tensor] | None]:
     finally:
         if not mapped:
             del vars(model)["hf_device_map"]
-
-
-def _drop(state: dict[str, Tensor], group: set[str], keep: str) -> None:
-    for name in group - {keep}:
-        state.pop(name, None)
