@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import get_scheduler
 
 from easyedit_mend_parallel.archive import load_archive, save_archive
 from easyedit_mend_parallel.capture import capture
@@ -36,6 +35,7 @@ from easyedit_mend_parallel.training.fitting import Data, fitting
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.metrics import Metrics
 from easyedit_mend_parallel.training.objective import measure_step
+from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.training.texts import Text, Texts
@@ -97,7 +97,8 @@ class Trainer:
         torch.manual_seed(hparams.seed)
         self.network = Hypernetwork(self.targets, hparams.network_config())
         self.network.to(network_home(model, self.targets, hparams.network_device))
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(hparams.opt, self.network, hparams.lr, hparams.lr_lr)
+        self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
         self.progress = Progress(configuration=self._configuration())
         self.evaluations: list[Scores] = []
 
@@ -106,9 +107,6 @@ class Trainer:
         accelerator = self.processes.accelerator
         self._begin()
         optimizer = accelerator.prepare_optimizer(self.optimizer, device_placement=False)
-        schedule = get_scheduler(self.hparams.lr_schedule, self.optimizer, 0, self.steps)
-        schedule.last_epoch = self.progress.step - 1
-        schedule.step()
         metrics = Metrics(
             self.folder if accelerator.is_main_process else None,
             self.progress.step,
@@ -119,13 +117,13 @@ class Trainer:
         logged = self.progress.step
         with self.screen.steps(self.steps, self.progress.step):
             while self.progress.step < self.steps and not self._is_over(started):
+                self.rates.set_for(self.progress.step)
                 figures, norm = self._step(watch)
                 if torch.isfinite(norm):
                     bad, seen = 0, seen + figures
                     optimizer.step()
                 else:
                     bad = self._not_a_number(bad + 1)
-                schedule.step()
                 self.progress.step += 1
                 step = self.progress.step
                 if self._every(self.hparams.log_interval):
@@ -147,7 +145,8 @@ class Trainer:
         self._save_checkpoint()
         if not self.data.validation:
             self._save_archive(self.folder / ARCHIVE)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         self.processes.wait()
         return self.folder / ARCHIVE
 
@@ -337,19 +336,6 @@ class Trainer:
         if self.hparams.max_epochs is not None:
             return self.hparams.max_epochs * self.drawing.steps_per_epoch
         raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        kind = getattr(torch.optim, self.hparams.opt, None)
-        if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
-            raise HparamsError(f"opt is {self.hparams.opt!r}, which torch.optim does not have")
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.network.mend.parameters()), "lr": self.hparams.lr},
-            {"params": [self.network.edit_lrs], "lr": self.hparams.lr_lr},
-        ]
-        try:
-            return kind(groups, fused=True)  # type: ignore[call-arg]
-        except (TypeError, RuntimeError):  # this optimizer, or this device, has no fused step
-            return kind(groups)  # type: ignore[call-arg]
 
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
