@@ -55,6 +55,17 @@ class Batch:
             code = zlib.crc32(str((tensor.shape, tensor.tolist())).encode(), code)
         return code
 
+    def tokens(self, tokenizer: Any) -> dict[str, list[str]]:
+        """The text of each token of each sequence, one after the other: in the order of rows.
+
+        {"input_ids": texts}, and "decoder_input_ids" of an encoder-decoder model.
+        """
+        return {
+            name: [tokenizer.decode([token]) for token in ids.flatten().tolist()]
+            for name, ids in self.inputs.items()
+            if name in ("input_ids", "decoder_input_ids")
+        }
+
     def logits(self, model: nn.Module) -> Tensor:
         """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
         output = self.call(model)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import load_archive
 from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.errors import ArchiveError, RequestError, TargetError
+from easyedit_mend_parallel.edits.base import describe_base
+from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
+from easyedit_mend_parallel.errors import ArchiveError, EditError, RequestError, TargetError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
@@ -24,7 +27,7 @@ from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import prepare
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.target import Target, find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
 
 
@@ -34,7 +37,9 @@ class EditResult:
 
     `updates` is {target name: update}, on the device of each target; `losses` has each request's
     mean negative log-likelihood before the edit, `losses_after` the same after it where it was
-    asked for. As long as the result is held, the edit can be rolled back by itself.
+    asked for; `seconds` is how long the edit took. `tokens` {input of the model: texts} says which
+    token each row came from, `hparams` what the network was made with. As long as the result is
+    held, the edit can be rolled back by itself.
     """
 
     requests: list[Request]
@@ -44,6 +49,45 @@ class EditResult:
     losses_after: list[float] | None
     seconds: float
     entry: Entry
+    targets: dict[str, Target]
+    tokens: dict[str, list[str]]
+    hparams: dict[str, Any]
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """{target name: ‖ΔW‖ (Frobenius)}, computed when asked for."""
+        return {name: float(update.norm()) for name, update in self.updates.items()}
+
+    def saved(self) -> SavedEdit:
+        """This edit without its model, to be written to a file or put onto the same base anew.
+
+        Reads every edited weight as it was before the edit, for its checksum. Raises EditError
+        where the edit was rolled back or its model is gone: those bits are then known no longer.
+        """
+        if not self.entry.applied:
+            raise EditError(
+                "the edit was rolled back, or its model is gone: save it while it is in the model"
+            )
+        about = {
+            "base": describe_base(self.entry, self.targets),
+            "losses": self.losses,
+            "losses_after": self.losses_after,
+            "placements": {
+                name: {"device": str(where.device), "kept": where.kept}
+                for name, where in self.placements.items()
+            },
+            "tokens": self.tokens,
+            "hparams": self.hparams,
+            "seconds": self.seconds,
+        }
+        return saved_edit(self.targets, self.updates, self.requests, about)
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write the edit to `path` (`load_edit` reads it), as `SavedEdit.write` does.
+
+        Raises EditError where the edit was rolled back.
+        """
+        return self.saved().write(path, half=half)
 
     def rollback(self) -> None:
         """Take the edit out of the model: every weight gets back the bits it had, to the last.
@@ -79,6 +123,11 @@ class MendParallel:
         self.tokenizer = tokenizer
         self.apply = hparams.apply
         self._shadow_limit = hparams.shadow_bytes
+        self._about = asdict(hparams.network_config()) | {
+            "alg": hparams.alg,
+            "apply": hparams.apply,
+            "archive": hparams.archive and Path(hparams.archive).name,
+        }
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
@@ -128,6 +177,9 @@ class MendParallel:
             losses_after=after,
             seconds=time.perf_counter() - started,
             entry=entry,
+            targets={target.name: target for target in self.targets},
+            tokens=batch.tokens(self.tokenizer),
+            hparams=self._about,
         )
 
     def rollback_all(self) -> None:
