@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.errors import ArchiveError
 from easyedit_mend_parallel.files import read_tensors, write_tensors, written_whole
 from easyedit_mend_parallel.hypernetwork import STATISTICS, Hypernetwork
@@ -168,6 +169,24 @@ def save_archive(
             temporary,
         )
     return path
+
+
+def keep_aggregate(path: str | Path, options: Aggregate) -> None:
+    """Write into the archive at `path` how the batches that it edits are combined.
+
+    Editors then follow it where their hyperparameters say nothing else. The file is written anew,
+    whole or not at all; its tensors keep their bits. Raises ArchiveError for a file that is no
+    safetensors archive: EasyEdit's format has no place for it.
+    """
+    path = Path(path)
+    load_archive(path)
+    if path.suffix != ".safetensors":
+        raise ArchiveError(
+            f"{path} is an archive in EasyEdit's format, which keeps no options: write it anew "
+            "with save_archive under a name that ends in .safetensors"
+        )
+    tensors, header = read_tensors(path)
+    write_tensors(path, tensors, {**header, "aggregate": asdict(options)})
 
 
 class _StandIn:

@@ -9,14 +9,14 @@ import inspect
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.errors import RequestError, TargetError
 from easyedit_mend_parallel.placement import input_device
 from easyedit_mend_parallel.requests import Request
 from easyedit_mend_parallel.sharding import is_distributed, whole_logits
@@ -46,6 +46,78 @@ class Batch:
     @property
     def n_requests(self) -> int:
         return int(self.request.max()) + 1
+
+    def counted(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true for real tokens up to the last that predicts a label.
+
+        `length` is how many tokens of each sequence a layer sees. In an encoder-decoder model
+        those of the encoder all count; where both sides have one length, tokens of either do.
+        Raises TargetError for a layer that sees neither.
+        """
+        place = torch.arange(self.labels.shape[1])
+        last = torch.where(self.labels != IGNORED, place, -1).amax(1, keepdim=True)
+        predicting = place <= last
+        mask = self.inputs.get("attention_mask")
+        real = torch.ones_like(predicting) if mask is None else mask.bool().cpu()
+        if "decoder_input_ids" not in self.inputs:
+            sides = [predicting & real]
+        else:
+            sides = [predicting, real]
+        found = [side for side in sides if side.shape[1] == length]
+        if not found:
+            raise TargetError(
+                f"a target sees {length} tokens of each sequence, which are not those of its "
+                "prompt or target: set `aggregate: sum`, which need not tell tokens apart"
+            )
+        return torch.stack(found).any(0)
+
+    def predicting(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true where a label is to be predicted; of the encoder nowhere."""
+        if length != self.labels.shape[1]:
+            return torch.zeros(len(self.labels), length, dtype=torch.bool)
+        return self.labels != IGNORED
+
+    def parts(self, tokens: int) -> Iterator[Batch]:
+        """This batch in parts of at most `tokens` tokens, padding included, in its order.
+
+        A request stays whole, and a part has one at least. Each part counts its requests from 0.
+        """
+        at_once = max(1, tokens // self.width)
+        for start in range(0, self.n_requests, at_once):
+            mine = (self.request >= start) & (self.request < start + at_once)
+            chosen = mine.nonzero().flatten()
+            yield self.taken(chosen, self.request[chosen] - start)
+
+    def taken(self, sequences: Tensor, request: Tensor) -> Batch:
+        """The batch of the numbered sequences, in that order, with `request` as their requests'."""
+        inputs = {
+            name: value[sequences.to(value.device)] if self._is_of_sequences(value) else value
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, labels=self.labels[sequences], request=request)
+
+    @property
+    def width(self) -> int:
+        """How many tokens the longest side of a request has, padding included."""
+        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        longest: int = max(value.shape[1] for value in (*values, self.labels))
+        return longest * -(-len(self.labels) // self.n_requests)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens a target sees and `counted` counts, at most."""
+        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        lengths = {value.shape[1] for value in (*values, self.labels)}
+        return max(int(self.counted(length).sum()) for length in lengths)
+
+    def label_shares(self) -> Tensor:
+        """(R,), fp32: which share of all labels belongs to each request."""
+        counts = torch.zeros(self.n_requests)
+        counts.index_add_(0, self.request, (self.labels != IGNORED).sum(1).float())
+        return counts / counts.sum()
+
+    def _is_of_sequences(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.labels)
 
     def fingerprint(self) -> int:
         """A number that tells one batch from another, on whatever device their ids lie."""
@@ -120,7 +192,7 @@ class Batch:
 class _Rows:
     """The n rows of hidden states (B, T, width) that an output layer shall see: (1, n, width).
 
-    Where it is called with anything else, that goes through; `chosen` says which it was.
+    Where it is called with anything else, or has hooks, that goes through; `chosen` says which.
     """
 
     def __init__(self, shape: torch.Size, sequence: Tensor, position: Tensor) -> None:
@@ -131,7 +203,8 @@ class _Rows:
     def before_output_layer(self, model: nn.Module) -> Iterator[None]:
         """While the context lasts, the model's output layer (where it has one) sees the rows."""
         layer = getattr(model, "get_output_embeddings", lambda: None)()
-        if layer is None:
+        # Who watches the layer, or adds to its output, counts its rows as sequences × tokens.
+        if layer is None or layer._forward_hooks:
             yield
             return
         handle = layer.register_forward_pre_hook(self, prepend=True)
@@ -205,6 +278,21 @@ def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized])
         ]
         labels = _padded(at_end, IGNORED, left)
     return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
+
+
+def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> Batch:
+    """A batch of plain texts, each of which goes on as it does: its last token is its label.
+
+    An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
+    two tokens are left out; raises RequestError where no other is there.
+    """
+    found = [ids for text in texts if len(ids := _ids(tokenizer, text)) > 1]
+    if not found:
+        raise RequestError("of the unrelated texts none has two tokens: give longer ones")
+    if model.config.is_encoder_decoder:
+        halves = [Tokenized(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in found]
+        return batch_of(model, tokenizer, halves)
+    return batch_of(model, tokenizer, [Tokenized(ids, ids[-1:]) for ids in found])
 
 
 def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:

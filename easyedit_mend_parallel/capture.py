@@ -7,9 +7,10 @@ target; no gradient of a weight is ever formed. Knows nothing of hypernetworks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,21 @@ class TokenRows:
     delta: Tensor
     request: Tensor
     live: Tensor
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """What one target saw and put out in a run, a row for each token that the batch counts.
+
+    `x` (n, in) and `y` (n, out) are in the model's dtype, where the target computes, and whole
+    also where the weight is split between processes; `request` (n,) is the index of the request
+    of each row, and `predicting` (n,) is true where a label is to be predicted.
+    """
+
+    x: Tensor
+    y: Tensor
+    request: Tensor
+    predicting: Tensor
 
 
 def capture(
@@ -74,6 +90,49 @@ def capture(
             x, delta = shard.whole(x, "in"), shard.whole(delta, "out")
         rows[name].append(_token_rows(x, delta, batch.request))
     return {name: _joined(parts) for name, parts in rows.items()}, losses.detach()
+
+
+@torch.no_grad()
+def seen_by(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dict[str, SeenRows]:
+    """One forward: what each target sees and puts out at the tokens that `batch` counts.
+
+    Padding is left out, and so is what comes after the last token that predicts a label
+    (`Batch.counted`). Whatever is attached to the model or written into it is felt. Raises
+    TargetError as `capture` does.
+    """
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
+
+    def keep(name: str):  # type: ignore[no-untyped-def]
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name].append((inputs[0].detach().to(output.device), output))
+
+        return see
+
+    with evaluating(model), ExitStack() as stack:
+        for target in targets:
+            layer = target.layer(model)
+            stack.callback(layer.register_forward_hook(keep(target.name)).remove)
+        batch.losses_on(model)
+    _refuse_unreached(targets, seen)
+    found = {}
+    for target in targets:
+        shard, parts = shard_of(model, target), []
+        for x, y in seen[target.name]:
+            if shard is not None:
+                x, y = shard.whole(x, "in"), shard.whole(y, "out")
+            parts.append(_counted(x.flatten(0, -2), y.flatten(0, -2), batch))
+        found[target.name] = SeenRows(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return found
+
+
+def _counted(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `SeenRows`, of one pass through a layer."""
+    length = len(x) // len(batch.labels)
+    kept = batch.counted(length).flatten()
+    request = batch.request.repeat_interleave(length)[kept]
+    predicting = batch.predicting(length).flatten()[kept]
+    here = kept.nonzero().flatten().to(x.device)
+    return x[here], y[here], request.to(x.device), predicting.to(x.device)
 
 
 @contextmanager
@@ -133,9 +192,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _refuse_unreached(
-    targets: Sequence[Target], seen: dict[str, list[tuple[Tensor, Tensor]]]
-) -> None:
+def _refuse_unreached(targets: Sequence[Target], seen: Mapping[str, Sequence[Any]]) -> None:
     unreached = [target.name for target in targets if not seen[target.name]]
     if unreached:
         raise TargetError(

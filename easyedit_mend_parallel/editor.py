@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from easyedit_mend_parallel.aggregate import Aggregate, bytes_for_a_token
 from easyedit_mend_parallel.archive import load_archive
-from easyedit_mend_parallel.batch import make_batch
+from easyedit_mend_parallel.batch import Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.edits.base import describe_base
 from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
-from easyedit_mend_parallel.errors import ArchiveError, EditError, RequestError, TargetError
+from easyedit_mend_parallel.errors import (
+    ArchiveError,
+    EditError,
+    HparamsError,
+    RequestError,
+    TargetError,
+)
+from easyedit_mend_parallel.held_still import HeldStill, lines_of
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.mend import propose
+from easyedit_mend_parallel.mend import propose_together
 from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
-from easyedit_mend_parallel.requests import Request, as_requests
+from easyedit_mend_parallel.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import Target, find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
@@ -35,10 +43,11 @@ from easyedit_mend_parallel.update import LowRankUpdate
 class EditResult:
     """What an edit did, and the way back. Holds names and low-rank rows, no model.
 
-    `updates` is {target name: update}, on the device of each target; `losses` has each request's
-    mean negative log-likelihood before the edit, `losses_after` the same after it where it was
-    asked for; `seconds` is how long the edit took. `tokens` {input of the model: texts} says which
-    token each row came from, `hparams` what the network was made with. As long as the result is
+    `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
+    on the device of each target; `losses` has each request's mean negative log-likelihood before
+    the edit, `losses_after` the same after it where it was asked for; `seconds` is how long the
+    edit took. `tokens` {input of the model: texts} says which token each row came from, `hparams`
+    what the network was made with. As long as the result is
     held, the edit can be rolled back by itself.
     """
 
@@ -98,6 +107,16 @@ class EditResult:
         self.entry.undo()
 
 
+@dataclass
+class Trained:
+    """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
+    options), and the inputs of unrelated text, once gathered, with the lines they come from."""
+
+    network: Hypernetwork
+    aggregate: Mapping[str, Any] = field(default_factory=dict)
+    held: tuple[tuple[str, ...], HeldStill] | None = None
+
+
 class MendParallel:
     """Edits `model` in place, wherever its weights lie: the weights themselves, or with
     `apply: output` what their layers put out.
@@ -105,7 +124,8 @@ class MendParallel:
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
     by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
-    `network` that is given is used as it is, and no archive is read.
+    `network` that is given is used as it is, and no archive is read; it may be the `trained` of an
+    earlier editor of the same model.
 
     Raises TargetError, PlacementError, UpdateError or ArchiveError where the model cannot be
     edited with these hyperparameters; the model is not changed by that.
@@ -117,7 +137,7 @@ class MendParallel:
         tokenizer: Any,
         hparams: MendHparams,
         *,
-        network: Hypernetwork | None = None,
+        network: Hypernetwork | Trained | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -128,11 +148,19 @@ class MendParallel:
             "apply": hparams.apply,
             "archive": hparams.archive and Path(hparams.archive).name,
         }
+        self._batch_limit = hparams.batch_bytes
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
-            self.network = network or self._read_network(hparams)
+            if isinstance(network, Hypernetwork):
+                network = Trained(network)
+            self.trained = network or self._read_network(hparams)
+            self.aggregate = _aggregate(hparams, self.trained)
             _refuse_other_targets(self.network, hparams.inner_params)
+
+    @property
+    def network(self) -> Hypernetwork:
+        return self.trained.network
 
     def edit(
         self,
@@ -142,13 +170,14 @@ class MendParallel:
     ) -> EditResult:
         """Edit the model so that each request's prompt is followed by its target.
 
-        Several requests are one update: the sum of their updates, each from its own loss. The
-        model is changed wholly or not at all. `losses_after` costs one more forward pass.
+        Several requests are one update, made of their own updates as `aggregate` in the
+        hyperparameters says. The model is changed wholly or not at all. `losses_after` costs one
+        more forward pass.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
         started = time.perf_counter()
-        asked = as_requests(requests)
+        asked = without_repeats(as_requests(requests))
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
             ranks = Ranks.of(self.model)
@@ -160,12 +189,20 @@ class MendParallel:
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            proposal = propose(self.model, self.targets, batch, self.network)
+            proposal = propose_together(
+                self.model,
+                self.targets,
+                batch,
+                self.network,
+                self.aggregate,
+                limit=self._batch_limit,
+                held=self._held_still() if len(asked) > 1 else None,
+            )
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
-                after = batch.losses_on(self.model).tolist() if losses_after else None
+                after = self._losses(batch) if losses_after else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise
@@ -189,7 +226,29 @@ class MendParallel:
     def _prepare(self) -> None:
         prepare(self.model, self.targets, self.apply, self._shadow_limit)
 
-    def _read_network(self, hparams: MendHparams) -> Hypernetwork:
+    def _losses(self, batch: Batch) -> list[float]:
+        return [
+            loss
+            for part in batch.parts(self._tokens_at_once())
+            for loss in part.losses_on(self.model).tolist()
+        ]
+
+    def _tokens_at_once(self) -> int:
+        return self._batch_limit // bytes_for_a_token(self.targets)
+
+    def _held_still(self) -> HeldStill | None:
+        """What the targets see of unrelated text, gathered when a batch first needs it."""
+        lines = self.aggregate.held_still
+        if not lines or not self.aggregate.held_still_weight:
+            return None
+        if self.trained.held is None or self.trained.held[0] != lines:
+            with Ranks.of(self.model).together("make the batch of text to hold still"):
+                batch = make_text_batch(self.model, self.tokenizer, lines)
+            parts = batch.parts(self._tokens_at_once())
+            self.trained.held = lines, HeldStill.gathered(self.model, self.targets, parts)
+        return self.trained.held[1]
+
+    def _read_network(self, hparams: MendHparams) -> Trained:
         if hparams.archive is None:
             raise ArchiveError(
                 "archive is null, and MEND edits with a trained hypernetwork: set it to the file "
@@ -200,7 +259,22 @@ class MendParallel:
             network = Hypernetwork(self.targets, hparams.network_config())
         archive.load_into(network)
         device = network_home(self.model, self.targets, hparams.network_device)
-        return network.to(device).eval().requires_grad_(False)
+        kept = archive.header.get("aggregate", {})
+        try:
+            Aggregate.from_values(kept, f"the archive {hparams.archive} keeps options for batches")
+        except HparamsError as error:
+            raise ArchiveError(str(error)) from error
+        return Trained(network.to(device).eval().requires_grad_(False), kept)
+
+
+def _aggregate(hparams: MendHparams, trained: Trained) -> Aggregate:
+    """How batches are combined, and with least squares also the text that is held still."""
+    options = hparams.aggregation(trained.aggregate)
+    if options.how != "least_squares":
+        return replace(options, held_still=None)
+    if options.held_still is None or hparams.held_still is not None:
+        options = replace(options, held_still=lines_of(hparams.held_still))
+    return options
 
 
 def _refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:

@@ -6,17 +6,20 @@ Knows the names of EasyEdit's fields and nothing else of EasyEdit.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.errors import HparamsError, suggestion
 from easyedit_mend_parallel.hparams_values import (
     HOST_METHOD,
     METHOD,
     METHOD_FIELDS,
     NETWORK_FIELDS,
+    batch_options,
     converted_to,
     problems_with,
     read_values,
@@ -126,6 +129,13 @@ class MendHparams:
     #: Training compares each update with the true gradient (`grad/true_mag`, `true_std`, `diff`,
     #: `cos`).
     gradient_diagnostics: bool = False
+    #: How several requests become one update: `least_squares`, `sum`, or `mean_loss` (EasyEdit's
+    #: form). Default: as the archive says, or `least_squares`; see [batches](batches.md).
+    aggregate: str | None = None
+    #: Options of `least_squares`, a mapping; see [batches](batches.md).
+    aggregate_options: dict[str, Any] | None = None
+    #: How much memory the rows and systems of a batch may take: bytes, or `2GiB` and the like.
+    batch_limit: int | str = "2GiB"
 
     # Name of the method
     alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.
@@ -144,6 +154,26 @@ class MendHparams:
         return (
             None if self.shadow_limit is None else size_in_bytes("shadow_limit", self.shadow_limit)
         )
+
+    @property
+    def batch_bytes(self) -> int:
+        """`batch_limit` in bytes; raises HparamsError for what is no size."""
+        return size_in_bytes("batch_limit", self.batch_limit)
+
+    @property
+    def held_still(self) -> str | None:
+        """The file of unrelated text that `aggregate_options` name, if they name one."""
+        named = (self.aggregate_options or {}).get("held_still")
+        return None if named is None else os.fspath(named)
+
+    def aggregation(self, kept: Mapping[str, Any]) -> Aggregate:
+        """How the updates of several requests become one, but for the text of `held_still`.
+
+        What is set here comes before what an archive keeps (`kept`), and both before the defaults.
+        Raises HparamsError for an option that cannot be used.
+        """
+        values = {**kept, **batch_options(vars(self))}
+        return Aggregate.from_values(values, "the archive's options for batches")
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.hypernetwork import HypernetworkConfig
 
@@ -28,7 +29,7 @@ METHOD_FIELDS = ("alg_name", "alg")
 APPLY = ("weight", "output")
 """How an update gets into the model: written, or added to the layer's output."""
 
-SIZES = ("shadow_limit", "trunk_memory", "trunk_disk")
+SIZES = ("shadow_limit", "batch_limit", "trunk_memory", "trunk_disk")
 """The fields that are sizes in bytes, where they are not null."""
 
 NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
@@ -77,6 +78,17 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
             f"model_kwargs is {model_kwargs!r}; it has to map arguments of "
             "from_pretrained (device_map, max_memory, dtype, ...) to their values"
         )
+    options = values.get("aggregate_options")
+    if options is not None and not isinstance(options, dict):
+        problems.append(
+            f"aggregate_options is {options!r}; it has to map options (ridge, held_still, ...) to "
+            "their values"
+        )
+    else:
+        try:
+            Aggregate.from_values(batch_options(values), "aggregate_options")
+        except HparamsError as error:
+            problems.append(str(error))
     apply = values.get("apply", APPLY[0])
     if apply not in APPLY:
         problems.append(
@@ -94,6 +106,15 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         except HparamsError as error:
             problems.append(str(error))
     return problems
+
+
+def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `values` say of how a batch is combined, but for the file of text to hold still."""
+    options = dict(values.get("aggregate_options") or {})
+    options.pop("held_still", None)
+    if values.get("aggregate") is not None:
+        options["how"] = values["aggregate"]
+    return options
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {

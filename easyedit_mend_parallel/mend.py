@@ -5,25 +5,36 @@ What is done with a proposal (written, tried out, trained through) is the caller
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
+from easyedit_mend_parallel.aggregate import (
+    Aggregate,
+    System,
+    bytes_by_inputs,
+    bytes_by_rows,
+    bytes_for_a_token,
+)
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import capture
+from easyedit_mend_parallel.capture import TokenRows, capture
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.own_run import Runs
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
 
 
 @dataclass(frozen=True)
 class Proposal:
     """What MEND would change: an update for each target, on the target's device.
 
-    The update of a batch is the sum of its requests' updates, each made from the request's own
-    loss; `losses` (R,) are the requests' losses on the model as it was.
+    `losses` (R,) are the requests' losses on the model as it was.
     """
 
     updates: dict[str, LowRankUpdate]
@@ -35,10 +46,158 @@ def propose(
 ) -> Proposal:
     """MEND's edit of `batch` (Mitchell et al. 2022, algorithm 2), without writing it.
 
-    Differentiable in the network's parameters when gradients are enabled. Raises what `capture`
-    raises.
+    The update of a batch is the sum of its requests' updates, each made from the request's own
+    loss. Differentiable in the network's parameters when gradients are enabled. Raises what
+    `capture` raises.
     """
     rows, losses = capture(model, targets, batch)
     with Ranks.of(model).together("compute the update"):
         updates = network(rows)
     return Proposal(updates, losses)
+
+
+def propose_together(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    network: Hypernetwork,
+    options: Aggregate,
+    *,
+    limit: int,
+    held: HeldStill | None = None,
+) -> Proposal:
+    """One update for the requests of `batch`, combined as `options` say; nothing is written.
+
+    For one request this is `propose`. More go through the model in parts, so that the rows of a
+    part and the systems stay within `limit` bytes; the model's own activations come on top.
+    `held` are the inputs that a least-squares system holds still.
+
+    Raises what `capture` raises; UpdateError for systems that do not fit the limit or cannot be
+    solved.
+    """
+    if batch.n_requests == 1:
+        return propose(model, targets, batch, network)
+    if options.how == "least_squares":
+        return _solved(model, targets, batch, network, options, limit, held)
+    rows: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
+    losses = []
+    shares = batch.label_shares() if options.how == "mean_loss" else None
+    for first, part in _parts(batch, limit // bytes_for_a_token(targets)):
+        captured, loss = capture(model, targets, part)
+        losses.append(loss)
+        if shares is not None:
+            captured = _weighed(captured, shares[first : first + part.n_requests])
+        with Ranks.of(model).together("compute the update"):
+            for name, update in network(captured).items():
+                rows[name].append(replace(update, request=update.request + first))
+    updates = {
+        name: LowRankUpdate(
+            torch.cat([part.keys for part in parts]),
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.request for part in parts]),
+        )
+        for name, parts in rows.items()
+    }
+    return Proposal(updates, torch.cat(losses))
+
+
+def _solved(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    network: Hypernetwork,
+    options: Aggregate,
+    limit: int,
+    held: HeldStill | None,
+) -> Proposal:
+    """Every request's own update, what it does in the request's own run, one solve a target."""
+    runs = Runs(model, targets)
+    together: dict[str, LowRankUpdate] = {}
+    own_run = options.rows == "own_run"
+    for _ in range(options.passes if own_run else 1):
+        systems, left = _systems(targets, batch, options, limit, held)
+        losses = []
+        for first, part in _parts(batch, left // bytes_for_a_token(targets)):
+            rows, loss = runs.captured(first, part)
+            losses.append(loss)
+            with Ranks.of(model).together("make every request's update"):
+                updates = network(rows)
+                refuse_non_finite(updates)
+            own = runs.own(first, part, rows, updates if own_run else {})
+            now = runs.together(first, part, together) if together else own
+            with Ranks.of(model).together("add to the system"):
+                for name, seen in now.items():
+                    if together:
+                        d = own[name].y.float() - seen.y.float() + together[name].added(seen.x)
+                    else:
+                        d = updates[name].added(seen.x, route=seen.request)
+                    systems[name].add(seen.x, d, seen.request + first, seen.predicting)
+        with Ranks.of(model).together("solve for the update"):
+            together = {name: system.solved() for name, system in systems.items()}
+    return Proposal(together, torch.cat(losses))
+
+
+def _systems(
+    targets: Sequence[Target],
+    batch: Batch,
+    options: Aggregate,
+    limit: int,
+    held: HeldStill | None,
+) -> tuple[dict[str, System], int]:
+    """A system for each target, in the form of lower order, and how many bytes the rest may take.
+
+    Where that does not fit, every target takes the form that needs less memory. Raises
+    UpdateError, with the figures, where that does not fit either.
+    """
+    n = batch.n_tokens
+    still = {} if held is None else held.of
+    by_rows, needs = {}, {}
+    for target in targets:
+        of = still.get(target.name)
+        n_held = 0 if of is None else of.count
+        by_rows[target.name] = n + n_held <= target.in_features
+        kept_as_rows = of is None or of.rows is not None
+        needs[target.name] = (
+            bytes_by_inputs(target),
+            bytes_by_rows(target, n, n_held) if kept_as_rows else math.inf,
+        )
+    least = min(bytes_for_a_token(targets) * batch.width, limit)
+    if sum(needs[name][form] for name, form in by_rows.items()) + least > limit:
+        by_rows = {name: rows < inputs for name, (inputs, rows) in needs.items()}
+    need = sum(needs[name][form] for name, form in by_rows.items())
+    if need + least > limit:
+        raise UpdateError(
+            f"the systems of {batch.n_requests} requests need {_mib(need + least)} MiB, and "
+            f"batch_limit is {_mib(limit)} MiB; nothing was written. Raise batch_limit, edit "
+            "fewer requests at once, or set `aggregate: sum`"
+        )
+    systems = {
+        target.name: System(target, by_rows[target.name], options, still.get(target.name))
+        for target in targets
+    }
+    return systems, limit - int(need)
+
+
+def _parts(batch: Batch, tokens: int) -> list[tuple[int, Batch]]:
+    """The parts of `batch`, each with the number of its first request."""
+    first, parts = 0, []
+    for part in batch.parts(tokens):
+        parts.append((first, part))
+        first += part.n_requests
+    return parts
+
+
+def _weighed(captured: Mapping[str, TokenRows], shares: Tensor) -> dict[str, TokenRows]:
+    """Rows with every request's gradient weighed by its share (R,) of all labels."""
+    return {
+        name: replace(
+            rows,
+            delta=rows.delta.float()
+            * shares.to(rows.delta.device)[rows.request.to(rows.delta.device)].unsqueeze(1),
+        )
+        for name, rows in captured.items()
+    }
+
+
+def _mib(size: float) -> int:
+    return math.ceil(size / 2**20)

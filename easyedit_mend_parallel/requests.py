@@ -5,11 +5,14 @@ Knows nothing of tokens or models.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from easyedit_mend_parallel.errors import RequestError, suggestion
+
+log = logging.getLogger(__name__)
 
 FIELDS = ("prompt", "target_new")
 
@@ -56,6 +59,33 @@ def as_requests(
     if not requests:
         raise RequestError("no request was given")
     return [_as_request(number, request) for number, request in enumerate(requests)]
+
+
+def without_repeats(requests: Sequence[Request]) -> list[Request]:
+    """`requests` with each asked once, in their order; a repeated one is said (logging).
+
+    Raises RequestError, naming all of them, where two want different targets after one prompt.
+    """
+    first: dict[str, int] = {}
+    kept, contradictions = [], []
+    for number, request in enumerate(requests):
+        before = first.setdefault(request.prompt, number)
+        if before == number:
+            kept.append(request)
+        elif requests[before].target_text == request.target_text:
+            log.warning("request %d repeats request %d and is left out", number, before)
+        else:
+            contradictions.append(
+                f"requests {before} and {number} want {requests[before].target_new!r} and "
+                f"{request.target_new!r} after {request.prompt!r}"
+            )
+    if contradictions:
+        raise RequestError(
+            f"one batch cannot hold requests that contradict each other: "
+            f"{'; '.join(contradictions)}. Nothing was changed; keep one of each, or edit them one "
+            "after the other"
+        )
+    return kept
 
 
 def _as_request(number: int, request: Request | Mapping[str, Any]) -> Request:

@@ -104,16 +104,37 @@ class Trunk:
         mask = batch.inputs["attention_mask"].bool().cpu()
         states = found[0].new_zeros(*mask.shape, found[0].shape[-1])
         states[mask] = torch.cat(found)
+        resumed = self.resumed(model, batch, states)
+        if not self._checked:
+            self._refuse_other_predictions(model, batch, resumed)
+            self._checked = True
+        return resumed
+
+    def resumed(self, model: nn.Module, batch: Batch, states: Tensor) -> Resumed:
+        """`batch` with `states` (B, T, width) for what enters the lowest target's block."""
         inputs = dict(batch.inputs)
         if takes(model, "inputs_embeds"):
             # Not looked up: the embeddings may lie on disk, and nothing would read them.
             ids = inputs.pop("input_ids")
             inputs["inputs_embeds"] = states.new_zeros(1, device=ids.device).expand(states.shape)
-        resumed = Resumed(inputs, batch.labels, batch.request, self, states)
-        if not self._checked:
-            self._refuse_other_predictions(model, batch, resumed)
-            self._checked = True
-        return resumed
+        return Resumed(inputs, batch.labels, batch.request, self, states)
+
+    @contextmanager
+    def caught(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """While the context lasts, a whole forward leaves here what enters the lowest block."""
+        *below, lowest = self._blocks(model)[: self.lowest + 1]
+        states: list[Tensor] = []
+
+        def catch(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+        handles = [lowest.register_forward_pre_hook(catch, with_kwargs=True)]
+        handles += [block.register_forward_hook(self._look) for block in below[-1:]]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def keep(self, model: nn.Module, texts: Sequence[Text]) -> Iterator[int]:
         """Pass texts through the trunk ahead of time; yields how many are done.
@@ -190,11 +211,8 @@ class Trunk:
             caught.append((args[0] if args else kwargs["hidden_states"]).detach())
             raise _Stop
 
-        def look(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple)
-
         handles = [lowest.register_forward_pre_hook(stop, with_kwargs=True)]
-        handles += [block.register_forward_hook(look) for block in below[-1:]]
+        handles += [block.register_forward_hook(self._look) for block in below[-1:]]
         try:
             with evaluating(model), suppress(_Stop):
                 model(**called_with(model, inputs))
@@ -203,6 +221,9 @@ class Trunk:
                 handle.remove()
         states = caught[0].cpu()
         return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def _look(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self._in_tuple = isinstance(output, tuple)
 
     @torch.no_grad()
     def _refuse_other_predictions(self, model: nn.Module, batch: Batch, resumed: Resumed) -> None:

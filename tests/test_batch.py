@@ -102,7 +102,7 @@ def test_losses_on_a_model_make_logits_only_where_there_are_labels(family: str, 
     batch = make_batch(model, tokenizer_like(model, side=side), as_requests(REQUESTS))
     rows: list[int] = []
     head = model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _, __, logits: rows.append(logits[..., 0].numel()))
+    handle = head.register_forward_pre_hook(lambda _, x: rows.append(x[0][..., 0].numel()))
     with torch.no_grad():
         losses = batch.losses_on(model)
         handle.remove()
@@ -239,12 +239,12 @@ def test_the_same_request_twice_is_its_update_doubled() -> None:
     model = toy_model("llama")
     tokenizer, names = toy_tokenizer(), toy_targets(model)
     network = toy_network(model, tokenizer)
-    editor = MendParallel(model, tokenizer, toy_hparams(names), network=network)
+    targets = find_targets(model, names)
 
-    once, twice = (editor.edit(requests) for requests in (REQUEST, [REQUEST, REQUEST]))
-    twice.rollback()
-    once.rollback()
-    twice = editor.edit([REQUEST, REQUEST])
+    once, twice = (
+        propose(model, targets, make_batch(model, tokenizer, as_requests(requests)), network)
+        for requests in (REQUEST, [REQUEST, REQUEST])
+    )
 
     assert len(twice.losses) == 2
     for name in names:

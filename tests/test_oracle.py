@@ -58,13 +58,14 @@ def compare(
     names: Sequence[str],
     tokenizer: Any,
     requests: Sequence[dict[str, str]] = (REQUEST,),
+    **aggregate: str,
 ) -> list[dict[str, Oracle]]:
     """Edit `model` with the package and hold each weight against the oracle's."""
     state, options = network.state_dict(), dataclasses.asdict(network.config)
     oracles = [oracle_edit(model, tokenizer, r, names, state, options) for r in requests]
     before = weights(model)
 
-    editor = MendParallel(model, tokenizer, toy_hparams(names), network=network)
+    editor = MendParallel(model, tokenizer, toy_hparams(names, **aggregate), network=network)
     editor.edit(list(requests))
 
     after = weights(model)
@@ -121,11 +122,11 @@ def test_every_family_gives_the_edit_of_the_formula(family: str, sides: str) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
-def test_a_batch_is_the_sum_of_the_formula_over_its_requests(family: str) -> None:
+def test_a_sum_is_that_of_the_formula_over_the_requests_of_a_batch(family: str) -> None:
     model = fresh(family)
     tokenizer, names = tokenizer_for(model), toy_targets(model)
 
-    compare(model, toy_network(model, tokenizer), names, tokenizer, REQUESTS)
+    compare(model, toy_network(model, tokenizer), names, tokenizer, REQUESTS, aggregate="sum")
 
 
 def test_square_weights_of_attention_are_edited_by_the_formula() -> None:

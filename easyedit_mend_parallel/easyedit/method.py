@@ -6,6 +6,7 @@ Registered through the same plugin hook that any other package uses.
 from __future__ import annotations
 
 import copy as copying
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,19 @@ from torch import nn
 from easyedit_mend_parallel.easyedit.host import keeps_edits_unless_asked
 from easyedit_mend_parallel.easyedit.rollback import Rollback
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
-from easyedit_mend_parallel.editor import MendParallel
+from easyedit_mend_parallel.editor import MendParallel, Trained
 from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
 from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Network:
-    """The network that edits one model, and what it was read for."""
+    """What was read to edit one model, and from what."""
 
     made_for: tuple[Any, ...]
-    network: Hypernetwork
+    trained: Trained
 
 
 class Executor:
@@ -40,6 +42,7 @@ class Executor:
 
     def __init__(self, keeps_edits: bool, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
+        self._says_how_batches_are_combined = options is not None
         self._keeps_edits = keeps_edits
         self._networks: weakref.WeakKeyDictionary[nn.Module, _Network] = weakref.WeakKeyDictionary()
 
@@ -69,13 +72,23 @@ class Executor:
             fields.network_device,
         )
         known = self._networks.get(model)
-        network = known.network if known is not None and known.made_for == made_for else None
-        editor = MendParallel(model, tok, fields, network=network)
-        self._networks[model] = _Network(made_for, editor.network)
+        trained = known.trained if known is not None and known.made_for == made_for else None
+        editor = MendParallel(model, tok, fields, network=trained)
+        self._networks[model] = _Network(made_for, editor.trained)
+        if self._says_how_batches_are_combined and len(requests) > 1 and fields.aggregate is None:
+            self._say_how_batches_are_combined(editor.aggregate.how)
         result = editor.edit(requests)
         if not return_orig_weights:
             return model, {}
         return model, Rollback(result, restores=keep_original_weight or not self._keeps_edits)
+
+    def _say_how_batches_are_combined(self, how: str) -> None:
+        self._says_how_batches_are_combined = False
+        log.warning(
+            "replace_mend: batches are combined by %s, since EasyEdit's mean loss loses most of "
+            "them; replace_mend(aggregate='mean_loss') gets its form back",
+            how,
+        )
 
 
 def _version(archive: str | None) -> tuple[Any, ...]:

@@ -85,7 +85,7 @@ class Toy:
         hparams.model_name = (model, self.tokenizer)
         self.own_hparams = toy_hparams(self.names, **values)
         if name == "MEND":
-            ours.replace_mend(**limit)
+            ours.replace_mend(**limit, aggregate=self.own_hparams.aggregate)
             known = MENDHyperParams.__dataclass_fields__
             values = {key: value for key, value in vars(hparams).items() if key in known}
             hparams = MENDHyperParams(**values | {"alg_name": "MEND"})

@@ -7,6 +7,7 @@ The release never puts its network into eval mode; here that is done for it.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -82,8 +83,9 @@ class Case:
         assert type(state["model_config"]).__name__.endswith("Config")
         torch.save({"model": state, "opt": None, "lr_opt": None, "step": 1}, self.archive)
 
-    def our_editor(self) -> MendParallel:
+    def our_editor(self, **values: Any) -> MendParallel:
         hparams = MENDParallelHyperParams.from_hparams(self.yaml)
+        hparams = dataclasses.replace(hparams, **values)
         return MendParallel(copy.deepcopy(self.model), self.tokenizer, hparams)
 
     def host_executor(self) -> Any:
@@ -94,11 +96,11 @@ class Case:
         executor.alg.eval()
         return executor
 
-    def edited_by_the_host(self) -> Any:
+    def edited_by_the_host(self, *requests: dict[str, str]) -> Any:
         executor = self.host_executor()
         with on_this_machine():
             model, _ = executor.apply_to_model(
-                executor.model, self.tokenizer, [dict(REQUEST)], self.host_hparams()
+                executor.model, self.tokenizer, list(map(dict, requests)), self.host_hparams()
             )
         return model
 
@@ -108,12 +110,27 @@ class Case:
         ours.edit(REQUEST)
         save_archive(self.archive, ours.network, model_config=self.model.config.to_dict())
 
-        assert_same_edit(ours.model, self.edited_by_the_host(), self.before, self.names)
+        assert_same_edit(ours.model, self.edited_by_the_host(REQUEST), self.before, self.names)
 
 
 @pytest.mark.parametrize("family", NAMES_IN_EASYEDIT)
 def test_one_request_gives_the_weights_of_easyedits_own_mend(tmp_path: Path, family: str) -> None:
     Case(tmp_path, family).assert_parity()
+
+
+def test_mean_loss_gives_the_weights_of_a_batch_of_easyedits_own_mend(tmp_path: Path) -> None:
+    """Where nothing is padded: EasyEdit's labels are the padded ids, and teach padding."""
+    case = Case(tmp_path, "llama")
+    case.write_as_the_host_does()
+    requests = [
+        {"prompt": "the capital of France is", "target_new": "Rome and"},
+        {"prompt": "water boils at one hundred", "target_new": "green stone"},
+    ]
+    ours = case.our_editor(aggregate="mean_loss")
+
+    ours.edit(requests)
+
+    assert_same_edit(ours.model, case.edited_by_the_host(*requests), case.before, case.names)
 
 
 @pytest.mark.parametrize(

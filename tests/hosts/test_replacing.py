@@ -4,6 +4,7 @@ hyperparameters, until restore_mend(); what is no text model, and what was made 
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,32 @@ def test_batches_run_under_easyedits_name(toy: Toy, tmp_path: Path) -> None:
     assert toy.changed() == set(toy.names)
     weights_copy()
     assert toy.changed() == set()
+
+
+def test_a_batch_under_easyedits_name_is_solved_for_and_that_is_said_once(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    solved, summed = copy.deepcopy(toy.model), copy.deepcopy(toy.model)
+    for model, how in ((solved, "least_squares"), (summed, "mean_loss")):
+        fields = toy.hparams(tmp_path, aggregate=how)
+        MendParallel(model, toy.tokenizer, fields).edit(
+            [
+                {"prompt": prompt, "target_new": target}
+                for prompt, target in zip(TWO["prompts"], TWO["target_new"], strict=True)
+            ]
+        )
+    logging.disable(logging.NOTSET)
+
+    for options, expected in (({}, solved), ({"aggregate": "mean_loss"}, summed)):
+        replace_mend(**options)
+        editor = BaseEditor.from_hparams(host_hparams(toy, tmp_path, batch_size=2))
+        caplog.clear()
+        for _ in range(2):
+            _, model, weights_copy = editor.batch_edit(**TWO, **KEPT)
+            assert_same_edit(model, expected, toy.before, toy.names)
+            weights_copy()
+        said = [record for record in caplog.records if "batches are combined" in record.message]
+        assert len(said) == (0 if options else 1)
 
 
 def test_two_models_under_easyedits_name_are_edited_each_by_its_own(tmp_path: Path) -> None:

@@ -100,6 +100,25 @@ def so_it_does_in_bfloat16_within_the_stated_bound() -> None:
     assert_shards(sharded, held)
 
 
+def a_batch_that_is_solved_has_the_update_of_one_process() -> None:
+    plain = plain_model()
+    names = names_of(plain)
+    network, sharded = network_of(plain, names), load(plain)
+    held = shards(sharded)
+    expected, result = (
+        editor_of(model, network, names, aggregate="least_squares").edit(REQUESTS)
+        for model in (plain, sharded)
+    )
+    for name, update in result.updates.items():
+        assert same_everywhere(update.keys)
+        assert same_everywhere(update.values)
+        change = expected.updates[name].values.T @ expected.updates[name].keys
+        apart = (update.values.T @ update.keys - change).abs().max()
+        assert apart <= 1e-3 * change.abs().max()
+    result.rollback()
+    assert_shards(sharded, held)
+
+
 def only_rows_travel() -> None:
     sharded, _ = editors(names=[MLP.format(5, "up"), MLP.format(5, "down")])
     sent: list[tuple[int, ...]] = []
@@ -160,6 +179,11 @@ def a_model_that_torch_itself_made_parallel_gives_the_same_edit() -> None:
     names = names_of(plain)
     network = network_of(plain, names)
     before, held = weights(plain, names), shards(sharded)
+
+    with pytest.raises(UpdateError, match="use_local_output=True"):
+        # its second run adds to outputs
+        editor_of(sharded, network, names, aggregate="least_squares").edit(REQUESTS)
+    assert_shards(sharded, held)
 
     editor_of(plain, network, names).edit(REQUESTS)
     result = editor_of(sharded, network, names).edit(REQUESTS)
@@ -251,6 +275,7 @@ CLAIMS = (
     an_edit_equals_that_of_one_process_and_rolls_back_to_the_bit,
     so_it_does_where_the_widths_are_uneven,
     so_it_does_in_bfloat16_within_the_stated_bound,
+    a_batch_that_is_solved_has_the_update_of_one_process,
     only_rows_travel,
     a_plan_of_every_style_gives_the_same_edit,
     the_older_tp_plan_argument_gives_the_same_edit,

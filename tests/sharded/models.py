@@ -64,9 +64,9 @@ def network_of(model: Any, names: list[str]) -> Hypernetwork:
     return toy_network(model, tokenizer_for(model), names, edit_lr=RATE)
 
 
-def editor_of(model: Any, network: Hypernetwork, names: list[str]) -> MendParallel:
+def editor_of(model: Any, network: Hypernetwork, names: list[str], **values: Any) -> MendParallel:
     return MendParallel(
-        model, tokenizer_for(model), toy_hparams(names), network=copy.deepcopy(network)
+        model, tokenizer_for(model), toy_hparams(names, **values), network=copy.deepcopy(network)
     )
 
 
