@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import ArchiveError
-from easyedit_mend_parallel.files import read_tensors, write_tensors, written_whole
+from easyedit_mend_parallel.files import HEADER, read_tensors, write_tensors, written_whole
 from easyedit_mend_parallel.hypernetwork import STATISTICS, Hypernetwork
 
 log = logging.getLogger(__name__)
@@ -29,21 +29,53 @@ CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+
 """Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
 OLD_PREFIX, PREFIX = "gtn.", "mend."
 RATES = "edit_lrs"
+WAYS_OUT = (
+    "train one for this model and these inner_params (EasyEdit's EditTrainer with alg: "
+    "MEND_PARALLEL, or alg: MEND), or edit without one: set `untrained: true`, with `archive: "
+    "null` or with statistics that `mend-parallel calibrate` gathers in minutes"
+)
+"""What somebody can do who has no archive."""
 
 
 @dataclass(frozen=True)
 class Archive:
     """A trained hypernetwork as it was read: `state` has EasyEdit's keys, tensors on the CPU.
 
-    `header` is what a safetensors archive says of itself (targets, options, base model); of an
-    EasyEdit archive it is empty. `has_optimizer`: the file also holds what EasyEdit's trainer
-    needs to go on as if it had not stopped.
+    `header` is what the archive says of itself: targets, options and base model in a safetensors
+    file, and in both formats how its labels were made and whether it was trained. Where EasyEdit's
+    own trainer wrote the file it is empty. `has_optimizer`: the file also holds what EasyEdit's
+    trainer needs to go on as if it had not stopped.
     """
 
     path: Path
     state: dict[str, Tensor]
     header: dict[str, Any] = field(default_factory=dict)
     has_optimizer: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """False where the archive says that only its statistics are of use (`calibrate`)."""
+        return not self.header.get("untrained", False)
+
+    @property
+    def special_tokens_in_labels(self) -> bool:
+        """Whether the labels it was trained with had special tokens; EasyEdit's way, where the
+        archive does not say."""
+        return bool(self.header.get("special_tokens_in_labels", True))
+
+    def say_other_labels(self, special_tokens_in_labels: bool) -> None:
+        """Log a warning where the hyperparameters make labels otherwise than its training did."""
+        if self.special_tokens_in_labels != special_tokens_in_labels:
+            log.warning(
+                "the archive %s was made with special_tokens_in_labels: %s, and the "
+                "hyperparameters say %s: edits will have labels that its training did not have. "
+                "Write `special_tokens_in_labels: %s`, or make the archive anew (it makes no "
+                "difference where the tokenizer adds no special token to a text)",
+                self.path,
+                _yaml(self.special_tokens_in_labels),
+                _yaml(special_tokens_in_labels),
+                _yaml(self.special_tokens_in_labels),
+            )
 
     def load_into(self, network: Hypernetwork, *, untrained: bool = False) -> None:
         """Copy the archive's tensors into `network`, on the network's device, as fp32.
@@ -52,31 +84,52 @@ class Archive:
         was never trained (unless `untrained` ones may come); the network is then unchanged.
         """
         wanted = network.state_dict()
-        differences = [
-            f"{name} is {_shape(self.state.get(name))} in the archive and {_shape(tensor)} here"
-            for name, tensor in wanted.items()
-            if _shape(self.state.get(name)) != _shape(tensor)
-        ] + [
-            f"{name} is {_shape(tensor)} in the archive and absent here"
-            for name, tensor in self.state.items()
-            if name not in wanted
-        ]
-        if differences:
-            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            raise ArchiveError(
-                f"the archive {self.path} does not fit these targets: "
-                f"{'; '.join(differences[:3])}{more}. It was trained for another model, other "
-                "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
-            )
-        if network.config.norm and not untrained:
-            self._refuse_untrained()
+        self._refuse_differences(self.state, wanted)
+        if not untrained:
+            if not self.trained:
+                raise ArchiveError(
+                    f"the archive {self.path} holds statistics and no trained network: set "
+                    "`untrained: true` to edit with them, or train from it"
+                )
+            if network.config.norm:
+                self._refuse_not_finite()
         # A network built on the meta device takes the archive's tensors themselves, so that
         # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)
 
-    def _refuse_untrained(self) -> None:
+    def load_statistics_into(self, network: Hypernetwork) -> None:
+        """Copy the archive's statistics alone into `network`, whatever its rank and layers.
+
+        Raises ArchiveError where they are those of other targets, or not numbers.
+        """
+        given = _statistics(self.state)
+        self._refuse_differences(given, _statistics(network.state_dict()))
+        self._refuse_not_finite()
+        network.load_state_dict({n: t.float() for n, t in given.items()}, strict=False)
+
+    def _refuse_differences(
+        self, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    ) -> None:
+        differences = [
+            f"{name} is {_shape(given.get(name))} in the archive and {_shape(tensor)} here"
+            for name, tensor in wanted.items()
+            if _shape(given.get(name)) != _shape(tensor)
+        ] + [
+            f"{name} is {_shape(tensor)} in the archive and absent here"
+            for name, tensor in given.items()
+            if name not in wanted
+        ]
+        if differences:
+            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            raise ArchiveError(
+                f"the archive {self.path} does not fit these targets: "
+                f"{'; '.join(differences[:3])}{more}. It was made for another model, other "
+                "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
+            )
+
+    def _refuse_not_finite(self) -> None:
         bad = [
             name
             for name, tensor in self.state.items()
@@ -101,8 +154,8 @@ def load_archive(path: str | Path) -> Archive:
     path = Path(path)
     if not path.is_file():
         raise ArchiveError(
-            f"there is no archive at {path.absolute()}. Set `archive` to a hypernetwork trained "
-            "with EasyEdit's EditTrainer for this model and these inner_params"
+            f"there is no archive at {path.absolute()}. Set `archive` to a file that is there; if "
+            f"you have none: {WAYS_OUT}"
         )
     if path.suffix == ".safetensors":
         try:
@@ -113,7 +166,9 @@ def load_archive(path: str | Path) -> Archive:
     with readable(path):
         content = _read_pickle(path)
     state = named_as_today(path, content["model"])
-    return Archive(path, state, has_optimizer=content.get("opt") is not None)
+    return Archive(
+        path, state, _header_in(content["model"]), has_optimizer=content.get("opt") is not None
+    )
 
 
 def save_archive(
@@ -122,19 +177,22 @@ def save_archive(
     *,
     model_config: Mapping[str, Any] | None = None,
     half: bool = False,
+    special_tokens_in_labels: bool = True,
     **header: Any,
 ) -> Path:
     """Write `network` to `path`, whole or not at all.
 
     A path that ends in `.safetensors` gets the format without pickle, with the targets, the
-    options and `header` (anything JSON can say) in its metadata; `half` then stores matrices in
-    fp16, and statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets
-    EasyEdit's format, which its executor and trainer read; `model_config`
-    (`model.config.to_dict()`) goes there as a plain dictionary, since torch from 2.6 on refuses
-    to load a pickled configuration object.
+    options, `special_tokens_in_labels` (how the labels were made that it was trained with) and
+    `header` (anything JSON can say) in its metadata; `half` then stores matrices in fp16, and
+    statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets EasyEdit's
+    format, which its executor and trainer read; `model_config` (`model.config.to_dict()`) goes
+    there as a plain dictionary, since torch from 2.6 on refuses to load a pickled configuration
+    object, with the header in it under this package's name.
     """
     path = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    header = {"special_tokens_in_labels": special_tokens_in_labels, **header}
     if path.suffix == ".safetensors":
         if half:
             state = {name: _halved(name, tensor) for name, tensor in state.items()}
@@ -149,7 +207,7 @@ def save_archive(
     with written_whole(path) as temporary:
         torch.save(
             {
-                "model": {**state, "model_config": dict(model_config or {})},
+                "model": {**state, "model_config": with_header(model_config or {}, header)},
                 "opt": None,
                 "lr_opt": None,
                 "val_stats": None,
@@ -160,6 +218,17 @@ def save_archive(
             temporary,
         )
     return path
+
+
+def with_header(model_config: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    """What EasyEdit's format has as `model_config`, which nobody reads there, and our header."""
+    return {**model_config, HEADER: dict(header)}
+
+
+def _header_in(model: Mapping[str, Any]) -> dict[str, Any]:
+    config = model.get("model_config")
+    header = config.get(HEADER) if isinstance(config, Mapping) else None
+    return dict(header) if isinstance(header, Mapping) else {}
 
 
 class _StandIn:
@@ -223,6 +292,14 @@ def named_as_today(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
             f"{len(tensors)} tensors"
         )
     return tensors
+
+
+def _statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: tensor for n, tensor in state.items() if n.rpartition(".")[2] in STATISTICS}
+
+
+def _yaml(value: bool) -> str:
+    return str(value).lower()
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,6 +86,14 @@ class Batch:
         """`losses` of the model's own predictions, (R,), which makes no other logits."""
         return self._means(self.predictions(model, *self._labelled()))
 
+    def answered(self, model: nn.Module) -> Tensor:
+        """(R,), boolean, on the CPU: whether the model's own prediction (the argmax) is the label
+        at every label of the request."""
+        sequence, position = self._labelled()
+        said = self.predictions(model, sequence, position).argmax(-1).cpu()
+        missed = self.request[sequence[said != self.labels[sequence, position]]]
+        return torch.bincount(missed, minlength=self.n_requests) == 0
+
     def call(self, model: nn.Module) -> Any:
         """Run the model on this batch. Every forward of this package goes through here."""
         return model(**self.inputs)
@@ -140,19 +148,47 @@ class _Rows:
         return (states[here].unsqueeze(0),)
 
 
-def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
+def make_batch(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
     """The batch of `requests`, on the device where `model` wants its token ids.
 
-    The labels are the target's tokens when it is tokenized alone, special tokens included, as
-    EasyEdit makes them and trains its archives. An encoder-decoder model reads the prompt and
-    predicts the target; any other model reads both and predicts the target at the end. Padding
-    is on the tokenizer's side; the tokenizer needs no padding token and is not changed.
+    The labels are the target's tokens when it is tokenized alone: with the special tokens that the
+    tokenizer puts there, as EasyEdit makes them and trains its archives, or without any
+    (`without_special_tokens`). An encoder-decoder model reads the prompt and predicts the target;
+    any other model reads both and predicts the target at the end. Padding is on the tokenizer's
+    side; the tokenizer needs no padding token and is not changed.
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
     targets = [_target_ids(tokenizer, request) for request in requests]
     if model.config.is_encoder_decoder:
-        return _encoder_decoder_batch(model, tokenizer, requests, targets)
+        batch = _encoder_decoder_batch(model, tokenizer, requests, targets)
+    else:
+        batch = _decoder_batch(model, tokenizer, requests, targets)
+    if special_tokens_in_labels:
+        return batch
+    return replace(batch, labels=without_special_tokens(batch.labels, tokenizer.all_special_ids))
+
+
+def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
+    """`labels`, of any shape, with `IGNORED` where they ask for a special token.
+
+    The one place that decides this, for editing and for training. It falls on every special
+    token, at the beginning (a BOS that is put before each text) and at the end (an EOS, which
+    would teach the model to stop there). What the model reads stays as it is.
+    """
+    special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
+    return labels.masked_fill(torch.isin(labels, special), IGNORED)
+
+
+def _decoder_batch(
+    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
+) -> Batch:
     sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
     labels = []
     for request, sentence, target in zip(requests, sentences, targets, strict=True):

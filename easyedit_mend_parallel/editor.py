@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from easyedit_mend_parallel.archive import load_archive
-from easyedit_mend_parallel.batch import make_batch
+from easyedit_mend_parallel.archive import WAYS_OUT, load_archive
+from easyedit_mend_parallel.batch import Batch, make_batch, without_special_tokens
 from easyedit_mend_parallel.errors import ArchiveError, RequestError, TargetError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.mend import propose
+from easyedit_mend_parallel.mend import Proposal, propose
 from easyedit_mend_parallel.placement import Placement, network_home, place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.untrained import identity_network, propose_untrained, say_unanswered
 from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weight_norm import weight_norm
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class MendParallel:
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
     by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
-    `network` that is given is used as it is, and no archive is read.
+    `network` that is given is used as it is, and no archive is read. With `untrained: true` in
+    the hyperparameters the network is the identity, and each request gets the step along its
+    gradient that makes its target the model's answer.
 
     Raises TargetError, PlacementError, UpdateError or ArchiveError where the model cannot be
     edited with these hyperparameters; the model is not changed by that.
@@ -78,6 +82,9 @@ class MendParallel:
         self.model = model
         self.tokenizer = tokenizer
         self.apply = hparams.apply
+        self.untrained = hparams.untrained
+        self._max_relative_norm = hparams.max_relative_norm
+        self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._shadow_limit = hparams.shadow_bytes
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
@@ -94,7 +101,8 @@ class MendParallel:
         """Edit the model so that each request's prompt is followed by its target.
 
         Several requests are one update: the sum of their updates, each from its own loss. The
-        model is changed wholly or not at all. `losses_after` costs one more forward pass.
+        model is changed wholly or not at all. `losses_after` costs one more forward pass, and
+        `untrained: true` one for each step tried and one for a last look.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
@@ -105,17 +113,28 @@ class MendParallel:
             ranks = Ranks.of(self.model)
             with ranks.together("make the batch"):
                 self._prepare()
-                batch = make_batch(self.model, self.tokenizer, asked)
+                batch = make_batch(
+                    self.model,
+                    self.tokenizer,
+                    asked,
+                    special_tokens_in_labels=self._special_tokens_in_labels,
+                )
+                answers = replace(
+                    batch,
+                    labels=without_special_tokens(batch.labels, self.tokenizer.all_special_ids),
+                )
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            proposal = propose(self.model, self.targets, batch, self.network)
+            proposal = self._propose(batch, answers, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
+                if self.untrained:
+                    say_unanswered(self.model, answers, asked)
                 after = batch.losses_on(self.model).tolist() if losses_after else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
@@ -134,19 +153,34 @@ class MendParallel:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
 
+    def _propose(self, batch: Batch, answers: Batch, asked: Sequence[Request]) -> Proposal:
+        if not self.untrained:
+            return propose(self.model, self.targets, batch, self.network)
+        limits = {
+            target.name: self._max_relative_norm * weight_norm(self.model, target)
+            for target in self.targets
+        }
+        return propose_untrained(
+            self.model, self.targets, batch, answers, self.network, asked, limits
+        )
+
     def _prepare(self) -> None:
         prepare(self.model, self.targets, self.apply, self._shadow_limit)
 
     def _read_network(self, hparams: MendHparams) -> Hypernetwork:
-        if hparams.archive is None:
+        archive = None if hparams.archive is None else load_archive(hparams.archive)
+        if archive is not None:
+            archive.say_other_labels(hparams.special_tokens_in_labels)
+        if self.untrained:
+            network = identity_network(self.targets, hparams.network_config(), archive)
+        elif archive is None:
             raise ArchiveError(
-                "archive is null, and MEND edits with a trained hypernetwork: set it to the file "
-                "that EasyEdit's EditTrainer wrote for this model and these inner_params"
+                f"archive is null, and MEND edits with a trained hypernetwork: {WAYS_OUT}"
             )
-        archive = load_archive(hparams.archive)
-        with torch.device("meta"):
-            network = Hypernetwork(self.targets, hparams.network_config())
-        archive.load_into(network)
+        else:
+            with torch.device("meta"):
+                network = Hypernetwork(self.targets, hparams.network_config())
+            archive.load_into(network)
         device = network_home(self.model, self.targets, hparams.network_device)
         return network.to(device).eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -39,7 +40,10 @@ class MendHparams:
     called with, where the hypernetwork lives (default: beside the highest target), whether an
     update is written into the weight or added to the layer's output, how much memory edited
     weights may take that would otherwise lie on disk (default: as much as they need), and whether
-    training compares each update with the gradient it came from.
+    training compares each update with the gradient it came from. So are
+    `special_tokens_in_labels` (whether labels have the special tokens that EasyEdit leaves in
+    them), `untrained` (edit with the identity network and a step that is searched for each
+    request) and `max_relative_norm` (the longest such step, as a share of each weight's norm).
     """
 
     # Model
@@ -111,6 +115,9 @@ class MendHparams:
     apply: str = "weight"
     shadow_limit: int | str | None = None
     gradient_diagnostics: bool = False
+    special_tokens_in_labels: bool = True
+    untrained: bool = False
+    max_relative_norm: float = 0.1
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD
@@ -139,6 +146,11 @@ class MendHparams:
             raise HparamsError(
                 f"apply is {self.apply!r}; it has to be 'weight' (the update is written into the "
                 "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+            )
+        if not 0 < self.max_relative_norm < math.inf:
+            raise HparamsError(
+                f"max_relative_norm is {self.max_relative_norm}; it has to be a positive number, "
+                "the longest step of an untrained edit as a share of each weight's norm"
             )
         self.network_config()
         self.shadow_bytes  # noqa: B018  raises where it cannot be read

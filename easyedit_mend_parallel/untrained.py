@@ -1,0 +1,137 @@
+"""Editing without a trained hypernetwork: the identity network, and a step searched for each edit.
+
+What `untrained: true` means. Knows the network and its statistics; writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.archive import Archive
+from easyedit_mend_parallel.batch import Batch
+from easyedit_mend_parallel.capture import capture, evaluating
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.mend import Proposal
+from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.step_search import downhill, longest, search_steps
+from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.update import refuse_non_finite
+
+log = logging.getLogger(__name__)
+
+
+def identity_network(
+    targets: Sequence[Target], config: HypernetworkConfig, archive: Archive | None
+) -> Hypernetwork:
+    """The network that gives back the rows it is given, on the CPU: raw ones without `archive`,
+    and otherwise rows normalised by the archive's statistics, which is all that is taken of it.
+
+    It is that of MEND before training (Mitchell et al. 2022, section 3.2): `init: id`, whose
+    low-rank part starts at zero, so it is made with the least rank. Its rates are 1, since the
+    step is searched. Raises ArchiveError where the statistics are those of other targets.
+    """
+    if config.norm and archive is None:
+        _say_once(
+            "untrained: true without an archive edits with plain gradients, not normalised; "
+            "`mend-parallel calibrate` gathers the statistics for that in minutes"
+        )
+    if archive is not None and not config.norm:
+        log.warning("norm is false: the statistics of %s are not used", archive.path)
+    if archive is not None and archive.trained:
+        log.warning(
+            "untrained is true: of %s, which may hold a trained network, only the statistics are "
+            "used. Leave untrained out to edit with that network",
+            archive.path,
+        )
+    normalised = config.norm and archive is not None
+    least = replace(
+        config, rank=1, n_hidden=0, init="id", norm=normalised, edit_lr=1.0, lr_scale=1.0
+    )
+    network = Hypernetwork(targets, least)
+    if archive is not None and normalised:
+        archive.load_statistics_into(network)
+    return network
+
+
+def propose_untrained(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    answers: Batch,
+    network: Hypernetwork,
+    requests: Sequence[Request],
+    limits: Mapping[str, float],
+) -> Proposal:
+    """An edit of `batch` down its losses, as far as it takes until the model gives `answers`, the
+    same batch with labels on nothing but the answers' own tokens. Writes nothing.
+
+    The first step tried is the one at which a straight line would bring the request's loss to
+    zero (Polyak 1969); the longest keeps ‖ΔW‖ within `limits` in every target. `requests` are
+    named in errors. Raises UpdateError where the answer of one is not reached, and what `capture`
+    raises.
+    """
+    rows, losses = capture(model, targets, batch)
+    with Ranks.of(model).together("compute the update"):
+        updates, slopes = downhill(network(rows), rows, batch.n_requests)
+        refuse_non_finite(updates)
+        last = longest(updates, limits, batch.n_requests)
+        first = torch.where(slopes < 0, -losses.cpu() / slopes, last)
+    steps = search_steps(
+        model, {target.name: target for target in targets}, answers, updates, first, last
+    )
+    _refuse_unanswered(requests, steps.answered)
+    return Proposal(steps.updates, losses)
+
+
+def say_unanswered(model: nn.Module, answers: Batch, requests: Sequence[Request]) -> None:
+    """Log a warning that names the requests whose answer the model, now edited, does not give.
+
+    Each got its own step alone; written together they can disturb each other, and so can the
+    rounding of a weight in half precision.
+    """
+    with torch.no_grad(), evaluating(model):
+        answered = answers.answered(model)
+    lost = _named(requests, answered)
+    if lost:
+        log.warning(
+            "%d of %d requests are not answered by the edited model, though each was when it was "
+            "tried out: %s. Edit them one after another (each sees the edits before it); with a "
+            "model in half precision, load it in float32 or set apply: output",
+            len(lost),
+            len(requests),
+            "; ".join(lost),
+        )
+
+
+def _refuse_unanswered(requests: Sequence[Request], answered: Tensor) -> None:
+    missed = _named(requests, answered)
+    if missed:
+        raise UpdateError(
+            f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing "
+            "was written. Raise max_relative_norm (what the model says of other things moves with "
+            "it), name more weights in inner_params, or train a hypernetwork"
+        )
+
+
+def _named(requests: Sequence[Request], answered: Tensor) -> list[str]:
+    return [
+        f"{request.prompt!r} -> {request.target_new!r}"
+        for request, yes in zip(requests, answered.tolist(), strict=True)
+        if not yes
+    ]
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
