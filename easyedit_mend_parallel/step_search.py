@@ -28,13 +28,12 @@ HALVINGS = 4
 class Steps:
     """What a search found: `updates`, each request's rows scaled by its step.
 
-    `answered` (R,) says whose answer was reached, `share` (R,) how much of the longest step allowed
-    each step is. Where an answer was not reached, the step is the longest one. Both on the CPU.
+    `answered` (R,), on the CPU, says whose answer was reached. Where it was not, the step is the
+    longest one.
     """
 
     updates: dict[str, LowRankUpdate]
     answered: Tensor
-    share: Tensor
 
 
 def downhill(
@@ -113,9 +112,7 @@ def search_steps(
         tried = torch.where(shrinking, steps / 2, steps)
         shrinking = shrinking & trial(tried)
         steps = torch.where(shrinking, tried, steps)
-    return Steps(
-        _scaled(updates, steps), answered, steps / last.clamp(min=torch.finfo(last.dtype).tiny)
-    )
+    return Steps(_scaled(updates, steps), answered)
 
 
 def _scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:

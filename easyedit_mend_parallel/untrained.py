@@ -22,7 +22,7 @@ from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
 from easyedit_mend_parallel.step_search import downhill, longest, search_steps
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import refuse_non_finite
+from easyedit_mend_parallel.update import attached, refuse_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def identity_network(
     step is searched. Raises ArchiveError where the statistics are those of other targets.
     """
     if config.norm and archive is None:
-        _say_once(
+        log.warning(
             "untrained: true without an archive edits with plain gradients, not normalised; "
             "`mend-parallel calibrate` gathers the statistics for that in minutes"
         )
@@ -83,10 +83,14 @@ def propose_untrained(
         refuse_non_finite(updates)
         last = longest(updates, limits, batch.n_requests)
         first = torch.where(slopes < 0, -losses.cpu() / slopes, last)
-    steps = search_steps(
-        model, {target.name: target for target in targets}, answers, updates, first, last
-    )
-    _refuse_unanswered(requests, steps.answered)
+    by_name = {target.name: target for target in targets}
+    steps = search_steps(model, by_name, answers, updates, first, last)
+    if not steps.answered.all():
+        with torch.no_grad(), evaluating(model):
+            with attached(model, by_name, steps.updates, answers.request):
+                reached = answers.losses_on(model)
+            before = answers.losses_on(model)
+        raise _unanswered(requests, steps.answered, before, reached)
     return Proposal(steps.updates, losses)
 
 
@@ -110,14 +114,23 @@ def say_unanswered(model: nn.Module, answers: Batch, requests: Sequence[Request]
         )
 
 
-def _refuse_unanswered(requests: Sequence[Request], answered: Tensor) -> None:
-    missed = _named(requests, answered)
-    if missed:
-        raise UpdateError(
-            f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing "
-            "was written. Raise max_relative_norm (what the model says of other things moves with "
-            "it), name more weights in inner_params, or train a hypernetwork"
+def _unanswered(
+    requests: Sequence[Request], answered: Tensor, before: Tensor, reached: Tensor
+) -> UpdateError:
+    missed = [
+        f"{name} (negative log-likelihood {then:.2f}, at the longest step {now:.2f})"
+        for name, then, now in zip(
+            _named(requests, answered),
+            before.cpu()[~answered].tolist(),
+            reached.cpu()[~answered].tolist(),
+            strict=True,
         )
+    ]
+    return UpdateError(
+        f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing was "
+        "written. Raise max_relative_norm (what the model says of other things moves with it), "
+        "name more weights in inner_params, or train a hypernetwork"
+    )
 
 
 def _named(requests: Sequence[Request], answered: Tensor) -> list[str]:
@@ -126,12 +139,3 @@ def _named(requests: Sequence[Request], answered: Tensor) -> list[str]:
         for request, yes in zip(requests, answered.tolist(), strict=True)
         if not yes
     ]
-
-
-_said: set[str] = set()
-
-
-def _say_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        log.warning(message)
