@@ -1,4 +1,4 @@
-"""The statistics of a model's token rows, gathered from requests: what normalising needs, untrained.
+"""Statistics of a model's token rows, gathered from requests: what normalising needs, untrained.
 
 Forward and backward only, nothing is trained and no weight is changed. Knows no files and no
 hyperparameters.

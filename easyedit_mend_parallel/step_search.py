@@ -20,8 +20,10 @@ from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, attached
 
-HALVINGS = 4
-"""How often a first step that brings the answer is halved in search of a shorter one."""
+BEGIN = 1 / 16
+"""Where a search begins, as a share of the step that a straight line would take."""
+GROWTH = 2.0
+"""The factor from one trial to the next."""
 
 
 @dataclass(frozen=True)
@@ -76,43 +78,34 @@ def search_steps(
     targets: Mapping[str, Target],
     batch: Batch,
     updates: Mapping[str, LowRankUpdate],
-    first: Tensor,
+    straight: Tensor,
     last: Tensor,
 ) -> Steps:
     """For each request of `batch` a step along its part of `updates` after which every label of
-    `batch` is the model's answer.
+    `batch` is the model's answer: the first one found, so about the shortest.
 
-    Backtracking: from the step `first` (R,), doubled up to `last` (R,) until the answer is there,
-    or, where it is there at once, halved as long as it stays (`HALVINGS` times at most). Each
-    request feels its own step only, all of them in one forward for each trial.
+    The steps tried grow from well below `straight` (R,), where a straight line would bring the loss
+    to zero, to `last` (R,). They begin low since a loss is no straight line: a step can be too long
+    for the answer as well as too short. Each request feels its own step only, all of them in one
+    forward for each trial.
 
     Raises UpdateError where the processes that hold the model together come to other answers.
     """
     ranks = Ranks.of(model)
-
-    def trial(steps: Tensor) -> Tensor:
+    steps = torch.minimum(BEGIN * straight, last)
+    answered = torch.zeros(len(steps), dtype=torch.bool)
+    while True:
         with evaluating(model), attached(model, targets, _scaled(updates, steps), batch.request):
-            answered = batch.answered(model)
+            answered = answered | batch.answered(model)
         if not ranks.alone and not ranks.same(zlib.crc32(bytes(answered.tolist()))):
             raise UpdateError(
                 "the processes that hold this model got different answers from one step of a "
                 "search; nothing was written. Run them on devices of one kind"
             )
-        return answered
-
-    steps = torch.minimum(first, last)
-    found = answered = trial(steps)
-    while (growing := ~answered & (steps < last)).any():
-        steps = torch.where(growing, torch.minimum(2 * steps, last), steps)
-        answered = answered | trial(steps)
-    shrinking = found
-    for _ in range(HALVINGS):
-        if not shrinking.any():
-            break
-        tried = torch.where(shrinking, steps / 2, steps)
-        shrinking = shrinking & trial(tried)
-        steps = torch.where(shrinking, tried, steps)
-    return Steps(_scaled(updates, steps), answered)
+        growing = ~answered & (steps < last)
+        if not growing.any():
+            return Steps(_scaled(updates, steps), answered)
+        steps = torch.where(growing, torch.minimum(GROWTH * steps, last), steps)
 
 
 def _scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:

@@ -72,7 +72,7 @@ def propose_untrained(
     """An edit of `batch` down its losses, as far as it takes until the model gives `answers`, the
     same batch with labels on nothing but the answers' own tokens. Writes nothing.
 
-    The first step tried is the one at which a straight line would bring the request's loss to
+    The steps tried lie about the one at which a straight line would bring the request's loss to
     zero (Polyak 1969); the longest keeps ‖ΔW‖ within `limits` in every target. `requests` are
     named in errors. Raises UpdateError where the answer of one is not reached, and what `capture`
     raises.
@@ -82,9 +82,9 @@ def propose_untrained(
         updates, slopes = downhill(network(rows), rows, batch.n_requests)
         refuse_non_finite(updates)
         last = longest(updates, limits, batch.n_requests)
-        first = torch.where(slopes < 0, -losses.cpu() / slopes, last)
+        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
     by_name = {target.name: target for target in targets}
-    steps = search_steps(model, by_name, answers, updates, first, last)
+    steps = search_steps(model, by_name, answers, updates, straight, last)
     if not steps.answered.all():
         with torch.no_grad(), evaluating(model):
             with attached(model, by_name, steps.updates, answers.request):

@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from easyedit_mend_parallel.cli import plugins
+from easyedit_mend_parallel.cli import calibrate, plugins
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -30,6 +30,7 @@ def _all_commands() -> None:
     """Edit knowledge in language models that do not fit on one device."""
 
 
+app.command("calibrate")(calibrate.command)
 app.command("plugins")(plugins.command)
 
 
