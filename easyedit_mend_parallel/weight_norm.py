@@ -41,6 +41,7 @@ def weight_norm(model: nn.Module, target: Target) -> float:
     return float(square.sqrt())
 
 
+@torch.no_grad()
 def _estimated(model: nn.Module, target: Target) -> float:
     """‖W‖ from E‖W g‖² = ‖W‖², g standard normal (Hutchinson 1990, of the trace of WᵀW)."""
     layer = target.layer(model)
