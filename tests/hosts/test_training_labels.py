@@ -75,7 +75,7 @@ def test_the_archive_says_which_way_and_going_on_another_way_is_said(
     case: WithBOS, way: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.disable(logging.NOTSET)
-    trainer = case.trainer(special_tokens_in_labels=way, max_iters=4, final_eval=False)
+    trainer = case.trainer(special_tokens_in_labels=way, final_eval=False)
     trainer.run()
     assert load_archive(trainer.save_path).special_tokens_in_labels is way
 
