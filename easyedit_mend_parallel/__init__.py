@@ -13,6 +13,7 @@ from easyedit_mend_parallel.easyedit.registration import (
 from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
 from easyedit_mend_parallel.errors import (
     ArchiveError,
+    DataError,
     HparamsError,
     MendParallelError,
     PlacementError,
@@ -28,6 +29,7 @@ from easyedit_mend_parallel.requests import Request
 __all__ = [
     "Archive",
     "ArchiveError",
+    "DataError",
     "EditResult",
     "HparamsError",
     "MENDParallelHyperParams",

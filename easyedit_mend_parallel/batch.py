@@ -9,7 +9,7 @@ import inspect
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,6 +148,15 @@ class _Rows:
         return (states[here].unsqueeze(0),)
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
+    prompt alone), and the target's as `labels`; without labels nothing is to be predicted."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+
 def make_batch(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -165,14 +174,8 @@ def make_batch(
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
-    targets = [_target_ids(tokenizer, request) for request in requests]
-    if model.config.is_encoder_decoder:
-        batch = _encoder_decoder_batch(model, tokenizer, requests, targets)
-    else:
-        batch = _decoder_batch(model, tokenizer, requests, targets)
-    if special_tokens_in_labels:
-        return batch
-    return replace(batch, labels=without_special_tokens(batch.labels, tokenizer.all_special_ids))
+    texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
+    return batch_of(model, tokenizer, texts, special_tokens_in_labels=special_tokens_in_labels)
 
 
 def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
@@ -186,53 +189,59 @@ def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tens
     return labels.masked_fill(torch.isin(labels, special), IGNORED)
 
 
-def _decoder_batch(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
-) -> Batch:
-    sentences = [_ids(tokenizer, request.prompt + request.target_text) for request in requests]
-    labels = []
-    for request, sentence, target in zip(requests, sentences, targets, strict=True):
-        before = len(sentence) - len(target) - 1
-        if before < 0:
-            raise RequestError(
-                f"the prompt {request.prompt!r} has no token before its target "
-                f"{request.target_new!r}: nothing would predict the target"
-            )
-        labels.append([IGNORED] * before + target + [IGNORED])
-    left = tokenizer.padding_side == "left"
-    mask = _padded([[1] * len(sentence) for sentence in sentences], 0, left)
-    inputs = {"input_ids": _padded(sentences, _padding(tokenizer), left), "attention_mask": mask}
-    return Batch(
-        called_with(model, inputs), _padded(labels, IGNORED, left), torch.arange(len(requests))
-    )
+def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
+    """`prompt` with `target` after it (or none). Raises RequestError as `make_batch` does."""
+    labels = _target_ids(tokenizer, prompt, target) if target else ()
+    if model.config.is_encoder_decoder:
+        return Tokenized(_ids(tokenizer, prompt), labels)
+    ids = _ids(tokenizer, prompt + target)
+    if len(labels) >= len(ids):
+        raise RequestError(
+            f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
+            "nothing would predict the target"
+        )
+    return Tokenized(ids, labels)
 
 
-def _encoder_decoder_batch(
-    model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request], targets: list[list[int]]
+def batch_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[Tokenized],
+    *,
+    special_tokens_in_labels: bool = True,
 ) -> Batch:
-    prompts = [_ids(tokenizer, request.prompt) for request in requests]
+    """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
     left = tokenizer.padding_side == "left"
-    labels = _padded(targets, IGNORED, left=False)
     inputs = {
-        "input_ids": _padded(prompts, _padding(tokenizer), left),
-        "attention_mask": _padded([[1] * len(prompt) for prompt in prompts], 0, left),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+        "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
+        "attention_mask": _padded([[1] * len(text.ids) for text in texts], 0, left),
     }
-    return Batch(called_with(model, inputs), labels, torch.arange(len(requests)))
+    if model.config.is_encoder_decoder:
+        labels = _padded([text.labels for text in texts], IGNORED, left=False)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    else:
+        at_end = [
+            [IGNORED] * (len(text.ids) - len(text.labels) - 1) + [*text.labels, IGNORED]
+            for text in texts
+        ]
+        labels = _padded(at_end, IGNORED, left)
+    if not special_tokens_in_labels:
+        labels = without_special_tokens(labels, tokenizer.all_special_ids)
+    return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 
-def _target_ids(tokenizer: Any, request: Request) -> list[int]:
-    ids = _ids(tokenizer, request.target_text)
+def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:
+    ids = _ids(tokenizer, target)
     if not set(ids) - set(tokenizer.all_special_ids):
         raise RequestError(
-            f"the target {request.target_new!r} of {request.prompt!r} is nothing but special "
-            f"tokens to this tokenizer (ids {ids}): the edit would teach it no answer"
+            f"the target {target.strip()!r} of {prompt!r} is nothing but special tokens to this "
+            f"tokenizer (ids {list(ids)}): the edit would teach it no answer"
         )
     return ids
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text)["input_ids"])
 
 
 def _padding(tokenizer: Any) -> int:
@@ -243,13 +252,11 @@ def _padding(tokenizer: Any) -> int:
     return 0
 
 
-def _padded(rows: list[list[int]], filler: int, left: bool) -> Tensor:
-    width = max(len(row) for row in rows)
+def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+    width = max(1, *map(len, rows))
+    padding = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor(
-        [
-            [filler] * (width - len(row)) + row if left else row + [filler] * (width - len(row))
-            for row in rows
-        ]
+        [[*rest, *row] if left else [*row, *rest] for row, rest in zip(rows, padding, strict=True)]
     )
 
 
@@ -258,16 +265,16 @@ def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
     and with positions that count tokens and not padding where its forward takes them."""
     device = input_device(model)
     arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
-    if _takes(model, "position_ids"):
+    if takes(model, "position_ids"):
         # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
         # logits in a padded batch than alone.
         mask = arguments["attention_mask"]
         arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if _takes(model, "use_cache"):
+    if takes(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
 
 
-def _takes(model: nn.Module, argument: str) -> bool:
+def takes(model: nn.Module, argument: str) -> bool:
     """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
     return argument in inspect.signature(type(model).forward).parameters

@@ -34,6 +34,14 @@ class UpdateError(MendParallelError):
     """An update cannot be written, or a written one cannot be taken back."""
 
 
+class TrunkError(MendParallelError):
+    """Hidden states below the lowest target cannot be kept, or belong to other weights."""
+
+
+class DataError(MendParallelError):
+    """A file of facts cannot be read: the message names the file, the line or record, the field."""
+
+
 class TrainingError(MendParallelError):
     """A training run cannot go on: too few rows, no gradient, or not one step made."""
 

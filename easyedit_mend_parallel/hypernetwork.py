@@ -7,7 +7,7 @@ models: it sees widths and rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,24 +171,35 @@ class GradientTransform(nn.Module):
         return keys, values
 
     @torch.no_grad()
-    def observe(self, x: Tensor, delta: Tensor, live: Tensor) -> None:
-        """Take the live rows into the statistics: mean and deviations merged in one step.
+    def sample(self, x: Tensor, delta: Tensor, live: Tensor) -> Tensor:
+        """What the statistics need of these rows, as one vector: how many are live, and the mean
+        and the sum of squared deviations of x and of δ. Waits for no device."""
+        count = live.sum().to(self.k.dtype)
+        parts = [count.reshape(1)]
+        for rows in (x, delta):
+            mean = torch.where(live.unsqueeze(-1), rows, 0.0).sum(0) / count.clamp(min=1)
+            centred = torch.where(live.unsqueeze(-1), rows - mean, 0.0)
+            parts += [mean, (centred**2).sum(0)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def take(self, sample: Tensor) -> None:
+        """Merge a `sample` into the statistics.
 
         The result is what Welford's update gives row by row, as EasyEdit does it (Chan et al.
-        1979, formula 2.1, for merging two samples). Waits for no device.
+        1979, formula 2.1, for merging two samples).
         """
+        x_width, delta_width = self.widths
+        widths = [1, x_width, x_width, delta_width, delta_width]
+        new, u_mean, u_s, v_mean, v_s = torch.split(sample, widths)
         seen = self.k.nan_to_num(0.0)
-        new = live.sum().to(seen.dtype)
         total = seen + new
-        for prefix, rows in (("u", x), ("v", delta)):
+        for prefix, new_mean, new_deviations in (("u", u_mean, u_s), ("v", v_mean, v_s)):
             mean, deviations = getattr(self, prefix + "_mean"), getattr(self, prefix + "_s")
             mean.nan_to_num_(0.0)
             deviations.nan_to_num_(0.0)
-            kept = torch.where(live.unsqueeze(-1), rows, 0.0)
-            new_mean = kept.sum(0) / new.clamp(min=1)
-            centred = torch.where(live.unsqueeze(-1), rows - new_mean, 0.0)
             apart = torch.where(new > 0, new_mean - mean, 0.0)
-            deviations += (centred**2).sum(0) + apart**2 * (seen * new / total.clamp(min=1))
+            deviations += new_deviations + apart**2 * (seen * new / total.clamp(min=1))
             mean += apart * (new / total.clamp(min=1))
             getattr(self, prefix + "_std").copy_((deviations / (total - 1)).sqrt())
         self.k.copy_(total)
@@ -245,13 +256,22 @@ class Hypernetwork(nn.Module):
                 )
         return {target.name: updates[target.name] for target in self.targets}
 
-    def observe(self, rows: Mapping[str, TokenRows]) -> None:
-        """Take every target's live rows into the statistics of its network."""
+    def observe(
+        self,
+        rows: Mapping[str, TokenRows],
+        gather: Callable[[Tensor], Iterable[Tensor]] = lambda own: [own],
+    ) -> None:
+        """Take every target's live rows into the statistics of its network.
+
+        Where several processes observe, `gather` returns the samples (see
+        `GradientTransform.sample`) of all of them for this process's own, in one order for all.
+        """
         for key, group in self.groups.items():
             x, delta, live, _ = self._gathered(group, rows)
             transform = self.mend[key]
             assert isinstance(transform, GradientTransform)
-            transform.observe(x, delta, live)
+            for sample in gather(transform.sample(x, delta, live)):
+                transform.take(sample)
 
     def _key(self, target: Target) -> str:
         return str(target.shape) if self.config.shared else target.name.replace(".", "#")

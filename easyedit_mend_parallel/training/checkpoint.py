@@ -1,0 +1,108 @@
+"""Where a training run stands, on disk: everything that going on needs, written whole.
+
+A safetensors file with a JSON header: nothing in it is run. Knows optimizers by their state, and
+nothing of models or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+
+FORMAT_VERSION = 1
+NETWORK, OPTIMIZER = "network/", "optimizer/"
+
+
+@dataclass
+class Progress:
+    """How far a run came: `step` is the number of steps made. `best` is the best value so far of
+    what early stopping goes by, reached at `best_step`; `configuration` says which run it is."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    configuration: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path, progress: Progress, network: Hypernetwork, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the network, the optimizer's state and `progress`; the file before stays until then.
+
+    Raises TrainingError where it cannot be written.
+    """
+    tensors = {NETWORK + name: tensor for name, tensor in network.state_dict().items()}
+    plain: dict[str, Any] = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{number}/{name}"] = value
+            else:
+                plain[f"{number}/{name}"] = value
+    header = {"format": FORMAT_VERSION, "progress": vars(progress), "optimizer": plain}
+    with refusing_full_disks(path):
+        write_tensors(path, tensors, header)
+
+
+def load_checkpoint(
+    path: Path, network: Hypernetwork, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Put what `save_checkpoint` wrote into `network` and `optimizer`, where they are.
+
+    Raises TrainingError for a file that is missing, damaged, or of another network or optimizer;
+    both are unchanged then.
+    """
+    try:
+        tensors, header = read_tensors(path)
+        progress = Progress(**header["progress"])
+        if header["format"] != FORMAT_VERSION:
+            raise ValueError(f"its format is {header['format']}, and {FORMAT_VERSION} is read")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is no checkpoint to go on from: {error}") from error
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(OPTIMIZER):
+            number, of_state = name.removeprefix(OPTIMIZER).split("/")
+            state.setdefault(int(number), {})[of_state] = tensor.clone()
+    for name, value in header["optimizer"].items():
+        number, of_state = name.split("/")
+        state.setdefault(int(number), {})[of_state] = value
+    of_network = {
+        name.removeprefix(NETWORK): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(NETWORK)
+    }
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if {name: tensor.shape for name, tensor in of_network.items()} != wanted:
+        raise TrainingError(
+            f"{path} is the checkpoint of another network (other targets, rank or options): give "
+            "the configuration that it was made with, or another folder"
+        )
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({**whole, "state": state})
+    network.load_state_dict(of_network)
+    return progress
+
+
+@contextmanager
+def refusing_full_disks(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while `path` is written into a TrainingError that says what is left."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        kept = "the one before is whole" if path.exists() else "there was none before"
+        raise TrainingError(
+            f"{path} cannot be written ({error}); {kept}. Make room, or name another folder, and "
+            "go on with --resume"
+        ) from error

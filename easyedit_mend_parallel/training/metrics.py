@@ -1,0 +1,57 @@
+"""The figures of a training run as they arise: a JSONL file, and accelerate's trackers.
+
+The file is the record that plots are made from. A resumed run goes on in it from the step of its
+checkpoint, so the curve is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyedit_mend_parallel.files import written_whole
+from easyedit_mend_parallel.training.checkpoint import refusing_full_disks
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends lines to `folder/metrics.jsonl`, each with its `step`, and tells `tracked` of them.
+
+    What an earlier run wrote after `step` is removed, since those steps are made again. With
+    `folder` None (another process writes) nothing is written.
+    """
+
+    def __init__(self, folder: Path | None, step: int, tracked: Any = None) -> None:
+        self._path = None if folder is None else folder / FILE
+        self._tracked = tracked
+        if self._path is None:
+            return
+        kept = [line for line in read_metrics(self._path) if step and line["step"] <= step]
+        with refusing_full_disks(self._path), written_whole(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+    def add(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """One line: `kind` is "train" or "eval", or says whose evaluation it is."""
+        if self._path is None:
+            return
+        line = json.dumps({"step": step, "kind": kind, **values})
+        with refusing_full_disks(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self._tracked is not None:
+            self._tracked({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; one that a killed run left unfinished is passed over."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

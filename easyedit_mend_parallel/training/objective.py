@@ -1,0 +1,95 @@
+"""What one training step minimises: the edits' loss on texts that try them out, and how far they
+move texts that shall stay (Mitchell et al. 2022, equation 5).
+
+Knows neither optimizers nor processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.mend import propose
+from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.training.drawing import Drawn
+from easyedit_mend_parallel.training.texts import Text, Texts, as_index, places, some_places
+from easyedit_mend_parallel.update import LowRankUpdate, attached
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one step's examples, means as scalars: `edit`, the loss (nats for each target token) of
+    the texts that try the edits out; `locality`, the KL divergence (nats for each position) that
+    the edits cause in the texts that shall stay; `success`, the share of the former of which
+    every target token is the argmax; `unchanged`, the share of the latter's positions whose
+    argmax stays. Only the losses have a gradient."""
+
+    edit: Tensor
+    locality: Tensor
+    success: Tensor
+    unchanged: Tensor
+    updates: dict[str, LowRankUpdate]
+
+
+def measure_step(
+    texts: Texts,
+    targets: Sequence[Target],
+    network: Hypernetwork,
+    chosen: Sequence[Drawn],
+    *,
+    locality_positions: int,
+) -> Measured:
+    """Edit every example by itself, and measure each edit on its own texts, in one batch.
+
+    `locality_positions` is how many positions of each text are compared at most. Differentiable
+    in the network's parameters.
+    """
+    requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
+    updates = propose(texts.model, targets, texts.batch(requests), network).updates
+    tried = [
+        (number, Text(prompt, drawn.example.request.target_text))
+        for number, drawn in enumerate(chosen)
+        for prompt in drawn.prompts
+    ]
+    held = [Text(drawn.held.prompt, drawn.held.target) for drawn in chosen]
+    batch = texts.batch([text for _, text in tried] + held)
+    route = torch.tensor([number for number, _ in tried] + list(range(len(chosen))))
+    labelled = [places(batch, row) for row in range(len(tried))]
+    compared = [
+        some_places(batch, len(tried) + row, locality_positions, drawn.seed)
+        for row, drawn in enumerate(chosen)
+    ]
+    by_name = {target.name: target for target in targets}
+    with attached(texts.model, by_name, updates, route):
+        after = batch.predictions(texts.model, *as_index([*labelled, *compared])).float()
+    alone = texts.batch(held)
+    with torch.no_grad():
+        # The same places, which left padding puts elsewhere in another batch.
+        same = [
+            [places(alone, row)[places(batch, len(tried) + row).index(place)] for place in found]
+            for row, found in enumerate(compared)
+        ]
+        before = alone.predictions(texts.model, *as_index(same)).float()
+    sequence, position = as_index(labelled)
+    labels = batch.labels[sequence, position].to(after.device)
+    edited, moved = after[: len(labels)], after[len(labels) :]
+    each = F.cross_entropy(edited, labels, reduction="none")
+    edit = (each * _share(labelled).to(each.device)).sum()
+    old, new = before.log_softmax(-1), moved.log_softmax(-1)
+    divergence = (old.exp() * (old - new)).sum(-1)
+    locality = (divergence * _share(compared).to(divergence.device)).sum()
+    with torch.no_grad():
+        right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])
+        success = torch.stack([one.all() for one in right]).float().mean()
+        unchanged = (moved.argmax(-1) == before.argmax(-1)).float().mean()
+    return Measured(edit, locality, success, unchanged, updates)
+
+
+def _share(found: Sequence[Sequence[int]]) -> Tensor:
+    """Each position's weight in a mean over texts, each text the mean over its positions."""
+    return torch.tensor([1 / len(one) / len(found) for one in found for _ in one])

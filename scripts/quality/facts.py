@@ -1,0 +1,318 @@
+"""Writes the facts on which the archive is trained, chosen and tested: one seed, one split.
+
+Knows neither model nor tokenizer. `python scripts/quality/facts.py OUT --check` makes the files and
+compares them with split.json, which was written before the first run; build() says what they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from known import ANIMALS, BOOKS, COMPANIES, DISHES, ELEMENTS, FAMOUS, LANDMARKS, STATES
+from more_relations import MORE_OBJECTS, TEST, TRAINED, VALIDATION
+from relations import Relation
+from sentences import EVERYDAY, MORE, PATTERNS, SLOTS
+from words import (
+    COMPANY_KINDS,
+    COMPANY_WORDS,
+    FAMILY_NAMES,
+    GIVEN_NAMES,
+    LANDMARK_KINDS,
+    LANDMARK_NAMES,
+    LANDMARK_WORDS,
+    REGION_KINDS,
+    REGION_NAMES,
+)
+
+SPLIT = Path(__file__).with_name("split.json")
+SEED = 20
+#: Facts in each part; new relations share theirs evenly, trained ones as far as subjects go.
+COUNTS = {
+    "train": 2640,
+    "validation new subjects": 180,
+    "validation new relations": 160,
+    "test new subjects": 360,
+    "test new relations": 330,
+}
+#: How often a target comes from MORE_OBJECTS, whose words have several tokens.
+SHARE_OF_MORE = 0.44
+NEIGHBOURS, UNRELATED = 2, 2
+GENERATED_SENTENCES = 260
+#: Parts of the written sentences, and of the subjects of every kind, in the order of `PARTS`.
+SENTENCES = {"validation": 110, "test": 130}
+PARTS = ("test edits", "test neighbours", "validation edits", "validation neighbours", "train")
+#: Cumulative ends of the parts among the subjects of a kind that training uses; and of those it
+#: does not, where one of the two other parts has them all.
+TRAINED_ENDS = (0.16, 0.24, 0.34, 0.40, 1.0)
+HELD_OUT_ENDS = {"test": (0.75, 1.0, 1.0, 1.0, 1.0), "validation": (0.0, 0.0, 0.75, 1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The subjects of one kind; of the known ones (subject -> relation -> object) the truth is."""
+
+    known: dict[str, dict[str, str]] = field(default_factory=dict)
+    invented: Sequence[str] = ()
+
+
+def subjects() -> dict[str, Subjects]:
+    """Every kind of subject that a relation asks for."""
+    places = json.loads(Path(__file__).with_name("places.json").read_text(encoding="utf-8"))
+    return {
+        "person": Subjects(FAMOUS, [f"{a} {b}" for a in GIVEN_NAMES for b in FAMILY_NAMES]),
+        "landmark": Subjects(
+            LANDMARKS,
+            [
+                f"{a} {b} {c}"
+                for a in LANDMARK_WORDS
+                for b in LANDMARK_NAMES
+                for c in LANDMARK_KINDS
+            ],
+        ),
+        "company": Subjects(COMPANIES, [f"{a} {b}" for a in COMPANY_WORDS for b in COMPANY_KINDS]),
+        "region": Subjects({}, [f"{a} {b}" for a in REGION_NAMES for b in REGION_KINDS]),
+        "book": Subjects(BOOKS, [f"The {a} {b}" for a in LANDMARK_WORDS for b in REGION_KINDS]),
+        "country": Subjects(places["country"]),
+        "city": Subjects(places["city"]),
+        "element": Subjects(ELEMENTS),
+        "dish": Subjects(DISHES),
+        "animal": Subjects(ANIMALS),
+        "state": Subjects(STATES),
+    }
+
+
+def fill(template: str, subject: str) -> str:
+    """The template with its subject, its first letter a capital ("the Netherlands" may lead)."""
+    text = template.format(subject)
+    return text[0].upper() + text[1:]
+
+
+def _ends(kind: str) -> tuple[float, ...]:
+    if any(relation.kind == kind for relation in TRAINED.values()):
+        return TRAINED_ENDS
+    return HELD_OUT_ENDS["test" if any(r.kind == kind for r in TEST.values()) else "validation"]
+
+
+def parted(kinds: dict[str, Subjects], rng: random.Random) -> dict[str, dict[str, list[str]]]:
+    """Part -> kind -> subjects, known ones first; no subject is in two parts.
+
+    A name that is of two kinds (a state and a city) keeps the part that it was given first.
+    """
+    parts: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+    given: set[str] = set()
+    for kind, pools in kinds.items():
+        for pool in (list(pools.known), list(pools.invented)):
+            fresh = [name for name in pool if name.lower() not in given]
+            given.update(name.lower() for name in fresh)
+            rng.shuffle(fresh)
+            start = 0
+            for part, end in zip(PARTS, _ends(kind), strict=True):
+                stop = round(end * len(fresh))
+                parts[part].setdefault(kind, []).extend(fresh[start:stop])
+                start = stop
+    return parts
+
+
+class Facts:
+    """Draws facts: which subjects there are, what is true of them, and in which part each is."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.kinds = subjects()
+        self.parts = parted(self.kinds, self.rng)
+
+    def _truth(self, name: str, kind: str, subject: str) -> str | None:
+        return self.kinds[kind].known.get(subject, {}).get(name)
+
+    def _askable(self, name: str, relation: Relation, part: str) -> list[str]:
+        """A part's subjects of a relation: known and invented ones take turns while both last."""
+        known = self.kinds[relation.kind].known
+        pool = self.parts[part][relation.kind]
+        true = [subject for subject in pool if name in known.get(subject, {})]
+        invented = [subject for subject in pool if subject not in known]
+        self.rng.shuffle(true)
+        self.rng.shuffle(invented)
+        both = [subject for pair in zip(true, invented, strict=False) for subject in pair]
+        shorter = len(both) // 2
+        return both + true[shorter:] + invented[shorter:]
+
+    def target(self, name: str, relation: Relation, truth: str | None) -> str:
+        """A false object: neither the truth nor a longer or shorter way to say it."""
+        more = MORE_OBJECTS.get(name, [])
+        pool = more if more and self.rng.random() < SHARE_OF_MORE else relation.objects
+        said = (truth or "\n").lower()
+        return self.rng.choice(
+            [word for word in pool if said not in word.lower() and word.lower() not in said]
+        )
+
+    def draw(
+        self, relations: dict[str, Relation], part: str, count: int
+    ) -> Iterator[dict[str, Any]]:
+        """`count` facts of the relations in turn, each subject once per relation."""
+        waiting = {name: self._askable(name, rel, part) for name, rel in relations.items()}
+        drawn = 0
+        while drawn < count:
+            if not any(waiting.values()):
+                raise ValueError(f"{part}: {drawn} facts, and no subject is left for {count}")
+            for name, relation in relations.items():
+                if not waiting[name] or drawn == count:
+                    continue
+                subject = waiting[name].pop(0)
+                truth = self._truth(name, relation.kind, subject)
+                fact = {
+                    "prompt": fill(relation.prompt, subject),
+                    "target_new": self.target(name, relation, truth),
+                    "subject": subject,
+                    "relation": name,
+                }
+                yield fact if truth is None else {**fact, "ground_truth": truth}
+                drawn += 1
+
+    def judged(
+        self, relations: dict[str, Relation], part: str, label: str, texts: list[str]
+    ) -> list[dict[str, Any]]:
+        """Facts of validation or test: one template that training never saw, and what must stay."""
+        facts = list(self.draw(relations, f"{part} edits", COUNTS[f"{part} {label}"]))
+        for fact in facts:
+            relation = relations[fact["relation"]]
+            trained = (relation.prompt, *relation.rephrases[:3])
+            unseen = relation.unseen
+            if part == "validation" and len(relation.rephrases) > 3:
+                unseen = relation.rephrases[3]
+            fact["rephrases"] = [fill(unseen, fact["subject"])]
+            others = self._askable(fact["relation"], relation, f"{part} neighbours")
+            fact["neighbours"] = [
+                fill(self.rng.choice(trained), other) for other in others[:NEIGHBOURS]
+            ]
+            fact["unrelated"] = self.rng.sample(texts, UNRELATED)
+            fact["split"] = label
+        self.rng.shuffle(facts)
+        return facts
+
+    def sentence(self) -> str:
+        """A sentence of the grammar, its first letter a capital."""
+        text = re.sub(
+            r"\[([^]]*)\]",
+            lambda slot: self.rng.choice(SLOTS[slot[1]]),
+            self.rng.choice(PATTERNS),
+        )
+        return text[0].upper() + text[1:]
+
+
+def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """The records of train, validation and test, in the plain format (docs/training-data.md).
+
+    Subjects of the three parts, and of the edits and neighbours of each, are disjoint; so are
+    unrelated sentences. A trained relation has three templates beside its prompt for training, a
+    fourth that only validation sees, and a fifth that only test sees. The relations of "new
+    relations" are in no training record, and differ between validation and test.
+    """
+    facts = Facts(seed)
+    written = [*EVERYDAY, *MORE]
+    facts.rng.shuffle(written)
+    texts = {part: [written.pop() for _ in range(n)] for part, n in SENTENCES.items()}
+    generated: dict[str, None] = {}
+    while len(generated) < GENERATED_SENTENCES:
+        generated[facts.sentence()] = None
+    train = list(facts.draw(TRAINED, "train", COUNTS["train"]))
+    for fact in train:
+        templates = TRAINED[fact["relation"]].rephrases[:3]
+        fact["rephrases"] = [fill(template, fact["subject"]) for template in templates]
+    facts.rng.shuffle(train)
+    parts = {"train": train + [{"text": text} for text in [*written, *generated]]}
+    for part, others in (("validation", VALIDATION), ("test", TEST)):
+        parts[part] = facts.judged(TRAINED, part, "new subjects", texts[part])
+        parts[part] += facts.judged(others, part, "new relations", texts[part])
+    return parts
+
+
+def as_zsre(train: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
+    """The training facts as EasyEdit's ZsreDataset reads them: one record per fact and rephrase.
+
+    EasyEdit trains on one locality text per record and wants "nq question: " in it. As in this
+    package's own training, 60 % are prompts of the same relation about another training subject
+    (with the continuation that is true, else that subject's own new object), the others sentences.
+    """
+    rng = random.Random(seed)
+    edits = [record for record in train if "prompt" in record]
+    texts = [record["text"] for record in train if "text" in record]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for record in edits:
+        alike.setdefault(record["relation"], []).append(record)
+    records = []
+    for record in edits:
+        for rephrase in record["rephrases"]:
+            other = rng.choice([r for r in alike[record["relation"]] if r is not record])
+            loc = rng.choice((other["prompt"], *other["rephrases"]))
+            answer = other.get("ground_truth", other["target_new"])
+            if rng.random() >= 0.6:
+                words = rng.choice(texts).split()
+                loc, answer = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
+            records.append(
+                {
+                    "subject": record["subject"],
+                    "src": record["prompt"],
+                    "alt": record["target_new"],
+                    "answers": [record.get("ground_truth", other["target_new"])],
+                    "rephrase": rephrase,
+                    "loc": f"nq question: {loc}",
+                    "loc_ans": answer,
+                }
+            )
+    rng.shuffle(records)
+    return records
+
+
+def files(seed: int = SEED) -> dict[str, bytes]:
+    """Name -> content of every file of the split."""
+    parts = build(seed)
+    written = {
+        f"{part}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        for part, records in parts.items()
+    }
+    written["train_zsre.json"] = json.dumps(as_zsre(parts["train"], seed), indent=0) + "\n"
+    return {name: text.encode() for name, text in written.items()}
+
+
+def described(contents: dict[str, bytes], seed: int = SEED) -> dict[str, Any]:
+    """What split.json holds: the seed, counts and each file's sha256."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return {"seed": seed, "counts": COUNTS, "sha256": hashes}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the split of facts into a folder.")
+    parser.add_argument("out", type=Path, help="folder to write into; it is made")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with split.json; exit 1 if not"
+    )
+    parser.add_argument("--fix", action="store_true", help="write split.json (before any run)")
+    options = parser.parse_args()
+    contents = files()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (options.out / name).write_bytes(content)
+        print(f"{options.out / name}: {len(content):,} bytes")
+    found = described(contents)
+    if options.fix:
+        SPLIT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.check:
+        fixed = json.loads(SPLIT.read_text(encoding="utf-8"))
+        if fixed != found:
+            print(f"the split differs from {SPLIT}:\n{found}\nis not\n{fixed}", file=sys.stderr)
+            return 1
+        print(f"every file is the one that {SPLIT.name} names")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The split of facts is the one that was fixed, and its parts share nothing that they must not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from easyedit_mend_parallel.demo.facts import DEMO_FACTS
+from easyedit_mend_parallel.training.data import Example, read_examples
+
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "quality"
+MODULES = ("facts", "known", "more_relations", "relations", "sentences", "words")
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[dict[str, bytes]]:
+    """Name -> content of the split, from the script itself, which is no part of the package."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import facts
+
+        yield facts.files()
+    finally:
+        sys.path.remove(str(SCRIPTS))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def parts(
+    files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[list[Example], list[str]]]:
+    folder = tmp_path_factory.mktemp("split")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {
+        part: read_examples(folder / f"{part}.jsonl") for part in ("train", "validation", "test")
+    }
+
+
+def test_the_split_is_the_one_that_was_fixed(files: dict[str, bytes]) -> None:
+    fixed = json.loads((SCRIPTS / "split.json").read_text(encoding="utf-8"))
+
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == fixed[
+        "sha256"
+    ]
+
+
+def test_no_two_parts_share_a_subject_or_a_text_that_must_stay(
+    parts: dict[str, tuple[list[Example], list[str]]],
+) -> None:
+    subjects, texts = [], []
+    for examples, beside in parts.values():
+        subjects.append({str(example.subject).lower() for example in examples})
+        texts.append(set(beside) | {held.prompt for e in examples for held in e.unrelated})
+
+    for one, other in (*combinations(subjects, 2), *combinations(texts, 2)):
+        assert not one & other
+    assert not set.union(*subjects) & {fact.subject.lower() for fact in DEMO_FACTS}
+
+
+def test_evaluation_asks_in_words_and_of_relations_that_training_never_saw(
+    parts: dict[str, tuple[list[Example], list[str]]],
+) -> None:
+    def shapes(examples: list[Example], rephrases: bool) -> set[str]:
+        """The texts with their subject taken out: the templates."""
+        return {
+            text.replace(str(e.subject), "").replace(str(e.subject).replace("the ", "The "), "")
+            for e in examples
+            for text in (e.rephrases if rephrases else (e.request.prompt, *e.rephrases))
+        }
+
+    trained = shapes(parts["train"][0], rephrases=False)
+    judged = {part: shapes(parts[part][0], rephrases=True) for part in ("validation", "test")}
+    new = {
+        part: {e.relation for e in parts[part][0] if e.split == "new relations"} for part in judged
+    }
+
+    assert not trained & (judged["validation"] | judged["test"])
+    assert not judged["validation"] & judged["test"]
+    assert not new["validation"] & new["test"]
+    assert not {e.relation for e in parts["train"][0]} & (new["validation"] | new["test"])
+
+
+def test_neighbours_of_evaluation_are_about_subjects_that_no_edit_of_it_has(
+    parts: dict[str, tuple[list[Example], list[str]]],
+) -> None:
+    edited = {str(e.subject) for examples, _ in parts.values() for e in examples}
+    asked = [held.prompt for part in ("validation", "test") for e in parts[part][0]
+             for held in e.neighbours]  # fmt: skip
+
+    assert all(len(e.neighbours) == 2 for part in ("validation", "test") for e in parts[part][0])
+    for prompt in set(asked):
+        words = f" {prompt} ".replace('"', " ").replace(",", " ").replace("?", " ")
+        assert not [subject for subject in edited if f" {subject} " in words], prompt
