@@ -25,7 +25,12 @@ from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.untrained import identity_network, propose_untrained, say_unanswered
+from easyedit_mend_parallel.untrained import (
+    Reach,
+    identity_network,
+    propose_untrained,
+    say_unanswered,
+)
 from easyedit_mend_parallel.update import LowRankUpdate
 from easyedit_mend_parallel.weight_norm import weight_norm
 
@@ -84,6 +89,7 @@ class MendParallel:
         self.apply = hparams.apply
         self.untrained = hparams.untrained
         self._max_relative_norm = hparams.max_relative_norm
+        self._step_margin = hparams.step_margin
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._shadow_limit = hparams.shadow_bytes
         with Ranks.of(model).together("prepare the editor"):
@@ -156,12 +162,11 @@ class MendParallel:
     def _propose(self, batch: Batch, answers: Batch, asked: Sequence[Request]) -> Proposal:
         if not self.untrained:
             return propose(self.model, self.targets, batch, self.network)
-        limits = {
-            target.name: self._max_relative_norm * weight_norm(self.model, target)
-            for target in self.targets
-        }
+        norms = {target.name: weight_norm(self.model, target) for target in self.targets}
+        limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
+        reach = Reach(limits, self._step_margin)
         return propose_untrained(
-            self.model, self.targets, batch, answers, self.network, asked, limits
+            self.model, self.targets, batch, answers, self.network, reach, asked
         )
 
     def _prepare(self) -> None:

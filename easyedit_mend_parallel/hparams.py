@@ -43,7 +43,8 @@ class MendHparams:
     training compares each update with the gradient it came from. So are
     `special_tokens_in_labels` (whether labels have the special tokens that EasyEdit leaves in
     them), `untrained` (edit with the identity network and a step that is searched for each
-    request) and `max_relative_norm` (the longest such step, as a share of each weight's norm).
+    request), `max_relative_norm` (the longest such step, as a share of each weight's norm) and
+    `step_margin` (how many times the shortest step that brings the answer is taken).
     """
 
     # Model
@@ -117,7 +118,8 @@ class MendHparams:
     gradient_diagnostics: bool = False
     special_tokens_in_labels: bool = True
     untrained: bool = False
-    max_relative_norm: float = 0.1
+    max_relative_norm: float = 0.05
+    step_margin: float = 1.0
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD
@@ -151,6 +153,11 @@ class MendHparams:
             raise HparamsError(
                 f"max_relative_norm is {self.max_relative_norm}; it has to be a positive number, "
                 "the longest step of an untrained edit as a share of each weight's norm"
+            )
+        if not 1 <= self.step_margin < math.inf:
+            raise HparamsError(
+                f"step_margin is {self.step_margin}; it multiplies the shortest step of an "
+                "untrained edit that brings the answer, so it has to be 1 or more"
             )
         self.network_config()
         self.shadow_bytes  # noqa: B018  raises where it cannot be read

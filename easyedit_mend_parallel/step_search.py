@@ -80,32 +80,40 @@ def search_steps(
     updates: Mapping[str, LowRankUpdate],
     straight: Tensor,
     last: Tensor,
+    margin: float = 1.0,
 ) -> Steps:
     """For each request of `batch` a step along its part of `updates` after which every label of
     `batch` is the model's answer: the first one found, so about the shortest.
 
     The steps tried grow from well below `straight` (R,), where a straight line would bring the loss
     to zero, to `last` (R,). They begin low since a loss is no straight line: a step can be too long
-    for the answer as well as too short. Each request feels its own step only, all of them in one
-    forward for each trial.
+    for the answer as well as too short. Where the answer is found, `margin` times the step is
+    tried too, and taken if it is there still. Each request feels its own step only, all of them in
+    one forward for each trial.
 
     Raises UpdateError where the processes that hold the model together come to other answers.
     """
     ranks = Ranks.of(model)
-    steps = torch.minimum(BEGIN * straight, last)
-    answered = torch.zeros(len(steps), dtype=torch.bool)
-    while True:
+
+    def trial(steps: Tensor) -> Tensor:
         with evaluating(model), attached(model, targets, _scaled(updates, steps), batch.request):
-            answered = answered | batch.answered(model)
+            answered = batch.answered(model)
         if not ranks.alone and not ranks.same(zlib.crc32(bytes(answered.tolist()))):
             raise UpdateError(
                 "the processes that hold this model got different answers from one step of a "
                 "search; nothing was written. Run them on devices of one kind"
             )
-        growing = ~answered & (steps < last)
-        if not growing.any():
-            return Steps(_scaled(updates, steps), answered)
+        return answered
+
+    steps = torch.minimum(BEGIN * straight, last)
+    answered = trial(steps)
+    while (growing := ~answered & (steps < last)).any():
         steps = torch.where(growing, torch.minimum(GROWTH * steps, last), steps)
+        answered |= trial(steps)
+    if margin > 1:
+        further = torch.where(answered, torch.minimum(margin * steps, last), steps)
+        steps = torch.where(trial(further), further, steps)
+    return Steps(_scaled(updates, steps), answered)
 
 
 def _scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:

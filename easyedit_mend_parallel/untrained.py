@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
 from easyedit_mend_parallel.mend import Proposal
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import downhill, longest, search_steps
+from easyedit_mend_parallel.step_search import Steps, downhill, longest, search_steps
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import attached, refuse_non_finite
 
@@ -60,32 +60,57 @@ def identity_network(
     return network
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far an untrained edit may go, and how far past the first answer it does go.
+
+    `limits` is the largest ‖ΔW‖ of each target, {name: norm}. `margin` multiplies the step that
+    brings the answer first, as far as the limits allow and the answer stays.
+    """
+
+    limits: Mapping[str, float]
+    margin: float = 1.0
+
+
+def untrained_steps(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    answers: Batch,
+    network: Hypernetwork,
+    reach: Reach,
+) -> tuple[Steps, Tensor]:
+    """Edits of `batch` down its losses, each as far as it takes until the model gives `answers`,
+    the same batch with labels on nothing but the answers' own tokens; and the losses before, (R,).
+
+    The steps tried lie about the one at which a straight line would bring the request's loss to
+    zero (Polyak 1969). Writes nothing. Raises UpdateError for a gradient that is not finite, and
+    what `capture` raises.
+    """
+    rows, losses = capture(model, targets, batch)
+    with Ranks.of(model).together("compute the update"):
+        updates, slopes = downhill(network(rows), rows, batch.n_requests)
+        refuse_non_finite(updates)
+        last = longest(updates, reach.limits, batch.n_requests)
+        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
+    by_name = {target.name: target for target in targets}
+    return search_steps(model, by_name, answers, updates, straight, last, reach.margin), losses
+
+
 def propose_untrained(
     model: nn.Module,
     targets: Sequence[Target],
     batch: Batch,
     answers: Batch,
     network: Hypernetwork,
+    reach: Reach,
     requests: Sequence[Request],
-    limits: Mapping[str, float],
 ) -> Proposal:
-    """An edit of `batch` down its losses, as far as it takes until the model gives `answers`, the
-    same batch with labels on nothing but the answers' own tokens. Writes nothing.
-
-    The steps tried lie about the one at which a straight line would bring the request's loss to
-    zero (Polyak 1969); the longest keeps ‖ΔW‖ within `limits` in every target. `requests` are
-    named in errors. Raises UpdateError where the answer of one is not reached, and what `capture`
-    raises.
-    """
-    rows, losses = capture(model, targets, batch)
-    with Ranks.of(model).together("compute the update"):
-        updates, slopes = downhill(network(rows), rows, batch.n_requests)
-        refuse_non_finite(updates)
-        last = longest(updates, limits, batch.n_requests)
-        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
-    by_name = {target.name: target for target in targets}
-    steps = search_steps(model, by_name, answers, updates, straight, last)
+    """The edit of `batch` by `untrained_steps`. Raises UpdateError, naming those of `requests`
+    whose answer is not reached."""
+    steps, losses = untrained_steps(model, targets, batch, answers, network, reach)
     if not steps.answered.all():
+        by_name = {target.name: target for target in targets}
         with torch.no_grad(), evaluating(model):
             with attached(model, by_name, steps.updates, answers.request):
                 reached = answers.losses_on(model)
