@@ -119,7 +119,7 @@ class MendHparams:
     special_tokens_in_labels: bool = True
     untrained: bool = False
     max_relative_norm: float = 0.05
-    step_margin: float = 1.0
+    step_margin: float = 2.0
 
     # Both names, since EasyEdit's editors read one and its trainers the other
     alg_name: str = METHOD

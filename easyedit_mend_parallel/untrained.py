@@ -153,8 +153,9 @@ def _unanswered(
     ]
     return UpdateError(
         f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing was "
-        "written. Raise max_relative_norm (what the model says of other things moves with it), "
-        "name more weights in inner_params, or train a hypernetwork"
+        "written. Give `archive` the statistics that `mend-parallel calibrate` gathers (with them "
+        "more answers come within reach), raise max_relative_norm (what the model says of other "
+        "things moves with it), name more weights in inner_params, or train a hypernetwork"
     )
 
 

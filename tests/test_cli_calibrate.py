@@ -14,11 +14,11 @@ from toys import REQUESTS, same_bits, toy_hparams, toy_model, toy_targets, toy_t
 from typer.testing import CliRunner, Result
 
 from easyedit_mend_parallel import (
+    DataError,
     HparamsError,
     MendParallel,
     MendParallelError,
     MENDParallelHyperParams,
-    RequestError,
     load_archive,
 )
 from easyedit_mend_parallel.batch import make_batch
@@ -28,7 +28,7 @@ from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
 
-LINES = [{**request, "relation": "ignored here"} for request in REQUESTS]
+LINES = [{**request, "relation": "anything"} for request in REQUESTS]
 
 
 class Case:
@@ -129,16 +129,16 @@ def test_the_same_command_makes_the_same_file(case: Case) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{nonsense", "line 2"),
-        ('{"prompt": "a cat sat on the"}', "has no 'target_new'"),
-        ('{"prompt": "a cat", "target_new": "  "}', "target_new is empty"),
-        ('["a cat"]', "not a dictionary"),
+        ("{nonsense", "is not JSON"),
+        ('{"prompt": "a cat sat on the"}', "'target_new' is missing"),
+        ('{"prompt": "a cat", "target_new": "  "}', "'target_new' is empty"),
+        ('["a cat"]', "has to be an object"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(case: Case, line: str, said: str) -> None:
     case.data.write_text(json.dumps(LINES[0]) + "\n" + line + "\n")
     error = case.refused()
-    assert isinstance(error, RequestError)
+    assert isinstance(error, DataError)
     assert f"{case.data}, line 2" in str(error)
     assert said in str(error)
 

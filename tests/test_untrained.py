@@ -52,7 +52,7 @@ LIMIT = 2.0
 
 def editor(family: str = "llama", model: Any = None, **options: Any) -> MendParallel:
     model = model or toy_model(family)
-    values = {"untrained": True, "max_relative_norm": LIMIT} | options
+    values = {"untrained": True, "max_relative_norm": LIMIT, "step_margin": 1.0} | options
     return MendParallel(model, tokenizer_for(model), toy_hparams(toy_targets(model), **values))
 
 
@@ -234,6 +234,26 @@ def test_the_step_is_about_the_shortest_one() -> None:
     assert not brings_the_answer(0.49)
 
 
+def test_a_margin_goes_past_the_first_answer_and_no_further_than_the_norm_or_the_answer() -> None:
+    def edit(**options: Any) -> Any:
+        one = editor(**options)
+        norms = {target.name: weight_norm(one.model, target) for target in one.targets}
+        result = one.edit(ONE)
+        assert answers(one, ONE) == [True]
+        return max(
+            float(update.norm()) / weight_of
+            for update, weight_of in zip(result.updates.values(), norms.values(), strict=True)
+        )
+
+    shortest = edit()
+    assert edit(step_margin=1.5) == pytest.approx(1.5 * shortest, rel=1e-3)
+    assert edit(step_margin=1.5, max_relative_norm=1.2 * shortest) == pytest.approx(
+        1.2 * shortest, rel=1e-3
+    )
+    # So far that the answer is lost again: the shortest step stays.
+    assert edit(step_margin=1e6, max_relative_norm=1e6) == pytest.approx(shortest, rel=1e-3)
+
+
 @pytest.mark.parametrize("apply", ["weight", "output"])
 def test_an_answer_out_of_reach_is_an_error_that_says_so_and_nothing_is_changed(
     apply: str,
@@ -246,7 +266,7 @@ def test_an_answer_out_of_reach_is_an_error_that_says_so_and_nothing_is_changed(
 
     for request in TWO:
         assert f"{request['prompt']!r} -> {request['target_new']!r}" in str(raised.value)
-    assert "Raise max_relative_norm" in str(raised.value)
+    assert "raise max_relative_norm" in str(raised.value)
     assert_unchanged(one.model, before)
     assert same_bits(one.model(torch.arange(4, 9)[None]).logits, logits)
     assert not one.model.model.layers[-1].mlp.up_proj._forward_hooks
@@ -392,9 +412,11 @@ def test_statistics_of_another_rank_serve_and_those_of_other_targets_are_refused
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, float("inf"), float("nan")])
-def test_a_norm_that_is_none_is_refused(limit: float) -> None:
+def test_a_norm_or_a_margin_that_is_none_is_refused(limit: float) -> None:
     with pytest.raises(HparamsError, match="max_relative_norm"):
         editor(max_relative_norm=limit)
+    with pytest.raises(HparamsError, match="step_margin"):
+        editor(step_margin=limit)
 
 
 def test_calibration_equals_what_a_network_observes_and_changes_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ def command(
     config: Annotated[Path, typer.Argument(help="The hyperparameter file (yaml) to edit with.")],
     data: Annotated[
         Path,
-        typer.Option(help='JSON lines, each {"prompt": ..., "target_new": ...}; more is ignored.'),
+        typer.Option(help="Facts, in a format that training reads (docs/training-data.md)."),
     ],
     out: Annotated[Path, typer.Option(help="The archive to write (.safetensors).")] = Path(
         "calibrated.safetensors"
@@ -38,10 +38,11 @@ def command(
     from easyedit_mend_parallel.hypernetwork import Hypernetwork
     from easyedit_mend_parallel.placement import network_home
     from easyedit_mend_parallel.target import find_targets
+    from easyedit_mend_parallel.training.data import read_examples
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     _refuse_useless(hparams.norm, out)
-    requests = _read(data)
+    requests = [example.request for example in read_examples(data)[0]]
     used = requests[:limit]
     model, tokenizer = load_model(hparams)
     targets = find_targets(model, hparams.inner_params)
@@ -84,28 +85,3 @@ def _refuse_useless(norm: bool, out: Path) -> None:
         raise HparamsError("norm is false, so no statistics are used: edit with untrained: true")
     if out.suffix != ".safetensors":
         raise ArchiveError(f"{out} has to end in .safetensors, which says that it is untrained")
-
-
-def _read(path: Path) -> list[Any]:
-    """The requests in a file of JSON lines; raises RequestError that names file and line."""
-    import json
-
-    from easyedit_mend_parallel.errors import RequestError
-    from easyedit_mend_parallel.requests import as_requests
-
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read requests from {path}: {error}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found += as_requests([json.loads(line)])
-        except (ValueError, RequestError) as error:
-            said = str(error).replace("request 0", "it", 1)
-            raise RequestError(f"{path}, line {number}: {said}") from error
-    if not found:
-        raise RequestError(f"{path} holds no request: it needs one JSON object on each line")
-    return found

@@ -110,7 +110,7 @@ def main() -> None:
     targets = find_targets(model, hparams.inner_params)
     texts = Texts(model, tokenizer, trunk=Trunk(model, targets))
     examples, unrelated = read_examples(options.data)
-    examples = _first_of_each(examples, options.facts)
+    examples = first_of_each(examples, options.facts)
     norms = {target.name: limit * weight_norm(model, target) for target in targets}
 
     network = Hypernetwork(targets, config)
@@ -155,7 +155,7 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _first_of_each(examples: Sequence[Example], count: int | None) -> list[Example]:
+def first_of_each(examples: Sequence[Example], count: int | None) -> list[Example]:
     taken: dict[str, list[Example]] = {}
     for example in examples:
         taken.setdefault(example.split, []).append(example)
