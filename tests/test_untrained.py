@@ -235,11 +235,11 @@ def test_the_step_is_about_the_shortest_one() -> None:
 
 
 def test_a_margin_goes_past_the_first_answer_and_no_further_than_the_norm_or_the_answer() -> None:
-    def edit(**options: Any) -> Any:
+    def edit(request: dict[str, str] = ONE, **options: Any) -> Any:
         one = editor(**options)
         norms = {target.name: weight_norm(one.model, target) for target in one.targets}
-        result = one.edit(ONE)
-        assert answers(one, ONE) == [True]
+        result = one.edit(request)
+        assert answers(one, request) == [True]
         return max(
             float(update.norm()) / weight_of
             for update, weight_of in zip(result.updates.values(), norms.values(), strict=True)
@@ -250,8 +250,9 @@ def test_a_margin_goes_past_the_first_answer_and_no_further_than_the_norm_or_the
     assert edit(step_margin=1.5, max_relative_norm=1.2 * shortest) == pytest.approx(
         1.2 * shortest, rel=1e-3
     )
-    # So far that the answer is lost again: the shortest step stays.
-    assert edit(step_margin=1e6, max_relative_norm=1e6) == pytest.approx(shortest, rel=1e-3)
+    # Twice as far this answer is lost again: the shortest step stays.
+    fragile = {"prompt": "who wrote Hamlet", "target_new": "mat"}
+    assert edit(fragile, step_margin=2.0) == pytest.approx(edit(fragile), rel=1e-3)
 
 
 @pytest.mark.parametrize("apply", ["weight", "output"])

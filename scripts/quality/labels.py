@@ -77,9 +77,7 @@ def main() -> None:
     n = len(requests)
     answer = sum(likelihoods[False]) / n
     print(f"negative log-likelihood of {bos} in the middle of a sentence: ", end="")
-    print(
-        f"{sum(likelihoods[True]) / n - answer:.1f}; of all the target's own tokens: {answer:.1f}"
-    )
+    print(f"{sum(likelihoods[True]) / n - answer:.1f}; of the target's own tokens: {answer:.1f}")
     print(f"cosine of the two gradients of {last}, mean: {sum(cosines) / n:.2f}")
 
     for way in (True, False):
