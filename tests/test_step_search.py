@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from offloads import offloaded
+from quantized import KINDS as QUANTIZED
+from quantized import quantized_model, wide_model
 from toys import (
     REQUESTS,
     assert_unchanged,
@@ -203,3 +205,20 @@ def test_a_weight_that_is_offloaded_is_measured_and_edited_like_one_that_is_not(
     assert answers(away, ONE) == [True]
     for name, update in result.updates.items():
         torch.testing.assert_close(update.values, expected.updates[name].values)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_packed_weight_is_measured_and_its_layers_output_edited(
+    kind: str, tmp_path: Path
+) -> None:
+    one = editor(model=quantized_model(kind, tmp_path), apply="output")
+    plain = wide_model()
+    for target in one.targets:
+        true = float(plain.get_parameter(target.name).detach().norm())
+        assert weight_norm(one.model, target) == pytest.approx(true, rel=0.15)
+
+    result = one.edit(ONE)
+
+    assert answers(one, ONE) == [True]
+    result.rollback()
+    assert answers(one, ONE) == [False]
