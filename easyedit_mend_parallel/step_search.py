@@ -20,7 +20,7 @@ from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, attached
 
-BEGIN = 1 / 16
+BEGIN = 1 / 4
 """Where a search begins, as a share of the step that a straight line would take."""
 GROWTH = 2.0
 """The factor from one trial to the next."""
@@ -85,7 +85,7 @@ def search_steps(
     """For each request of `batch` a step along its part of `updates` after which every label of
     `batch` is the model's answer: the first one found, so about the shortest.
 
-    The steps tried grow from well below `straight` (R,), where a straight line would bring the loss
+    The steps tried grow from below `straight` (R,), where a straight line would bring the loss
     to zero, to `last` (R,). They begin low since a loss is no straight line: a step can be too long
     for the answer as well as too short. Where the answer is found, `margin` times the step is
     tried too, and taken if it is there still. Each request feels its own step only, all of them in
