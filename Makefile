@@ -14,7 +14,7 @@ WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help demo demo-large test lint format clean
+.PHONY: help demo demo-large test lint format dist clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make lint   lint and types only"
 	@echo "make format rewrite the code in the project's format"
+	@echo "make dist   build the wheel and the source archive into dist/"
 	@echo "make clean  remove .venv and caches"
 
 demo: $(INSTALLED)
@@ -42,6 +43,10 @@ format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+dist: $(INSTALLED)
+	rm -rf dist
+	$(RUN) -m build --no-isolation
+
 $(INSTALLED): pyproject.toml requirements.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON) (set PYTHON=... to name another; EasyEdit's dependencies need 3.11)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "missing: Python 3.11; $(PYTHON) is another version"; exit 1; }
@@ -53,4 +58,4 @@ $(INSTALLED): pyproject.toml requirements.txt Makefile
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,8 @@ Importing this package makes `alg_name='MEND_PARALLEL'` known to EasyEdit, now o
 EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
 """
 
+from importlib import metadata
+
 from easyedit_mend_parallel.archive import Archive, load_archive, save_archive
 from easyedit_mend_parallel.easyedit.registration import (
     join_when_imported,
@@ -49,5 +51,10 @@ __all__ = [
     "rollback_all",
     "save_archive",
 ]
+
+try:
+    __version__ = metadata.version("easyedit-mend-parallel")
+except metadata.PackageNotFoundError:  # a clone on PYTHONPATH that was never installed
+    __version__ = "unknown"
 
 join_when_imported()

@@ -83,16 +83,9 @@ class Archive:
         Raises ArchiveError where the archive was made for other targets or options, or where it
         was never trained (unless `untrained` ones may come); the network is then unchanged.
         """
-        wanted = network.state_dict()
-        self._refuse_differences(self.state, wanted)
-        if not untrained:
-            if not self.trained:
-                raise ArchiveError(
-                    f"the archive {self.path} holds statistics and no trained network: set "
-                    "`untrained: true` to edit with them, or train from it"
-                )
-            if network.config.norm:
-                self._refuse_not_finite()
+        self.refuse_other(self.differences(network))
+        if not untrained and (network.config.norm or not self.trained):
+            self.refuse_untrained()
         # A network built on the meta device takes the archive's tensors themselves, so that
         # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
@@ -102,32 +95,48 @@ class Archive:
     def load_statistics_into(self, network: Hypernetwork) -> None:
         """Copy the archive's statistics alone into `network`, whatever its rank and layers.
 
-        Raises ArchiveError where they are those of other targets, or not numbers.
+        Raises ArchiveError as `refuse_other_statistics` does.
         """
-        given = _statistics(self.state)
-        self._refuse_differences(given, _statistics(network.state_dict()))
-        self._refuse_not_finite()
-        network.load_state_dict({n: t.float() for n, t in given.items()}, strict=False)
+        self.refuse_other_statistics(network)
+        given = {name: t.float() for name, t in self.state.items() if _is_statistic(name)}
+        network.load_state_dict(given, strict=False)
 
-    def _refuse_differences(
-        self, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-    ) -> None:
-        differences = [
-            f"{name} is {_shape(given.get(name))} in the archive and {_shape(tensor)} here"
-            for name, tensor in wanted.items()
-            if _shape(given.get(name)) != _shape(tensor)
-        ] + [
-            f"{name} is {_shape(tensor)} in the archive and absent here"
-            for name, tensor in given.items()
-            if name not in wanted
-        ]
+    def refuse_other_statistics(self, network: Hypernetwork) -> None:
+        """Raise ArchiveError where the statistics are those of other targets, or no numbers."""
+        differences = self.differences(network)
+        self.refuse_other({name: differences[name] for name in differences if _is_statistic(name)})
+        self._refuse_not_finite()
+
+    def differences(self, network: Hypernetwork) -> dict[str, str]:
+        """{name of a tensor: how the archive and `network` differ in it}, by shapes alone."""
+        wanted = network.state_dict()
+        return {
+            name: f"{name} is {_shape(self.state.get(name))} in the archive and "
+            f"{_shape(wanted.get(name))} here"
+            for name in {**wanted, **self.state}
+            if _shape(self.state.get(name)) != _shape(wanted.get(name))
+        }
+
+    def refuse_other(self, differences: Mapping[str, str]) -> None:
+        """Raise ArchiveError where there are `differences`."""
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise ArchiveError(
                 f"the archive {self.path} does not fit these targets: "
-                f"{'; '.join(differences[:3])}{more}. It was made for another model, other "
-                "inner_params, or other network options (rank, n_hidden, combine, shared, ...)"
+                f"{'; '.join(list(differences.values())[:3])}{more}. It was made for another "
+                "model, other inner_params, or other network options (rank, n_hidden, combine, "
+                "shared, ...)"
             )
+
+    def refuse_untrained(self) -> None:
+        """Raise ArchiveError where the network was never trained: it holds statistics alone, or
+        not even those."""
+        if not self.trained:
+            raise ArchiveError(
+                f"the archive {self.path} holds statistics and no trained network: set "
+                "`untrained: true` to edit with them, or train from it"
+            )
+        self._refuse_not_finite()
 
     def _refuse_not_finite(self) -> None:
         bad = [
@@ -143,11 +152,13 @@ class Archive:
             )
 
 
-def load_archive(path: str | Path) -> Archive:
+def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     """Read a trained hypernetwork: a file of `save_archive` or one that EasyEdit's trainer wrote.
 
     Nothing in the file is run: safetensors holds only tensors, and a pickle is read with torch's
     `weights_only`, where transformers' configuration classes are stood in for by an inert one.
+    With `shapes_only`, matrices in safetensors stay on disk: they come as tensors without values
+    (on the meta device), which is enough to see whether the archive fits.
 
     Raises ArchiveError for a file that is missing, truncated, no archive, or would run code.
     """
@@ -159,7 +170,7 @@ def load_archive(path: str | Path) -> Archive:
         )
     if path.suffix == ".safetensors":
         try:
-            state, header = read_tensors(path)
+            state, header = read_tensors(path, matrices=not shapes_only)
         except (SafetensorError, ValueError, OSError) as error:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
         return Archive(path, named_as_today(path, state), header)
@@ -294,8 +305,8 @@ def named_as_today(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: tensor for n, tensor in state.items() if n.rpartition(".")[2] in STATISTICS}
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
 
 
 def _yaml(value: bool) -> str:

@@ -42,6 +42,10 @@ class DataError(MendParallelError):
     """A file of facts cannot be read: the message names the file, the line or record, the field."""
 
 
+class NoTrunkError(TrunkError):
+    """This model or these targets have no trunk whose hidden states could be kept."""
+
+
 class TrainingError(MendParallelError):
     """A training run cannot go on: too few rows, no gradient, or not one step made."""
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -56,8 +57,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         save_file(here, temporary, metadata={HEADER: json.dumps(header)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, mapped from it, and its JSON header (empty if none)."""
+def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, mapped from it, and its JSON header (empty if none).
+
+    Without `matrices`, those of two dimensions and more come without values, on the meta device.
+    """
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        names = file.keys()
+        if matrices:
+            return {name: file.get_tensor(name) for name in names}, header
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
+        return {
+            name: torch.empty(shape, device="meta") if len(shape) > 1 else file.get_tensor(name)
+            for name, shape in shapes.items()
+        }, header

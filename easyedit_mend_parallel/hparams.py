@@ -24,6 +24,8 @@ METHOD = "MEND_PARALLEL"
 """The name of this method in EasyEdit, `alg_name` and `alg` alike."""
 HOST_METHOD = "MEND"
 """The name of EasyEdit's own method, whose files are read too."""
+METHOD_FIELDS = ("alg_name", "alg")
+"""The fields that name the method: EasyEdit's editors read one and its trainers the other."""
 
 APPLY = ("weight", "output")
 """How an update gets into the model: written, or added to the layer's output."""
@@ -126,51 +128,20 @@ class MendHparams:
     alg: str = METHOD
 
     def __post_init__(self) -> None:
-        for name in ("alg_name", "alg"):
-            value = getattr(self, name)
-            if value not in (METHOD, HOST_METHOD):
-                raise HparamsError(
-                    f"{name} is {value!r}: these are hyperparameters of {METHOD}; files that say "
-                    f"{HOST_METHOD!r} are read too"
-                )
+        problems = _problems_with(vars(self))
+        if problems:
+            raise HparamsError("; ".join(problems))
+        for name in METHOD_FIELDS:
             setattr(self, name, METHOD)
-        if isinstance(self.inner_params, str) or not self.inner_params:
-            raise HparamsError(
-                f"inner_params is {self.inner_params!r}; it has to list the names of the weights "
-                "to edit"
-            )
-        if self.model_kwargs is not None and not isinstance(self.model_kwargs, dict):
-            raise HparamsError(
-                f"model_kwargs is {self.model_kwargs!r}; it has to map arguments of "
-                "from_pretrained (device_map, max_memory, dtype, ...) to their values"
-            )
-        if self.apply not in APPLY:
-            raise HparamsError(
-                f"apply is {self.apply!r}; it has to be 'weight' (the update is written into the "
-                "weight) or 'output' (it is added to the layer's output, and nothing is written)"
-            )
-        if not 0 < self.max_relative_norm < math.inf:
-            raise HparamsError(
-                f"max_relative_norm is {self.max_relative_norm}; it has to be a positive number, "
-                "the longest step of an untrained edit as a share of each weight's norm"
-            )
-        if not 1 <= self.step_margin < math.inf:
-            raise HparamsError(
-                f"step_margin is {self.step_margin}; it multiplies the shortest step of an "
-                "untrained edit that brings the answer, so it has to be 1 or more"
-            )
-        self.network_config()
-        self.shadow_bytes  # noqa: B018  raises where it cannot be read
 
     @property
     def shadow_bytes(self) -> int | None:
         """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-        return None if self.shadow_limit is None else _bytes(self.shadow_limit)
+        return shadow_bytes(self.shadow_limit)
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
-        names = [option.name for option in dataclasses.fields(HypernetworkConfig)]
-        return HypernetworkConfig(**{name: getattr(self, name) for name in names})
+        return HypernetworkConfig(**{name: getattr(self, name) for name in NETWORK_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -182,21 +153,7 @@ class MendHparams:
         Raises HparamsError for a file that is missing or no mapping, and for keys that are
         missing, misspelt, or of the wrong type: all of them at once.
         """
-        path = Path(hparams_name_or_path)
-        if path.suffix not in (".yaml", ".yml", ".json"):
-            path = path.with_name(path.name + ".yaml")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
-        try:
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise HparamsError(f"{path} cannot be parsed: {error}") from error
-        if not isinstance(values, dict):
-            raise HparamsError(f"{path} does not hold a mapping of names to values")
-        if not {"alg", "alg_name"} & set(values):
-            raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+        values, path = read_values(hparams_name_or_path)
         return cls.from_values(values, str(path))
 
     @classmethod
@@ -213,6 +170,17 @@ class MendHparams:
         cls: type[Hparams], values: dict[str, Any], source: str = "the hyperparameters"
     ) -> Hparams:
         """Hyperparameters from names and values; `source` is named in the HparamsError."""
+        converted, problems = cls.looked_through(values)
+        if problems:
+            raise HparamsError(f"{source}: " + "; ".join(problems))
+        return cls(**converted)
+
+    @classmethod
+    def looked_through(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What of `values` can be used, each of its field's type, and what is wrong with the rest.
+
+        Names only what is unknown, missing or of another type; see also `every_problem`.
+        """
         fields = {option.name: option for option in dataclasses.fields(cls)}
         problems = [
             f"unknown key {name!r}" + suggestion(name, fields)
@@ -231,9 +199,21 @@ class MendHparams:
                     converted[name] = _converted(value, str(fields[name].type))
                 except ValueError:
                     problems.append(f"{name} is {value!r}, not a {fields[name].type}")
-        if problems:
-            raise HparamsError(f"{source}: " + "; ".join(problems))
-        return cls(**converted)
+        return converted, problems
+
+    @classmethod
+    def every_problem(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """As `looked_through`, and what the values that can be read must not be: all at once.
+
+        The values come with the defaults of the fields that are absent.
+        """
+        converted, problems = cls.looked_through(values)
+        defaults = {
+            option.name: option.default
+            for option in dataclasses.fields(cls)
+            if option.default is not dataclasses.MISSING
+        }
+        return {**defaults, **converted}, problems + _problems_with(converted)
 
 
 @dataclass(kw_only=True)
@@ -243,7 +223,116 @@ class MENDParallelHyperParams(MendHparams):
 
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes."""
+    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes.
+
+    The fields of its own are for this package's trainer. A step draws a text that shall not
+    change for each edit, a share of `neighbour_share` of them about another subject of the same
+    relation, and compares its predictions before and after at `locality_positions` positions.
+    `statistics_examples` edits are seen for the network's statistics before the first step.
+    Hidden states below the lowest target are kept in memory up to `trunk_memory`, then on disk up
+    to `trunk_disk`, in `trunk_folder` for the next run. `lr_schedule` is one of transformers'
+    schedulers (`constant`, `linear`, `cosine`); `nan_limit` is how many steps in a row may have
+    a loss or gradient that is not a number.
+    """
+
+    neighbour_share: float = 0.6
+    locality_positions: int = 6
+    statistics_examples: int = 1000
+    trunk_memory: int | str = "1GiB"
+    trunk_disk: int | str = 0
+    trunk_folder: str | None = None
+    lr_schedule: str = "constant"
+    nan_limit: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _bytes("trunk_memory", self.trunk_memory)
+        _bytes("trunk_disk", self.trunk_disk)
+
+    @property
+    def trunk_bytes(self) -> tuple[int, int]:
+        """`trunk_memory` and `trunk_disk` in bytes."""
+        return _bytes("trunk_memory", self.trunk_memory), _bytes("trunk_disk", self.trunk_disk)
+
+
+def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The names and values in a yaml or json file, and its path; `.yaml` may be left off.
+
+    Raises HparamsError for a file that is missing, cannot be parsed or names no method.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        path = path.with_name(path.name + ".yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise HparamsError(f"{path} cannot be parsed: {error}") from error
+    if not isinstance(values, dict):
+        raise HparamsError(f"{path} does not hold a mapping of names to values")
+    if not set(METHOD_FIELDS) & set(values):
+        raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+    return values, path
+
+
+NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
+
+
+def _problems_with(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with those of `values` that are there, whose types are right."""
+    problems = [
+        f"{name} is {values[name]!r}: these are hyperparameters of {METHOD}; files that say "
+        f"{HOST_METHOD!r} are read too"
+        for name in METHOD_FIELDS
+        if values.get(name, METHOD) not in (METHOD, HOST_METHOD)
+    ]
+    targets = values.get("inner_params", [None])
+    if isinstance(targets, str) or not targets:
+        problems.append(
+            f"inner_params is {targets!r}; it has to list the names of the weights to edit"
+        )
+    model_kwargs = values.get("model_kwargs")
+    if model_kwargs is not None and not isinstance(model_kwargs, dict):
+        problems.append(
+            f"model_kwargs is {model_kwargs!r}; it has to map arguments of "
+            "from_pretrained (device_map, max_memory, dtype, ...) to their values"
+        )
+    apply = values.get("apply", APPLY[0])
+    if apply not in APPLY:
+        problems.append(
+            f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
+            "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+        )
+    longest = values.get("max_relative_norm", 1.0)
+    if not 0 < longest < math.inf:
+        problems.append(
+            f"max_relative_norm is {longest}; it has to be a positive number, the longest step of "
+            "an untrained edit as a share of each weight's norm"
+        )
+    margin = values.get("step_margin", 1.0)
+    if not 1 <= margin < math.inf:
+        problems.append(
+            f"step_margin is {margin}; it multiplies the shortest step of an untrained edit that "
+            "brings the answer, so it has to be 1 or more"
+        )
+    network = {name: values[name] for name in NETWORK_FIELDS if name in values}
+    for check in (
+        lambda: HypernetworkConfig(**{"rank": 1, **network}),
+        lambda: shadow_bytes(values.get("shadow_limit")),
+    ):
+        try:
+            check()
+        except HparamsError as error:
+            problems.append(str(error))
+    return problems
+
+
+def shadow_bytes(limit: int | str | None) -> int | None:
+    """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
+    return None if limit is None else _bytes("shadow_limit", limit)
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
@@ -253,13 +342,13 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
 }
 
 
-def _bytes(size: int | str) -> int:
+def _bytes(field: str, size: int | str) -> int:
     """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or found is None or found[2] not in UNITS:
         raise HparamsError(
-            f"shadow_limit is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB', or null for no limit"
+            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
         )
     return int(float(found[1]) * UNITS[found[2]])
 

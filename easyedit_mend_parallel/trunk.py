@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.batch import IGNORED, Batch, called_with, takes
 from easyedit_mend_parallel.capture import evaluating
-from easyedit_mend_parallel.errors import TrunkError
+from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
 from easyedit_mend_parallel.holder import RAM, find_holder
 from easyedit_mend_parallel.kept_states import KeptStates
 from easyedit_mend_parallel.placement import execution_hook
@@ -61,8 +61,8 @@ class Trunk:
     `disk_limit`, in `folder` (and found there by the next run) or in a temporary file. They carry
     a checksum of the weights outside the blocks from the lowest target's on, and of `tokenizer`.
 
-    Raises TrunkError for targets that do not lie in one list of blocks, for an encoder-decoder
-    model, and for a folder of another model's states.
+    Raises NoTrunkError for targets that do not lie in one list of blocks and for an encoder-decoder
+    model, and TrunkError for a folder of another model's states.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Trunk:
         """`batch` with the hidden states that enter the lowest target's block.
 
         Texts that were not seen before pass the trunk here, together. Raises TrunkError where a
-        weight of the trunk has changed since the states were kept, or where the model, resumed,
-        predicts something else than it does whole.
+        weight of the trunk has changed since the states were kept, and NoTrunkError where the
+        model, resumed, predicts something else than it does whole.
         """
         if self._seen_versions(model) != self._versions:
             raise TrunkError(
@@ -209,7 +209,7 @@ class Trunk:
         sequence, position = batch.inputs["attention_mask"].cpu().nonzero(as_tuple=True)
         expected = batch.predictions(model, sequence, position)
         if not _close(expected, resumed.predictions(model, sequence, position)):
-            raise TrunkError(
+            raise NoTrunkError(
                 f"resumed at {self.blocks}.{self.lowest}, this model predicts something else than "
                 "it does whole: its upper blocks take more from below than hidden states. Its "
                 "hidden states cannot be kept (trunk_memory: 0)"
@@ -253,7 +253,7 @@ class _HandingOn:
 def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
     """The name of the list of blocks in which all targets lie, and the lowest target's block."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise TrunkError(
+        raise NoTrunkError(
             "hidden states are kept for decoder-only models; in an encoder-decoder model both "
             "halves reach the targets (trunk_memory: 0)"
         )
@@ -267,7 +267,7 @@ def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
                 break
     lists = sorted({name for name, _ in found})
     if len(lists) != 1 or len(found) == 0:
-        raise TrunkError(
+        raise NoTrunkError(
             f"the targets lie in {', '.join(lists) or 'no list of blocks'}, and hidden states are "
             "kept below one list of blocks (trunk_memory: 0)"
         )

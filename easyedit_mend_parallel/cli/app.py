@@ -7,11 +7,12 @@ their functions, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from easyedit_mend_parallel.cli import calibrate, plugins
+from easyedit_mend_parallel.cli import calibrate, check, demo, plugins, train
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -25,13 +26,29 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from easyedit_mend_parallel import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _all_commands() -> None:
+def _all_commands(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
     """Edit knowledge in language models that do not fit on one device."""
 
 
 app.command("calibrate")(calibrate.command)
+app.command("check")(check.command)
+app.command("demo")(demo.command)
 app.command("plugins")(plugins.command)
+app.command("train")(train.command)
 
 
 def main() -> None:

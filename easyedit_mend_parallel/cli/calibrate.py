@@ -33,9 +33,9 @@ def command(
     from easyedit_mend_parallel.archive import save_archive
     from easyedit_mend_parallel.batch import make_batch
     from easyedit_mend_parallel.calibration import calibrate
-    from easyedit_mend_parallel.cli.model import load_model
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
     from easyedit_mend_parallel.hypernetwork import Hypernetwork
+    from easyedit_mend_parallel.loading import load_model
     from easyedit_mend_parallel.placement import network_home
     from easyedit_mend_parallel.target import find_targets
     from easyedit_mend_parallel.training.data import read_examples

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
 def command(
+    methods: Annotated[
+        bool,
+        typer.Option(
+            "--methods", help="Import EasyEdit, and ask each plugin for its methods' names."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """List the plugins that this package finds, and what each offers."""
-    from easyedit_mend_parallel.plugins import plugin_manager
+    from easyedit_mend_parallel.easyedit.host import find_host
+    from easyedit_mend_parallel.plugins import offers
+    from easyedit_mend_parallel.stores import KINDS
 
-    manager = plugin_manager()
-    found = [
-        {
-            "plugin": manager.get_name(plugin) or "?",
-            "offers": sorted(caller.name for caller in manager.get_hookcallers(plugin) or ()),
-        }
-        for plugin in manager.get_plugins()
-    ]
-    found.sort(key=lambda one: str(one["plugin"]))
+    found = offers(find_host(import_it=methods))
     if as_json:
-        print(json.dumps(found, indent=2))
+        shown = [dataclasses.asdict(one) for one in found]
+        print(json.dumps({"plugins": shown, "own_stores": list(KINDS)}, indent=2))
         return
-    table = Table("plugin", "offers")
+    table = Table("plugin", "package", "methods", "weight stores")
     for one in found:
-        table.add_row(str(one["plugin"]), ", ".join(one["offers"]))
-    Console().print(table)
+        known = ", ".join(one.methods) or ("some: see --methods" if one.offers_methods else "")
+        stores = "some, asked for each weight" if one.offers_stores else ""
+        table.add_row(
+            escape(one.plugin), escape(f"{one.package} {one.version}"), escape(known), stores
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"this package's own stores: {', '.join(KINDS)}", highlight=False)

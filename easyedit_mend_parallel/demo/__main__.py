@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
 from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
-from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.demo.smollm2 import DemoError, prepare
 from easyedit_mend_parallel.errors import MendParallelError
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.stores import store_for
@@ -37,14 +38,15 @@ SAME_EDIT = 1e-5
 """The bound: this share of the largest change, and one unit in the last place of the weight."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo with these command-line arguments (default: the process's own)."""
     parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo")
     parser.add_argument(
         "--placement",
         choices=NAMES,
         help="where the blocks lie (default: the best this machine has, then simulated)",
     )
-    named = parser.parse_args().placement
+    named = parser.parse_args(arguments).placement
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         if named:
@@ -74,7 +76,9 @@ def show_simulated(console: Console) -> int:
 def show(name: str, console: Console) -> int:
     """One pass: load, edit each fact, compare, roll back. Returns 0 if all of it held."""
     started = time.perf_counter()
+    _refuse_without("easyeditor", "a clone of EasyEdit, or its release")
     if name == "simulated":
+        _refuse_without("simulated_accelerators", "the folder tests of a clone of this project")
         importlib.import_module("simulated_accelerators").load()
     logging.disable(logging.WARNING)  # EasyEdit logs every metric
     with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +93,12 @@ def show(name: str, console: Console) -> int:
             os.chdir(home)
     console.print(f"{name}: {time.perf_counter() - started:.0f} seconds\n")
     return 0 if held else 1
+
+
+def _refuse_without(module: str, where: str) -> None:
+    """Raise DemoError where `module`, which is found in `where`, cannot be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise DemoError(f"this demo needs {module}, which is not here: put {where} on PYTHONPATH")
 
 
 def edit_facts(where: Spread, console: Console) -> bool:

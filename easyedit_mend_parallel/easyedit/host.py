@@ -5,9 +5,12 @@ Two are known: today's repository (a clone on PYTHONPATH), and the release 0.0.1
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from pathlib import Path
 
+from easyedit_mend_parallel.errors import PluginError
 from easyedit_mend_parallel.hookspecs import Host
 
 NAME = "easyeditor"
@@ -28,6 +31,23 @@ def early_release_is_installed() -> bool:
     except (ImportError, ValueError):
         return False
     return spec is not None and spec.origin is not None and is_early(Path(spec.origin).parent)
+
+
+def find_host(*, import_it: bool = False) -> Host | None:
+    """The EasyEdit of this process, or None where nobody imported it; `import_it` imports it.
+
+    Raises PluginError where it is to be imported and cannot be.
+    """
+    if import_it:
+        try:
+            importlib.import_module(NAME)
+        except ImportError as error:
+            raise PluginError(
+                f"EasyEdit cannot be imported here ({error}): put a clone of it on PYTHONPATH, or "
+                "install its release"
+            ) from error
+    package = sys.modules.get(NAME)
+    return None if package is None else Host(package)
 
 
 def keeps_edits_unless_asked(host: Host) -> bool:

@@ -24,6 +24,8 @@ __all__ = ["Staged", "Store", "prepare", "store_for"]
 
 OFFERS = (output.offer, sharded.offer, resident.offer, ram.offer, shadow.offer)
 """This package's own kinds, in the order in which they are asked."""
+KINDS = tuple(offer.__module__.rpartition(".")[2] for offer in OFFERS)
+"""Their names."""
 
 
 def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:

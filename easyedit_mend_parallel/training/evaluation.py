@@ -9,8 +9,9 @@ unchanged. Every request is edited by itself; nothing is written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,13 @@ class Scores:
         """The sum of the means: what a choice on validation data may go by."""
         return sum(score.mean for score in self.scores.values())
 
+    def flat(self) -> dict[str, float]:
+        """Every figure under a name of its own: `edit`, `edit_low`, `edit_high`, ..."""
+        figures = {"edit_loss": self.edit_loss, "locality_loss": self.locality_loss}
+        for name, score in self.scores.items():
+            figures |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
+        return figures
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -80,14 +88,38 @@ def evaluate(
     editing: Hypernetwork | Editing,
     examples: Sequence[Example],
     unrelated: Sequence[str],
+    **options: Any,
+) -> list[Scores]:
+    """The scores of each split among `examples`; see `measure_edits`, which takes the `options`."""
+    return scores_of(measure_edits(texts, targets, editing, examples, unrelated, **options))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of one text: which of `MEASURES` it belongs to, its value there (0 to 1), and its loss."""
+
+    split: str
+    kind: str
+    value: float
+    loss: float
+
+
+def measure_edits(
+    texts: Texts,
+    targets: Sequence[Target],
+    editing: Hypernetwork | Editing,
+    examples: Sequence[Example],
+    unrelated: Sequence[str],
     *,
     batch_size: int = 8,
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Scores]:
-    """The scores of each split among `examples`, in the order in which splits first appear.
+) -> list[Measurement]:
+    """Edit each example by itself and measure it on its own texts.
 
     `editing` is a trained network, or whatever else turns requests into updates. Each example is
-    also held against one of its unrelated texts, or else one of `unrelated`, in turn.
+    also held against one of its unrelated texts, or else one of `unrelated`, in turn. With
+    `share` (i, n) only every n-th example from the i-th on is measured: the part of process i.
     """
     if isinstance(editing, Hypernetwork):
         network = editing
@@ -95,41 +127,33 @@ def evaluate(
         def editing(requests: Sequence[Text]) -> dict[str, LowRankUpdate]:
             return propose(texts.model, targets, texts.batch(requests), network).updates
 
-    found: dict[str, _Collected] = {}
-    numbered = list(enumerate(examples))
+    found: list[Measurement] = []
+    numbered = list(enumerate(examples))[share[0] :: share[1]]
     with torch.no_grad():
         for start in range(0, len(numbered), batch_size):
             part = numbered[start : start + batch_size]
-            for example, measured in _measured(texts, targets, editing, part, unrelated):
-                found.setdefault(example.split, _Collected()).add(measured)
+            found += _measured(texts, targets, editing, part, unrelated)
             progress(start + len(part))
-    return [collected.scores(split) for split, collected in found.items()]
+    return found
 
 
-@dataclass(frozen=True)
-class _Measured:
-    kind: str
-    value: float
-    loss: float
-
-
-class _Collected:
-    def __init__(self) -> None:
-        self.measured: list[_Measured] = []
-
-    def add(self, measured: Sequence[_Measured]) -> None:
-        self.measured += measured
-
-    def scores(self, split: str) -> Scores:
-        of_kind = {kind: [m for m in self.measured if m.kind == kind] for kind in MEASURES}
+def scores_of(measurements: Sequence[Measurement]) -> list[Scores]:
+    """The scores of each split, in the order in which splits first appear."""
+    by_split: dict[str, list[Measurement]] = {}
+    for one in measurements:
+        by_split.setdefault(one.split, []).append(one)
+    scores = []
+    for split, found in by_split.items():
+        of_kind = {kind: [m for m in found if m.kind == kind] for kind in MEASURES}
         learnt = of_kind["rephrase"] or of_kind["edit"]
         held = of_kind["neighbours"] + of_kind["unrelated"]
-        return Scores(
-            split,
-            {k: Score.of([m.value for m in found]) for k, found in of_kind.items() if found},
-            sum(m.loss for m in learnt) / len(learnt),
-            sum(m.loss for m in held) / max(1, len(held)),
-        )
+        values = {k: Score.of([m.value for m in some]) for k, some in of_kind.items() if some}
+        scores.append(Scores(split, values, _mean_loss(learnt), _mean_loss(held)))
+    return scores
+
+
+def _mean_loss(measurements: Sequence[Measurement]) -> float:
+    return sum(one.loss for one in measurements) / max(1, len(measurements))
 
 
 def _measured(
@@ -138,8 +162,8 @@ def _measured(
     editing: Editing,
     part: Sequence[tuple[int, Example]],
     unrelated: Sequence[str],
-) -> Iterator[tuple[Example, list[_Measured]]]:
-    """Every measurement of each example, from one edited and one unedited forward."""
+) -> list[Measurement]:
+    """Every measurement of some examples, from one edited and one unedited forward."""
     chosen = [
         (n, kind, text) for n, (at, e) in enumerate(part) for kind, text in _of(e, at, unrelated)
     ]
@@ -158,10 +182,10 @@ def _measured(
     sizes = [len(one) for one in found]
     parts = (torch.split(one, sizes) for one in (after, before, labels))
     each = zip(chosen, *parts, strict=True)
-    by_example: list[list[_Measured]] = [[] for _ in part]
-    for (number, kind, _), edited, whole, label in each:
-        by_example[number].append(_measure(kind, edited, whole, label))
-    yield from zip((example for _, example in part), by_example, strict=True)
+    return [
+        _measure(part[number][1].split, kind, edited, whole, label)
+        for (number, kind, _), edited, whole, label in each
+    ]
 
 
 def _of(example: Example, number: int, unrelated: Sequence[str]) -> list[tuple[str, Text]]:
@@ -178,11 +202,11 @@ def _of(example: Example, number: int, unrelated: Sequence[str]) -> list[tuple[s
     ]
 
 
-def _measure(kind: str, after: Tensor, before: Tensor, label: Tensor) -> _Measured:
+def _measure(split: str, kind: str, after: Tensor, before: Tensor, label: Tensor) -> Measurement:
     if kind in ("edit", "rephrase"):
         hit = bool((after.argmax(-1) == label).all())
-        return _Measured(kind, float(hit), F.cross_entropy(after, label).item())
+        return Measurement(split, kind, float(hit), F.cross_entropy(after, label).item())
     same = (after.argmax(-1) == before.argmax(-1)).float()
     value = same.mean().item() if kind == "unrelated" else float(same.all())
     old, new = before.log_softmax(-1), after.log_softmax(-1)
-    return _Measured(kind, value, (old.exp() * (old - new)).sum(-1).mean().item())
+    return Measurement(split, kind, value, (old.exp() * (old - new)).sum(-1).mean().item())

@@ -1,0 +1,196 @@
+"""`mend-parallel check`: the plan of an edit as tables, every problem in a line of its own.
+
+Knows how a plan is shown; what it says is `plan`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from easyedit_mend_parallel.plan import Plan, Range, Speeds
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="A hyperparameter file (yaml or json).")],
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0=20GiB,cpu=30GiB",
+            help="Plan for a machine with this much memory instead of this machine.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Say before anything is loaded where the model would lie, what an edit takes, and every
+    reason for which it would not work. Exits with 1 if there is one."""
+    from easyedit_mend_parallel.plan import ASSUMED, measured, plan, read_max_memory
+
+    limits = None if max_memory is None else read_max_memory(max_memory)
+    speeds = measured if limits is None else lambda _: ASSUMED
+    found = plan(config, max_memory=limits, speeds=speeds)
+    if as_json:
+        print(json.dumps(_as_json(found), indent=2))
+    else:
+        _show(found, Console())
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _as_json(found: Plan) -> dict[str, Any]:
+    from easyedit_mend_parallel.plan import TOKENS
+
+    low, high = found.seconds
+    about = dataclasses.asdict(found)
+    network = about.pop("network")
+    return {
+        **about,
+        "source": str(found.source),
+        "network": network and {"place": network[0], "bytes": network[1]},
+        "memory": [{**dataclasses.asdict(one), "edit": one.edit} for one in found.memory],
+        "tokens": TOKENS,
+        "estimated_seconds": {"low": low, "high": high} if found.steps else None,
+    }
+
+
+def _show(found: Plan, console: Console) -> None:
+    if found.model:
+        console.print(
+            f"{escape(found.model)}: {found.architecture}, {found.parameters / 1e6:,.0f} million "
+            f"parameters, {found.dtype}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _show_blocks(found, console)
+    if found.targets:
+        _show_targets(found, console)
+    if found.memory:
+        _show_memory(found, console)
+    if found.speeds is not None:
+        _show_time(found, found.speeds, console)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+    for problem in found.problems:
+        console.print(f"[bold red]problem[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    many = len(found.problems)
+    if many:
+        console.print(f"[bold red]{many} problem{'s' if many > 1 else ''}[/]")
+    else:
+        console.print("[bold green]no problems[/]")
+
+
+def _show_blocks(found: Plan, console: Console) -> None:
+    from easyedit_mend_parallel.plan import label
+
+    places: dict[str, list[str]] = {}
+    for module, place in found.device_map.items():
+        places.setdefault(label(place), []).append(module or "the whole model")
+    for place, modules in places.items():
+        ends = modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"
+        count = f" ({len(modules)} modules)" if len(modules) > 1 else ""
+        console.print(f"  {place}: {escape(ends)}{count}", highlight=False)
+
+
+def _show_targets(found: Plan, console: Console) -> None:
+    from easyedit_mend_parallel.plan import label
+
+    name = Column("target", overflow="fold")
+    table = Table(name, "in × out", "lies on", "computes on", "store", title="Targets")
+    for one in found.targets:
+        table.add_row(
+            one.target.name,
+            f"{one.target.in_features} × {one.target.out_features}",
+            label(one.place),
+            label(one.device),
+            one.store,
+        )
+    console.print(table)
+
+
+def _show_memory(found: Plan, console: Console) -> None:
+    from easyedit_mend_parallel.plan import TOKENS, label
+
+    table = Table(
+        "place", "weights", "may take", "backups", "many edits", "network", "rows", title="Memory"
+    )
+    for one in found.memory:
+        table.add_row(
+            label(one.place),
+            _size(one.weights),
+            "" if one.limit is None else _size(one.limit),
+            _size(one.backups),
+            _size(one.backups_later),
+            _size(one.network),
+            _size(one.rows),
+        )
+    console.print(table)
+    console.print(
+        "backups: of the edited weights (edited copies, for weights on disk) while one edit is in "
+        "the model; many edits: the same at most, with many sequential edits, however many. rows: "
+        f"of a request of {TOKENS} tokens. Not counted: what a forward pass itself takes.",
+        style="dim",
+    )
+
+
+def _show_time(found: Plan, speeds: Speeds, console: Console) -> None:
+    from easyedit_mend_parallel.plan import TOKENS, kind_of
+
+    low, high = found.seconds
+    table = Table("part", "bytes", "operations", "estimate", title="Time")
+    for step in found.steps:
+        table.add_row(
+            step.name, _size(step.bytes), f"{step.flops:.1e}", _range(step.low, step.high)
+        )
+    table.add_row("one edit", "", "", _range(low, high), style="bold")
+    console.print(table)
+    places = {one.place for one in found.memory}
+    kinds = dict.fromkeys(kind_of(place) for place in places)
+    on = [(f"{_kind(kind)} computes", speeds.flops[kind], "FLOP/s") for kind in kinds]
+    on += [(f"{_kind(kind)} memory", speeds.memory[kind], "B/s") for kind in kinds]
+    if len(kinds) > 1:
+        on.append(("RAM to accelerator", speeds.link, "B/s"))
+    if "disk" in places:
+        on.append(("disk, or files that the system has in memory", speeds.disk, "B/s"))
+    on.append(("calls of layers", speeds.calls, "a second"))
+    rests = [f"{name} {_speed(one, unit)}" for name, one, unit in on]
+    console.print(
+        f"an estimate, for one request of {TOKENS} tokens, from the bytes and operations above and "
+        f"these speeds: {'; '.join(rests)}.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _size(size: int) -> str:
+    """Bytes as people read them; nothing for none."""
+    if not size:
+        return ""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:,.3g} {name}"
+    return f"{size} B"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_seconds(low)} to {_seconds(high)}"
+
+
+def _seconds(seconds: float) -> str:
+    number, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1g} {unit}"
+
+
+def _speed(speed: Range, unit: str) -> str:
+    how = "measured here" if speed.measured else "assumed"
+    return f"{speed.low:.0e} to {speed.high:.0e} {unit} ({how})"
+
+
+def _kind(kind: str) -> str:
+    return "CPU" if kind == "cpu" else kind

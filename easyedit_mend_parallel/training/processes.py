@@ -1,0 +1,74 @@
+"""What several training processes do together: exchange statistics, gradients and measurements.
+
+Each process has the whole base model (on its devices) and a copy of the hypernetwork; accelerate
+carries what they exchange. With one process nothing is exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import TrainingError
+
+Item = TypeVar("Item")
+
+
+class Processes:
+    """The processes of one run, as accelerate started them."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.index: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+
+    def samples(self, own: Tensor) -> Iterable[Tensor]:
+        """Every process's `own`, in the order of the processes."""
+        if self.count == 1:
+            return [own]
+        gathered: Tensor = self.accelerator.gather(own.unsqueeze(0))
+        return list(gathered)
+
+    def items(self, own: Sequence[Item]) -> list[Item]:
+        """Every process's items, in the order of the processes."""
+        found: list[Item] = gather_object(list(own)) if self.count > 1 else list(own)
+        return found
+
+    def mean(self, own: Tensor) -> Tensor:
+        """The mean over the processes, the same on each."""
+        if self.count == 1:
+            return own
+        mean: Tensor = self.accelerator.reduce(own, "mean")
+        return mean
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every parameter the mean of its gradients over the processes, in one exchange."""
+        if self.count == 1:
+            return
+        flat = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float()
+                for p in parameters
+            ]
+        )
+        mean = self.mean(flat)
+        for parameter, part in zip(
+            parameters, torch.split(mean, [p.numel() for p in parameters]), strict=True
+        ):
+            parameter.grad = part.reshape(parameter.shape).to(parameter.dtype)
+
+    def agree(self, own: str, what: str) -> None:
+        """Raise TrainingError, on every process, where they do not all say the same of `what`."""
+        if len(set(self.items([own]))) > 1:
+            raise TrainingError(
+                f"the processes of this run were given different {what}: start all of them with "
+                "the same configuration and files"
+            )
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()

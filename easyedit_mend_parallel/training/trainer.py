@@ -1,0 +1,373 @@
+"""Trains a hypernetwork for a model that lies wherever it lies, in one process or in many.
+
+The loop: draw, measure, step; now and then log, evaluate, keep the best and write a checkpoint.
+What a step draws and minimises is said in `drawing.py` and `objective.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import get_scheduler
+
+from easyedit_mend_parallel.archive import load_archive, save_archive
+from easyedit_mend_parallel.capture import capture
+from easyedit_mend_parallel.errors import HparamsError, NoTrunkError, TrainingError
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.placement import network_home
+from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    refusing_full_disks,
+    save_checkpoint,
+)
+from easyedit_mend_parallel.training.drawing import Drawing, Drawn
+from easyedit_mend_parallel.training.evaluation import Scores, measure_edits, scores_of
+from easyedit_mend_parallel.training.fitting import Data, fitting
+from easyedit_mend_parallel.training.gradient_watch import GradientWatch
+from easyedit_mend_parallel.training.metrics import Metrics
+from easyedit_mend_parallel.training.objective import measure_step
+from easyedit_mend_parallel.training.processes import Processes
+from easyedit_mend_parallel.training.screen import Screen
+from easyedit_mend_parallel.training.texts import Text, Texts
+from easyedit_mend_parallel.trunk import Trunk
+
+log = logging.getLogger(__name__)
+
+ARCHIVE, CHECKPOINT = "archive.safetensors", "last.safetensors"
+"""What a run leaves in its folder: the best archive so far, and what going on needs."""
+SCORE = "score"
+"""The sum of the four measures over all splits, as `early_stop_key`."""
+
+
+LOGGED = ("edit", "locality", "success", "unchanged")
+"""The figures of a step: see `objective.Measured`."""
+
+
+class Trainer:
+    """One training run of `hparams` on `model`, whose results go to `folder`.
+
+    A step takes `batch_size` edits at once, `accumulate_bs` times, in each process. Runs for
+    `max_iters` steps or `max_epochs` epochs, at most `minutes`; evaluates every `val_interval`
+    steps, keeps the archive that is best by `early_stop_key`, and stops after
+    `early_stop_patience` steps without a better one. With `resume` it goes on from the folder's
+    checkpoint: the same steps, on the same curve. `archive` names a network to start from.
+
+    The model's weights are frozen, and stay as they are. Raises DataError, HparamsError,
+    ArchiveError or TrainingError.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        hparams: MENDParallelTrainingHparams,
+        data: Data,
+        folder: Path,
+        *,
+        accelerator: Accelerator | None = None,
+        minutes: float | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.hparams, self.folder, self.minutes, self.resume = hparams, folder, minutes, resume
+        self.processes = Processes(accelerator or Accelerator())
+        self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
+        self.model = model.requires_grad_(False).eval()
+        self.targets = find_targets(model, hparams.inner_params)
+        self.texts = Texts(
+            model,
+            tokenizer,
+            max_length=hparams.max_length,
+            special_tokens_in_labels=hparams.special_tokens_in_labels,
+        )
+        self.data = fitting(data, self.texts)
+        self.drawing = Drawing(
+            self.data.train,
+            self.data.unrelated,
+            per_step=hparams.batch_size * hparams.accumulate_bs * self.processes.count,
+            neighbour_share=hparams.neighbour_share,
+            seed=hparams.seed,
+        )
+        self.steps = self._planned_steps()
+        torch.manual_seed(hparams.seed)
+        self.network = Hypernetwork(self.targets, hparams.network_config())
+        self.network.to(network_home(model, self.targets, hparams.network_device))
+        self.optimizer = self._optimizer()
+        self.progress = Progress(configuration=self._configuration())
+        self.evaluations: list[Scores] = []
+
+    def run(self) -> Path:
+        """Train; the path of the best archive (the last one where nothing was evaluated)."""
+        accelerator = self.processes.accelerator
+        self._begin()
+        optimizer = accelerator.prepare_optimizer(self.optimizer, device_placement=False)
+        schedule = get_scheduler(self.hparams.lr_schedule, self.optimizer, 0, self.steps)
+        schedule.last_epoch = self.progress.step - 1
+        schedule.step()
+        metrics = Metrics(
+            self.folder if accelerator.is_main_process else None,
+            self.progress.step,
+            accelerator.log if accelerator.trackers else None,
+        )
+        watch = GradientWatch(self.hparams.log_interval)
+        started, bad, seen = time.monotonic(), 0, torch.zeros(4)
+        logged = self.progress.step
+        with self.screen.steps(self.steps, self.progress.step):
+            while self.progress.step < self.steps and not self._is_over(started):
+                figures, norm = self._step(watch)
+                if torch.isfinite(norm):
+                    bad, seen = 0, seen + figures
+                    optimizer.step()
+                else:
+                    bad = self._not_a_number(bad + 1)
+                schedule.step()
+                self.progress.step += 1
+                step = self.progress.step
+                if self._every(self.hparams.log_interval):
+                    mean = self.processes.mean(seen.to(self.network.edit_lrs.device))
+                    mean = mean / max(1, step - logged)
+                    values = dict(zip(LOGGED, mean.tolist(), strict=True))
+                    metrics.add(step, "train", values)
+                    self.screen.show(step, values)
+                    seen, logged = torch.zeros(4), step
+                else:
+                    self.screen.show(step)
+                if self._every(self.hparams.val_interval):
+                    self._evaluate(metrics)
+                if self._every(self.hparams.model_save_pt):
+                    self._save_checkpoint()
+        watch.refuse_dead()
+        if self.hparams.final_eval and not self._every(self.hparams.val_interval):
+            self._evaluate(metrics)
+        self._save_checkpoint()
+        if not self.data.validation:
+            self._save_archive(self.folder / ARCHIVE)
+        accelerator.end_training()
+        self.processes.wait()
+        return self.folder / ARCHIVE
+
+    def _step(self, watch: GradientWatch) -> tuple[Tensor, Tensor]:
+        """Gradients of one step, the same in every process: its figures, and their norm."""
+        hparams, accelerator = self.hparams, self.processes.accelerator
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = torch.zeros(4)
+        for chosen in self._own_parts(self.drawing.step(self.progress.step)):
+            with accelerator.autocast():
+                found = measure_step(
+                    self.texts,
+                    self.targets,
+                    self.network,
+                    chosen,
+                    locality_positions=hparams.locality_positions,
+                )
+            watch.follow(found.updates)
+            loss = hparams.cedit * found.edit + hparams.cloc * found.locality.to(found.edit.device)
+            accelerator.backward(loss / hparams.accumulate_bs)
+            values = (found.edit, found.locality, found.success, found.unchanged)
+            figures += torch.stack([v.detach().cpu() for v in values]) / hparams.accumulate_bs
+        parameters = list(self.network.parameters())
+        self.processes.average_gradients(parameters)
+        norm: Tensor = accelerator.clip_grad_norm_(parameters, hparams.grad_clip)
+        return figures, norm
+
+    def _own_parts(self, drawn: Sequence[Drawn]) -> list[Sequence[Drawn]]:
+        """This process's part of a step, `batch_size` at a time."""
+        size, count = self.hparams.batch_size, self.hparams.accumulate_bs
+        first = self.processes.index * size * count
+        return [drawn[first + n * size : first + (n + 1) * size] for n in range(count)]
+
+    def _begin(self) -> None:
+        """The network and the optimizer as they are before the first step that is made."""
+        checkpoint = self.folder / CHECKPOINT
+        if self.resume:
+            found = load_checkpoint(checkpoint, self.network, self.optimizer)
+            if found.configuration != self.progress.configuration:
+                raise TrainingError(
+                    f"{checkpoint} was made with other hyperparameters or data: give those, or "
+                    "another folder"
+                )
+            self.progress = found
+        elif checkpoint.exists():
+            raise TrainingError(
+                f"{self.folder} holds a run already: go on with it (--resume), or name another "
+                "folder"
+            )
+        self.processes.agree(repr(self.progress), "configurations or data")
+        self.processes.accelerator.init_trackers("mend")
+        self._keep_trunk()
+        if self.resume:
+            return
+        if self.hparams.archive is not None:
+            archive = load_archive(self.hparams.archive)
+            archive.say_other_labels(self.hparams.special_tokens_in_labels)
+            archive.load_into(self.network, untrained=True)
+        if self.network.config.norm:
+            self._gather_statistics()
+
+    def _gather_statistics(self) -> None:
+        processes, size = self.processes, self.hparams.batch_size
+        together = size * processes.count
+        wanted = min(self.hparams.statistics_examples, len(self.data.train))
+        examples = self.data.train[: max(1, wanted // together) * together]
+        own = examples[processes.index :: processes.count]
+        for start in self.screen.track(range(0, len(own), size), "statistics of the token rows"):
+            requests = [
+                Text(e.request.prompt, e.request.target_text) for e in own[start : start + size]
+            ]
+            rows, _ = capture(self.model, self.targets, self.texts.batch(requests))
+            self.network.observe(rows, processes.samples)
+
+    def _keep_trunk(self) -> None:
+        """Pass the training texts through the trunk once, where their states may be kept."""
+        memory, disk = self.hparams.trunk_bytes
+        if not memory + disk:
+            return
+        folder = self.hparams.trunk_folder
+        own = None if folder is None else Path(folder) / f"process-{self.processes.index}"
+        try:
+            trunk = Trunk(
+                self.model,
+                self.targets,
+                self.texts.tokenizer,
+                memory_limit=memory,
+                disk_limit=disk,
+                folder=own,
+            )
+            self.texts.trunk = trunk
+            first = self.data.train[0].request
+            self.texts.batch([Text(first.prompt, first.target_text)])
+        except NoTrunkError as error:
+            log.warning("every step runs the whole model: %s", error)
+            self.texts.trunk = None
+            return
+        texts = [Text(text) for text in self.data.unrelated]
+        for example in self.data.train:
+            target = example.request.target_text
+            prompts = (example.request.prompt, *example.rephrases)
+            texts += [Text(prompt, target) for prompt in prompts]
+            texts += [Text(h.prompt, h.target) for h in (*example.neighbours, *example.unrelated)]
+        self.screen.count(
+            self.texts.keep(texts), len(dict.fromkeys(texts)), "hidden states below the targets"
+        )
+        trunk.kept.save()
+
+    def _evaluate(self, metrics: Metrics) -> None:
+        """Measure the validation part; keep the archive where it is the best so far."""
+        if not self.data.validation:
+            return
+        share = (self.processes.index, self.processes.count)
+        with self.screen.counting("evaluation", -(-len(self.data.validation) // share[1])) as count:
+            own = measure_edits(
+                self.texts,
+                self.targets,
+                self.network,
+                self.data.validation,
+                self.data.validation_unrelated,
+                batch_size=self.hparams.val_batch_size,
+                share=share,
+                progress=count,
+            )
+        self.evaluations = scores_of(self.processes.items(own))
+        for scores in self.evaluations:
+            metrics.add(self.progress.step, scores.split, scores.flat())
+            self.screen.scores(self.progress.step, scores)
+        value = self._value(self.evaluations)
+        best = self.progress.best
+        if best is None or value < best:
+            self.progress.best, self.progress.best_step = value, self.progress.step
+            self._save_archive(self.folder / ARCHIVE)
+
+    def _value(self, evaluations: Sequence[Scores]) -> float:
+        """What the best archive is chosen by, the smaller the better."""
+        key = self.hparams.early_stop_key
+        if key == SCORE:
+            return -sum(scores.total for scores in evaluations)
+        if key == "loss/total_edit_val":
+            edit, locality = self.hparams.cedit, self.hparams.cloc
+            return sum(edit * s.edit_loss + locality * s.locality_loss for s in evaluations)
+        raise HparamsError(
+            f"early_stop_key is {key!r}; it has to be 'loss/total_edit_val' (the loss that "
+            f"training minimises) or {SCORE!r} (the sum of the measures, the larger the better)"
+        )
+
+    def _is_over(self, started: float) -> bool:
+        late = self.minutes is not None and time.monotonic() - started > 60 * self.minutes
+        progress = self.progress
+        tired = (
+            progress.best is not None
+            and progress.step - progress.best_step >= self.hparams.early_stop_patience
+        )
+        own = torch.tensor([float(late)], device=self.network.edit_lrs.device)
+        return tired or bool(self.processes.mean(own) > 0)
+
+    def _not_a_number(self, bad: int) -> int:
+        """A step that cannot be made: left out, unless there were too many in a row."""
+        if bad >= self.hparams.nan_limit:
+            raise TrainingError(
+                f"the loss or its gradient was not a number in {bad} steps in a row, up to step "
+                f"{self.progress.step}. The last checkpoint is kept: lower lr and lr_lr, or use "
+                "another dtype (float16 overflows where bfloat16 does not)"
+            )
+        log.warning("step %d is left out: its gradient is not a number", self.progress.step)
+        return bad
+
+    def _save_checkpoint(self) -> None:
+        if self.processes.accelerator.is_main_process:
+            save_checkpoint(self.folder / CHECKPOINT, self.progress, self.network, self.optimizer)
+
+    def _save_archive(self, path: Path) -> None:
+        if self.processes.accelerator.is_main_process:
+            about: dict[str, Any] = {
+                "base": getattr(self.model.config, "name_or_path", ""),
+                "step": self.progress.step,
+                "special_tokens_in_labels": self.hparams.special_tokens_in_labels,
+                "scores": [scores.to_dict() for scores in self.evaluations],
+            }
+            with refusing_full_disks(path):
+                save_archive(path, self.network, **about)
+
+    def _every(self, interval: int) -> bool:
+        return interval > 0 and self.progress.step % interval == 0
+
+    def _planned_steps(self) -> int:
+        if self.hparams.max_iters is not None:
+            return self.hparams.max_iters
+        if self.hparams.max_epochs is not None:
+            return self.hparams.max_epochs * self.drawing.steps_per_epoch
+        raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, self.hparams.opt, None)
+        if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
+            raise HparamsError(f"opt is {self.hparams.opt!r}, which torch.optim does not have")
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.network.mend.parameters()), "lr": self.hparams.lr},
+            {"params": [self.network.edit_lrs], "lr": self.hparams.lr_lr},
+        ]
+        try:
+            return kind(groups, fused=True)  # type: ignore[call-arg]
+        except (TypeError, RuntimeError):  # this optimizer, or this device, has no fused step
+            return kind(groups)  # type: ignore[call-arg]
+
+    def _configuration(self) -> dict[str, Any]:
+        """What a resumed run has to have in common with the one that it goes on with."""
+        names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
+        names += ["cedit", "cloc", "neighbour_share", "locality_positions", "lr_schedule"]
+        other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
+        return {
+            **other_labels,
+            **{name: getattr(self.hparams, name) for name in names},
+            "processes": self.processes.count,
+            "examples": len(self.data.train),
+            "steps": self.steps,
+        }
