@@ -19,11 +19,20 @@ from toys import (
     toy_tokenizer,
 )
 
-from easyedit_mend_parallel import MendParallel, load_archive, save_archive
+from easyedit_mend_parallel import (
+    MendParallel,
+    MENDParallelTrainingHparams,
+    load_archive,
+    save_archive,
+)
 from easyedit_mend_parallel.batch import IGNORED, Batch, make_batch, without_special_tokens
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.training.data import Example, Held
+from easyedit_mend_parallel.training.fitting import Data
+from easyedit_mend_parallel.training.texts import Text
+from easyedit_mend_parallel.training.trainer import Trainer
 
 BOS = 1
 
@@ -116,6 +125,29 @@ def test_an_archive_says_how_its_labels_were_made(name: str, way: bool, tmp_path
     network = toy_network(model, toy_tokenizer())
     path = save_archive(tmp_path / name, network, special_tokens_in_labels=way)
     assert load_archive(path).special_tokens_in_labels is way
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_the_trainer_makes_labels_the_way_its_archive_says(way: bool, tmp_path: Path) -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer(bos=True)
+    hparams = MENDParallelTrainingHparams(
+        **vars(toy_hparams(toy_targets(model), special_tokens_in_labels=way, edit_lr=-1e-2))
+        | {"batch_size": 1, "accumulate_bs": 1, "max_iters": 1}
+    )
+    examples = [
+        Example(
+            one,
+            rephrases=(f"some people say that {one.prompt}",),
+            neighbours=(Held("water boils at"),),
+            unrelated=(Held("a cat sat on the mat"),),
+        )
+        for one in as_requests(REQUESTS)
+    ]
+    trainer = Trainer(model, tokenizer, hparams, Data(examples, []), tmp_path, quiet=True)
+
+    labels = trainer.texts.batch([Text("who wrote Hamlet", " Paris")]).labels
+    assert (labels == BOS).any() == way
+    assert load_archive(trainer.run()).special_tokens_in_labels is way
 
 
 def test_an_archive_that_does_not_say_was_made_easyedits_way(tmp_path: Path) -> None:
