@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from toys import (
     toy_tokenizer,
     weights,
 )
-from untrained_toys import LIMIT, ONE, TWO, answers, asked, calibrated, editor
+from untrained_toys import CONTRADICTION, LIMIT, NEAR, ONE, TWO, answers, asked, calibrated, editor
 
 from easyedit_mend_parallel import (
     ArchiveError,
@@ -98,15 +99,16 @@ def test_with_statistics_rows_are_normalised_where_the_hyperparameters_say_norm(
     assert answers(one, ONE) == [True]
 
 
-def test_several_requests_have_a_step_each_the_one_they_have_alone() -> None:
+@pytest.mark.parametrize("requests", [TWO, NEAR], ids=["apart", "of one prompt"])
+def test_several_requests_have_a_step_each_the_one_they_have_alone(requests: Any) -> None:
     one = editor()
     alone = []
-    for request in TWO:
+    for request in requests:
         result = one.edit(request)
         alone.append({name: update.norm() for name, update in result.updates.items()})
         result.rollback()
 
-    together = one.edit(TWO)
+    together = one.edit(requests)
 
     for name, update in together.updates.items():
         for number, norms in enumerate(alone):
@@ -117,15 +119,13 @@ def test_several_requests_have_a_step_each_the_one_they_have_alone() -> None:
 
 def test_requests_that_disturb_each_other_are_named(caplog: pytest.LogCaptureFixture) -> None:
     one = editor()
-    contradiction = [ONE, {**ONE, "target_new": "stone"}]
-
     with caplog.at_level(logging.WARNING):
-        one.edit(contradiction)
+        one.edit(CONTRADICTION)
 
-    yes = answers(one, contradiction)
+    yes = answers(one, CONTRADICTION)
     assert not all(yes)
     (said,) = [m for m in caplog.messages if "not answered by the edited model" in m]
-    for request, answered in zip(contradiction, yes, strict=True):
+    for request, answered in zip(CONTRADICTION, yes, strict=True):
         assert (f"-> {request['target_new']!r}" in said) is not answered
 
 
