@@ -35,97 +35,112 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 
 @dataclass(kw_only=True)
 class MendHparams:
-    """The fields that EasyEdit's MEND has for editing and for training alike.
+    """The fields that EasyEdit's MEND has for editing and for training alike, and this package's.
 
-    Those without a default have to be in the file. `model_kwargs`, `network_device`, `apply` and
-    `shadow_limit` and `gradient_diagnostics` are this package's own: what `from_pretrained` is
-    called with, where the hypernetwork lives (default: beside the highest target), whether an
-    update is written into the weight or added to the layer's output, how much memory edited
-    weights may take that would otherwise lie on disk (default: as much as they need), and whether
-    training compares each update with the gradient it came from. So are
-    `special_tokens_in_labels` (whether labels have the special tokens that EasyEdit leaves in
-    them), `untrained` (edit with the identity network and a step that is searched for each
-    request), `max_relative_norm` (the longest such step, as a share of each weight's norm) and
-    `step_margin` (how many times the shortest step that brings the answer is taken).
+    Those without a default have to be in the file. What each means stands behind it (`#:`); from
+    there docs/configuration.md is made, and a test asks that none is without.
     """
 
     # Model
+    #: Path or hub id of the model; in Python also a pair `(model, tokenizer)`.
     model_name: Any
+    #: Names of the weights to edit, e.g. `model.layers.31.mlp.up_proj.weight`.
     inner_params: list[str]
+    #: The trained hypernetwork: a file that EasyEdit's trainer wrote, or one of `save_archive`.
+    #: Training resumes from it; `null` starts anew.
     archive: str | None
-    model_class: str = "AutoModelForCausalLM"
-    tokenizer_class: str = "AutoTokenizer"
-    tokenizer_name: str | None = None
+    model_class: str = "AutoModelForCausalLM"  #: The class that EasyEdit's trainer loads.
+    tokenizer_class: str = "AutoTokenizer"  #: The same for the tokenizer.
+    tokenizer_name: str | None = None  #: Path or hub id of the tokenizer, for the trainer.
+    #: EasyEdit spreads the model with `device_map="auto"`, unless `model_kwargs` say otherwise.
     model_parallel: bool = False
+    #: Where EasyEdit's evaluation sends its prompts; accelerate takes them on from there.
     device: int | str = 0
-    half: bool = False
+    half: bool = False  #: With `no_grad_layers`, in EasyEdit's trainer: bfloat16.
 
     # Method
-    rank: int
+    rank: int  #: Bound on the rank of each layer of the hypernetwork.
+    #: First value of each target's learned rate; the archive's value replaces it.
     edit_lr: float
-    shared: bool
-    combine: bool
-    norm: bool
-    init: str
-    mlp_class: str
-    n_hidden: int
-    one_sided: bool
-    x_only: bool
-    delta_only: bool
-    hidden_dim: int | None = None
-    act: str = "relu"
-    lr: float = 1e-6
-    lr_lr: float = 1e-4
+    shared: bool  #: Targets of one shape share a network.
+    combine: bool  #: One network for x and δ together; otherwise one for each.
+    norm: bool  #: Rows are normalised by the statistics in the archive.
+    init: str  #: `id`: each layer begins as the identity; or `xavier`.
+    mlp_class: str  #: `IDMLP`; EasyEdit itself stops on `MLP`.
+    n_hidden: int  #: The network has one layer more than this.
+    one_sided: bool  #: Without `combine`: transform only the narrower of x and δ.
+    x_only: bool  #: Without `combine`: transform only x.
+    delta_only: bool  #: Without `combine`: transform only δ.
+    hidden_dim: int | None = None  #: Read by no one: `IDMLP` has the rows' width.
+    act: str = "relu"  #: Read by no one: `IDMLP` clamps at zero.
+    lr: float = 1e-6  #: Learning rate of the hypernetwork.
+    lr_lr: float = 1e-4  #: Learning rate of the learned rates.
+    #: Multiplies the update, as in the early release; today's EasyEdit ignores it.
     lr_scale: float = 1.0
-    cedit: float = 0.1
-    cloc: float = 1.0
-    cbase: float = 1.0
-    dropout: float | None = 0.0
-    train_base: bool = False
-    no_grad_layers: Any = None
-    seed: int = 42
+    cedit: float = 0.1  #: Weight of the edit's loss in training.
+    cloc: float = 1.0  #: Weight of the locality loss in training.
+    cbase: float = 1.0  #: Weight of the base model's own loss, with `train_base`.
+    dropout: float | None = 0.0  #: EasyEdit's trainer sets the model's dropout to it.
+    train_base: bool = False  #: EasyEdit's trainer trains the model itself, too.
+    no_grad_layers: Any = None  #: EasyEdit's trainer sets it on the model.
+    seed: int = 42  #: Seed of EasyEdit's trainer.
 
     # Training
-    batch_size: int = 1
-    val_batch_size: int = 5
-    accumulate_bs: int = 10
-    max_epochs: int | None = None
-    max_iters: int | None = None
-    max_length: int = 40
-    max_output_length: int | None = None
-    model_save_pt: int = 5000
-    opt: str = "Adam"
-    grad_clip: float = 100.0
-    log_interval: int = 1000
-    eval_log_interval: int = 1000
-    val_interval: int = 1000
-    val_steps: int = 500
-    early_stop_patience: int = 20000
+    batch_size: int = 1  #: Records in a step; in `batch_edit`, requests in one update.
+    val_batch_size: int = 5  #: Records in a step of validation.
+    accumulate_bs: int = 10  #: Steps whose gradients are added up before the optimizer's.
+    max_epochs: int | None = None  #: Bounds the steps by passes over the data.
+    max_iters: int | None = None  #: Bounds the steps; EasyEdit makes one less.
+    max_length: int = 40  #: Tokens to which EasyEdit's data set truncates.
+    max_output_length: int | None = None  #: Read by no one for MEND.
+    model_save_pt: int = 5000  #: Read by no one: EasyEdit saves after a validation.
+    opt: str = "Adam"  #: A class of `torch.optim`.
+    grad_clip: float = 100.0  #: Bound on the norm of the hypernetwork's gradient.
+    log_interval: int = 1000  #: Steps between log lines; so long may a dead gradient go unnoticed.
+    eval_log_interval: int = 1000  #: Read by no one for MEND.
+    val_interval: int = 1000  #: Steps between validations, after which the archive is saved.
+    val_steps: int = 500  #: Steps of each validation.
+    #: What has to improve within `early_stop_patience` steps; EasyEdit's loop never asks.
     early_stop_key: str = "loss/total_edit_val"
-    final_eval: bool = True
-    eval_only: bool = False
-    debug: bool = False
-    save: bool = False
-    silent: bool = False
-    verbose: bool = True
+    early_stop_patience: int = 20000  #: See `early_stop_key`.
+    final_eval: bool = True  #: Validate the saved archive when the run is over.
+    eval_only: bool = False  #: Validate, and train nothing.
+    debug: bool = False  #: Save nothing, unless `save`.
+    save: bool = False  #: With `debug`: save all the same.
+    silent: bool = False  #: EasyEdit's trainer logs less.
+    verbose: bool = True  #: Read by no one for MEND.
 
     # Output
-    results_dir: str = "./results"
+    results_dir: str = "./results"  #: EasyEdit's trainer writes archive and results below it.
 
     # This package
+    #: Handed to `from_pretrained` when EasyEdit loads the model for this method: `device_map` (a
+    #: name, or a mapping), `max_memory`, `dtype`, `attn_implementation`, `quantization_config`,
+    #: `offload_folder`, `distributed_config`.
     model_kwargs: dict[str, Any] | None = None
+    #: Where the hypernetwork lives: a number or a device's name. Default: beside the highest
+    #: target. The device with room left is seldom the one with the targets.
     network_device: int | str | None = None
+    #: `weight`: the update is written; `output`: it is added to the layer's output.
     apply: str = "weight"
+    #: How much memory edited weights may take that would otherwise lie on disk: bytes, or
+    #: `2GiB`, `500MB` and the like. Default: no limit. `0`: nothing stays in memory.
     shadow_limit: int | str | None = None
+    #: Training compares each update with the true gradient (`grad/true_mag`, `true_std`, `diff`,
+    #: `cos`).
     gradient_diagnostics: bool = False
+    #: Labels have the special tokens that EasyEdit leaves in them; `false`: they are left out.
     special_tokens_in_labels: bool = True
+    #: Edit with the identity network and a step that is searched for each request.
     untrained: bool = False
+    #: The longest step of an untrained edit, as a share of each weight's norm.
     max_relative_norm: float = 0.05
+    #: How many times the shortest step that brings the answer an untrained edit takes.
     step_margin: float = 2.0
 
-    # Both names, since EasyEdit's editors read one and its trainers the other
-    alg_name: str = METHOD
-    alg: str = METHOD
+    # Name of the method
+    alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.
+    alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
 
     def __post_init__(self) -> None:
         problems = _problems_with(vars(self))

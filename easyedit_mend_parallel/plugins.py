@@ -85,10 +85,18 @@ def offers(host: Host | None = None) -> list[Offers]:
     return sorted(found, key=lambda one: one.plugin)
 
 
-def editing_methods(host: Host) -> list[EditingMethod]:
-    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used."""
+def editing_methods(host: Host, installed: bool = True) -> list[EditingMethod]:
+    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used.
+
+    Without `installed`, only what plugins offer that were registered by hand and not found through
+    an entry point.
+    """
+    manager = plugin_manager()
+    found = [] if installed else [id(plugin) for plugin, _ in manager.list_plugin_distinfo()]
     methods: list[EditingMethod] = []
-    for implementation in plugin_manager().hook.editing_method.get_hookimpls():
+    for implementation in manager.hook.editing_method.get_hookimpls():
+        if id(implementation.plugin) in found:
+            continue
         offer = _offer(implementation, host)
         if offer is None:
             continue

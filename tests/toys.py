@@ -3,15 +3,17 @@ weights large enough that every layer matters. Knows nothing of what is claimed 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.batch import make_batch
@@ -148,6 +150,20 @@ def toy_tokenizer(
     if pad:
         named["pad_token"] = "<pad>"
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, padding_side=side, **named)
+
+
+def byte_level_tokenizer() -> transformers.GPT2Tokenizer:
+    """A byte-level BPE tokenizer of GPT-2's class, with as many tokens as toy models have."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    end = "<|endoftext|>"
+    trained.train_from_iterator(
+        [WORDS],
+        BpeTrainer(vocab_size=len(VOCABULARY), special_tokens=[end], show_progress=False),
+    )
+    learnt = json.loads(trained.to_str())["model"]
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    return transformers.GPT2Tokenizer(vocab=learnt["vocab"], merges=merges, pad_token=end)
 
 
 def tokenizer_for(model: Any) -> transformers.PreTrainedTokenizerFast:

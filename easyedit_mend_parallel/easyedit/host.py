@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from easyedit_mend_parallel.errors import PluginError
 from easyedit_mend_parallel.hookspecs import Host
@@ -56,6 +57,16 @@ def keeps_edits_unless_asked(host: Host) -> bool:
     Today's editors decide it themselves, by what they call, and pass False always.
     """
     return is_early(folder_of(host))
+
+
+def plugins_of_host() -> ModuleType | None:
+    """The module with which an EasyEdit finds plugins by itself (see docs/upstream.md), or None.
+
+    It adds the methods of installed packages to its registries, and knows by `METHODS`
+    ({name: method}) how to treat their names in batches and in hyperparameter files.
+    """
+    module = sys.modules.get(f"{NAME}.util.plugins")
+    return module if hasattr(module, "METHODS") else None
 
 
 def folder_of(host: Host) -> Path:

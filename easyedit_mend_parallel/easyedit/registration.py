@@ -25,6 +25,7 @@ from easyedit_mend_parallel.easyedit.host import (
     folder_of,
     is_early,
     keeps_edits_unless_asked,
+    plugins_of_host,
 )
 from easyedit_mend_parallel.easyedit.loading import from_pretrained_with, held_in_place
 from easyedit_mend_parallel.easyedit.method import Executor
@@ -45,6 +46,7 @@ class _Joined:
     """What was done to the EasyEdit of this process. The registration is its only state."""
 
     methods: dict[str, EditingMethod] = field(default_factory=dict)
+    """The methods of plugins. An EasyEdit that finds plugins itself shares the dictionary."""
     replacement: dict[str, Any] | None = None
     """The options of `replace_mend`, or None while EasyEdit's own MEND is in place."""
     host: Host | None = None
@@ -103,19 +105,13 @@ def restore_mend() -> None:
 def _join(package: ModuleType) -> None:
     host = Host(package)
     _joined.host = host
-    registry, training_registry = _registry(), _training_registry()
-    for method in editing_methods(host):
-        if method.name in registry or method.name.upper() in training_registry:
-            raise PluginError(
-                f"a plugin offers a method named {method.name!r}, which EasyEdit has itself"
-            )
-        registry[method.name] = method.apply_to_model
-        if method.trainable is not None:
-            training_registry[method.name.upper()] = method.trainable(host)
-        _joined.methods[method.name] = method
+    if plugins_of_host() is None:
+        _add_methods(host)
+        _treat_as_known(sys.modules[f"{NAME}.editors.batch_editor"].BatchEditor)
+    else:
+        _share_methods(host)
     if _joined.replacement is not None:
         _put_replacement(host)
-    _treat_as_known(sys.modules[f"{NAME}.editors.batch_editor"].BatchEditor)
     _join_editor(sys.modules[f"{NAME}.editors.editor"].BaseEditor, is_early(folder_of(host)))
     join_trainers(
         sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer,
@@ -123,6 +119,34 @@ def _join(package: ModuleType) -> None:
         _options_for,
         _easyedits_own_mend_to_train,
     )
+
+
+def _add_methods(host: Host) -> None:
+    registry, training_registry = _registry(), _training_registry()
+    for method in editing_methods(host):
+        _refuse_taken(method)
+        registry[method.name] = method.apply_to_model
+        if method.trainable is not None:
+            training_registry[method.name.upper()] = method.trainable(host)
+        _joined.methods[method.name] = method
+
+
+def _share_methods(host: Host) -> None:
+    """In an EasyEdit that finds installed plugins itself, now or in a moment: give it only those
+    that it cannot find, and learn from it what it found."""
+    finder = plugins_of_host()
+    assert finder is not None
+    _joined.methods = finder.METHODS
+    for method in editing_methods(host, installed=False):
+        _refuse_taken(method)
+        finder.add(method, host)
+
+
+def _refuse_taken(method: EditingMethod) -> None:
+    if method.name in _registry() or method.name.upper() in _training_registry():
+        raise PluginError(
+            f"a plugin offers a method named {method.name!r}, which EasyEdit has itself"
+        )
 
 
 def _put_replacement(host: Host) -> None:
@@ -179,7 +203,7 @@ def _treat_as_known(batch_editor: Any) -> None:
 
 def _known_name(name: str) -> str:
     method = _joined.methods.get(name)
-    return method.behaves_like or name if method else name
+    return getattr(method, "behaves_like", None) or name
 
 
 def _join_editor(editor_class: Any, early: bool) -> None:

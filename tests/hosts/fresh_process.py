@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,14 +41,19 @@ def editing_method(host):
 
 
 class Started:
-    """A process that was started, and the report that it will print."""
+    """A process that was started, and the report that it will print.
 
-    def __init__(self, function: str, folder: Path, *paths: Path) -> None:
+    `paths` are put before where it looks for modules; `python` is another environment's.
+    """
+
+    def __init__(
+        self, function: str, folder: Path, *paths: Path, python: Path | str = sys.executable
+    ) -> None:
         path = [*map(str, paths), str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         if os.environ["EASYEDIT_MEND_PARALLEL_HOST"] == "clone":
             path.insert(0, os.environ["EASYEDIT_HOME"])
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", f"import fresh_process as f; f.{function}()"],
+            [python, "-W", "ignore", "-c", f"import fresh_process as f; f.{function}()"],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
             stdout=subprocess.PIPE,
@@ -154,6 +160,52 @@ def with_plugins_and_replacement() -> None:
     found["mend"] = type(getattr(mend.apply_algo, "__self__", None)).__name__
     found["mend_dtype"] = str(mend.model.dtype)
     report(**found, **_names_that_left())
+
+
+def with_the_example() -> None:
+    """The example of docs/plugins.md, which is installed: its method, and its store.
+
+    It is imported after EasyEdit where that is possible, else before (the release).
+    """
+    if os.environ["EASYEDIT_MEND_PARALLEL_HOST"] == "clone":
+        import easyeditor  # noqa: F401
+    from easyedit_gradient_steps import GradientStepsHparams
+
+    folder = Path.cwd()
+    from easyeditor import BaseEditor
+    from host_toys import KEPT, ONE, TWO, UNDONE, make_toy
+
+    toy = make_toy(folder)
+    tempfile.tempdir = str(folder)
+
+    def editor(**values: Any) -> Any:
+        fields = {"model_name": toy.pair, "inner_params": toy.names, "device": "cpu"}
+        return BaseEditor.from_hparams(GradientStepsHparams(**fields, rate=0.2, steps=40, **values))
+
+    found: dict[str, Any] = {"targets": sorted(toy.names)}
+    once = editor()
+    found["method"] = once.apply_algo.__module__
+    metrics, _, _ = once.edit(**ONE, **UNDONE)
+    found["measured"] = sorted(toy.changed())
+    found |= {phase: metrics[0][phase]["rewrite_acc"][0] for phase in ("pre", "post")}
+    requests = [{"prompt": ONE["prompts"][0], "target_new": ONE["target_new"][0]}]
+    _, weights_copy = once.apply_algo(
+        toy.model, toy.tokenizer, requests, once.hparams, return_orig_weights=True
+    )
+    found["kept"] = sorted(toy.changed())
+    weights_copy()
+    found["undone"] = sorted(toy.changed())
+    metrics, _, _ = editor(batch_size=2).batch_edit(**TWO, **UNDONE)
+    found["batch"] = [one["post"]["rewrite_acc"][0] for one in metrics]
+
+    mend = BaseEditor.from_hparams(toy.hparams(folder))
+    os.environ["EASYEDIT_BACKUPS"] = "disk"
+    found["files_before"] = len(list(folder.rglob("*.safetensors")))
+    _, _, weights_copy = mend.edit(**ONE, **KEPT)
+    found["files"] = len(list(folder.rglob("*.safetensors")))
+    weights_copy()
+    found["after_mend"] = sorted(toy.changed())
+    report(**found)
 
 
 def with_a_name_that_is_taken() -> None:

@@ -6,7 +6,6 @@ that EasyEdit keeps an edit or takes it away again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,8 @@ import torch
 import toys
 import yaml
 from easyeditor import BaseEditor
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import GPT2Tokenizer
+from toys import byte_level_tokenizer
 
 from easyedit_mend_parallel import MENDParallelHyperParams, save_archive
 
@@ -109,20 +104,6 @@ def save_toy(folder: Path, family: str = "llama") -> tuple[str, Toy]:
     toy.model.save_pretrained(path)
     toy.tokenizer.save_pretrained(path)
     return str(path), toy
-
-
-def byte_level_tokenizer() -> GPT2Tokenizer:
-    """A byte-level BPE tokenizer of GPT-2's class, with as many tokens as toy models have."""
-    trained = Tokenizer(BPE())
-    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    end = "<|endoftext|>"
-    trained.train_from_iterator(
-        [toys.WORDS],
-        BpeTrainer(vocab_size=len(toys.VOCABULARY), special_tokens=[end], show_progress=False),
-    )
-    learnt = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) for merge in learnt["merges"]]
-    return GPT2Tokenizer(vocab=learnt["vocab"], merges=merges, pad_token=end)
 
 
 def mend_fields(**values: Any) -> dict[str, Any]:

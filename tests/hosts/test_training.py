@@ -646,7 +646,9 @@ def test_a_run_of_another_method_is_easyedits_own(
     hparams.alg = "OTHER"
     trainer = case.trainer(hparams)
 
-    with pytest.raises(FileNotFoundError):  # it saved nothing, and evaluates what it saved
+    # it saved nothing, and evaluates what it saved, unless it has the change of docs/upstream.md
+    mended = hasattr(EditTrainer, "has_saved")
+    with nullcontext() if mended else pytest.raises(FileNotFoundError):
         trainer.run()
 
 

@@ -1,0 +1,72 @@
+"""A store that backs weights up on disk: with EASYEDIT_BACKUPS=disk the memory that an edit keeps
+for its undo is none. The files lie in TMPDIR and are gone once nobody can ask for them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.files import read_tensors
+from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
+from easyedit_mend_parallel.placement import RESIDENT
+from easyedit_mend_parallel.private_files import WEIGHT, PrivateFile, write_private
+from easyedit_mend_parallel.sharding import shard_of
+from easyedit_mend_parallel.stores.protocol import let_go, refuse_overflow
+from easyedit_mend_parallel.stores.resident import ResidentStore
+from easyedit_mend_parallel.update import LowRankUpdate
+
+
+@hookimpl
+def weight_store(place: WeightPlace) -> DiskBackupStore | None:
+    """Offer the store for weights that lie whole where they compute, if it was asked for."""
+    if os.environ.get("EASYEDIT_BACKUPS") != "disk" or place.apply != "weight":
+        return None
+    if place.placement.kept != RESIDENT or shard_of(place.model, place.target) is not None:
+        return None
+    return DiskBackupStore(place)
+
+
+class BackedUpOnDisk:
+    """One update of the weight, with a file of the weight's bits from before it."""
+
+    independent = False  # its undo is of the whole weight
+
+    def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
+        self._store, self._update = store, update
+        try:
+            self._file: PrivateFile | None = write_private(None, store.weight, store.target.name)
+        except UpdateError as error:
+            raise UpdateError(f"no backup on disk, unset EASYEDIT_BACKUPS: {error}") from error
+
+    @property
+    def before(self) -> Tensor | None:
+        return read_tensors(self._file.path)[0][WEIGHT] if self._file is not None else None
+
+    def commit(self) -> None:
+        if self._store.is_here:
+            self._update.write(self._store.weight, self._store.target.transposed)
+        else:  # dispatched anew meanwhile
+            self._store.whereabouts.write(self._update)
+
+    def undo(self) -> None:
+        before = self.before
+        if before is None:
+            raise let_go(self._store.target)
+        if self._store.is_here:
+            self._store.put(before)
+        else:
+            self._store.whereabouts.put(before)
+
+    def forget(self) -> None:
+        self._file = None
+
+
+class DiskBackupStore(ResidentStore):
+    """The weight of a layer, changed in place; what was there before goes to a file."""
+
+    def stage(self, update: LowRankUpdate) -> BackedUpOnDisk:  # type: ignore[override]
+        refuse_overflow(self.target, self.weight, update)
+        return BackedUpOnDisk(self, update)
