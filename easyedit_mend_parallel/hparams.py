@@ -6,29 +6,25 @@ Knows the names of EasyEdit's fields and nothing else of EasyEdit.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from easyedit_mend_parallel.errors import HparamsError, suggestion
+from easyedit_mend_parallel.hparams_values import (
+    HOST_METHOD,
+    METHOD,
+    METHOD_FIELDS,
+    NETWORK_FIELDS,
+    converted_to,
+    problems_with,
+    read_values,
+    size_in_bytes,
+)
 from easyedit_mend_parallel.hypernetwork import HypernetworkConfig
 
-METHOD = "MEND_PARALLEL"
-"""The name of this method in EasyEdit, `alg_name` and `alg` alike."""
-HOST_METHOD = "MEND"
-"""The name of EasyEdit's own method, whose files are read too."""
-METHOD_FIELDS = ("alg_name", "alg")
-"""The fields that name the method: EasyEdit's editors read one and its trainers the other."""
-
-APPLY = ("weight", "output")
-"""How an update gets into the model: written, or added to the layer's output."""
+__all__ = ["HOST_METHOD", "METHOD", "MENDParallelHyperParams", "MENDParallelTrainingHparams"]
 
 Hparams = TypeVar("Hparams", bound="MendHparams")
 
@@ -100,7 +96,8 @@ class MendHparams:
     eval_log_interval: int = 1000  #: Read by no one for MEND.
     val_interval: int = 1000  #: Steps between validations, after which the archive is saved.
     val_steps: int = 500  #: Steps of each validation.
-    #: What has to improve within `early_stop_patience` steps; EasyEdit's loop never asks.
+    #: What has to improve within `early_stop_patience` steps, for this package's trainer:
+    #: this loss, or `score` (the sum of the measures). EasyEdit's loop never asks.
     early_stop_key: str = "loss/total_edit_val"
     early_stop_patience: int = 20000  #: See `early_stop_key`.
     final_eval: bool = True  #: Validate the saved archive when the run is over.
@@ -143,7 +140,7 @@ class MendHparams:
     alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
 
     def __post_init__(self) -> None:
-        problems = _problems_with(vars(self))
+        problems = problems_with(vars(self))
         if problems:
             raise HparamsError("; ".join(problems))
         for name in METHOD_FIELDS:
@@ -152,7 +149,9 @@ class MendHparams:
     @property
     def shadow_bytes(self) -> int | None:
         """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-        return shadow_bytes(self.shadow_limit)
+        return (
+            None if self.shadow_limit is None else size_in_bytes("shadow_limit", self.shadow_limit)
+        )
 
     def network_config(self) -> HypernetworkConfig:
         """The hypernetwork's part; raises HparamsError for options that cannot be built."""
@@ -211,7 +210,7 @@ class MendHparams:
         for name, value in values.items():
             if name in fields:
                 try:
-                    converted[name] = _converted(value, str(fields[name].type))
+                    converted[name] = converted_to(str(fields[name].type), value)
                 except ValueError:
                     problems.append(f"{name} is {value!r}, not a {fields[name].type}")
         return converted, problems
@@ -228,7 +227,7 @@ class MendHparams:
             for option in dataclasses.fields(cls)
             if option.default is not dataclasses.MISSING
         }
-        return {**defaults, **converted}, problems + _problems_with(converted)
+        return {**defaults, **converted}, problems + problems_with(converted)
 
 
 @dataclass(kw_only=True)
@@ -238,150 +237,28 @@ class MENDParallelHyperParams(MendHparams):
 
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork: what EasyEdit's `EditTrainer` takes.
-
-    The fields of its own are for this package's trainer. A step draws a text that shall not
-    change for each edit, a share of `neighbour_share` of them about another subject of the same
-    relation, and compares its predictions before and after at `locality_positions` positions.
-    `statistics_examples` edits are seen for the network's statistics before the first step.
-    Hidden states below the lowest target are kept in memory up to `trunk_memory`, then on disk up
-    to `trunk_disk`, in `trunk_folder` for the next run. `lr_schedule` is one of transformers'
-    schedulers (`constant`, `linear`, `cosine`); `nan_limit` is how many steps in a row may have
-    a loss or gradient that is not a number.
+    """Hyperparameters for training the hypernetwork, by EasyEdit's `EditTrainer` or by this
+    package's trainer (`mend-parallel train`), which alone heeds the fields of its own.
     """
 
+    #: Of the texts that shall not change, how many are about another subject of the same relation.
     neighbour_share: float = 0.6
+    #: At how many positions of such a text predictions are compared, at most.
     locality_positions: int = 6
+    #: How many edits are seen for the network's statistics before the first step.
     statistics_examples: int = 1000
+    #: How much memory hidden states below the lowest target may take, and then how much disk.
     trunk_memory: int | str = "1GiB"
-    trunk_disk: int | str = 0
+    trunk_disk: int | str = 0  #: The same on disk; `0` for both: every step runs the whole model.
+    #: Where those on disk are kept for the next run. Default: a temporary file.
     trunk_folder: str | None = None
+    #: How `lr` and `lr_lr` change over a run: `constant`, `linear`, `cosine`, as in transformers.
     lr_schedule: str = "constant"
+    #: How many steps in a row may have a gradient that is not a number, before the run stops.
     nan_limit: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _bytes("trunk_memory", self.trunk_memory)
-        _bytes("trunk_disk", self.trunk_disk)
 
     @property
     def trunk_bytes(self) -> tuple[int, int]:
         """`trunk_memory` and `trunk_disk` in bytes."""
-        return _bytes("trunk_memory", self.trunk_memory), _bytes("trunk_disk", self.trunk_disk)
-
-
-def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
-    """The names and values in a yaml or json file, and its path; `.yaml` may be left off.
-
-    Raises HparamsError for a file that is missing, cannot be parsed or names no method.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        path = path.with_name(path.name + ".yaml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise HparamsError(f"{path} cannot be parsed: {error}") from error
-    if not isinstance(values, dict):
-        raise HparamsError(f"{path} does not hold a mapping of names to values")
-    if not set(METHOD_FIELDS) & set(values):
-        raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
-    return values, path
-
-
-NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
-
-
-def _problems_with(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with those of `values` that are there, whose types are right."""
-    problems = [
-        f"{name} is {values[name]!r}: these are hyperparameters of {METHOD}; files that say "
-        f"{HOST_METHOD!r} are read too"
-        for name in METHOD_FIELDS
-        if values.get(name, METHOD) not in (METHOD, HOST_METHOD)
-    ]
-    targets = values.get("inner_params", [None])
-    if isinstance(targets, str) or not targets:
-        problems.append(
-            f"inner_params is {targets!r}; it has to list the names of the weights to edit"
-        )
-    model_kwargs = values.get("model_kwargs")
-    if model_kwargs is not None and not isinstance(model_kwargs, dict):
-        problems.append(
-            f"model_kwargs is {model_kwargs!r}; it has to map arguments of "
-            "from_pretrained (device_map, max_memory, dtype, ...) to their values"
-        )
-    apply = values.get("apply", APPLY[0])
-    if apply not in APPLY:
-        problems.append(
-            f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
-            "weight) or 'output' (it is added to the layer's output, and nothing is written)"
-        )
-    longest = values.get("max_relative_norm", 1.0)
-    if not 0 < longest < math.inf:
-        problems.append(
-            f"max_relative_norm is {longest}; it has to be a positive number, the longest step of "
-            "an untrained edit as a share of each weight's norm"
-        )
-    margin = values.get("step_margin", 1.0)
-    if not 1 <= margin < math.inf:
-        problems.append(
-            f"step_margin is {margin}; it multiplies the shortest step of an untrained edit that "
-            "brings the answer, so it has to be 1 or more"
-        )
-    network = {name: values[name] for name in NETWORK_FIELDS if name in values}
-    for check in (
-        lambda: HypernetworkConfig(**{"rank": 1, **network}),
-        lambda: shadow_bytes(values.get("shadow_limit")),
-    ):
-        try:
-            check()
-        except HparamsError as error:
-            problems.append(str(error))
-    return problems
-
-
-def shadow_bytes(limit: int | str | None) -> int | None:
-    """`shadow_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
-    return None if limit is None else _bytes("shadow_limit", limit)
-
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
-
-
-def _bytes(field: str, size: int | str) -> int:
-    """A size in bytes, from a number or from one with a unit as in `max_memory`: `2GiB`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if isinstance(size, bool) or found is None or found[2] not in UNITS:
-        raise HparamsError(
-            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
-        )
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def _converted(value: Any, kind: str) -> Any:
-    """`value` as the field's type wants it. yaml reads `1e-4` as a string; EasyEdit's files say so.
-
-    Raises ValueError where it is of another type.
-    """
-    if value is None and "None" in kind:
-        return value
-    if isinstance(value, os.PathLike) and kind.startswith("str"):
-        return os.fspath(value)
-    if kind.startswith("float") and isinstance(value, (str, int)) and not isinstance(value, bool):
-        return float(value)
-    plain = {"bool": bool, "int": int, "str": str, "float": float}.get(kind.split(" | ")[0])
-    if plain is None or "|" in kind.replace(" | None", ""):
-        return value
-    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
-        raise ValueError
-    return value
+        memory = size_in_bytes("trunk_memory", self.trunk_memory)
+        return memory, size_in_bytes("trunk_disk", self.trunk_disk)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,8 @@ from torch import nn
 
 from easyedit_mend_parallel.archive import WAYS_OUT, load_archive
 from easyedit_mend_parallel.errors import HparamsError, MendParallelError
-from easyedit_mend_parallel.hparams import (
-    NETWORK_FIELDS,
-    MENDParallelTrainingHparams,
-    read_values,
-    shadow_bytes,
-)
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+from easyedit_mend_parallel.hparams_values import NETWORK_FIELDS, read_values, size_in_bytes
 from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
 from easyedit_mend_parallel.placement import RESIDENT
 from easyedit_mend_parallel.plan import costs
@@ -269,10 +265,10 @@ def _costs(
     held: dict[Place, int] = weights_on(places, sketched)
     if parts:
         held = {SPLIT: sketched.bytes_of[""] // parts}
-    try:
-        limit = shadow_bytes(found["shadow_limit"])
-    except HparamsError:  # which is among the problems already
-        limit = None
+    limit = None
+    if found["shadow_limit"] is not None:
+        with suppress(HparamsError):  # which is among the problems already
+            limit = size_in_bytes("shadow_limit", found["shadow_limit"])
     itemsize = sketched.dtype.itemsize
     made.memory = costs.memory(places, held, made.targets, made.network, limit, itemsize)
     for one in made.memory:

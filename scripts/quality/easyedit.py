@@ -1,0 +1,89 @@
+"""Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time of
+one core.
+
+    PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit.py DATA OUT --minutes 60
+
+Its hyperparameters are those of EasyEdit's MEND yaml files, at the rank of the quality run. The
+archive that it leaves is measured by `measure.py`, as ours is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+
+CONFIG = Path(__file__).parent / "smollm2.yaml"
+THEIRS = {
+    "lr": 1e-6,
+    "lr_lr": 1e-4,
+    "edit_lr": 1e-4,
+    "batch_size": 1,
+    "accumulate_bs": 10,
+    "val_interval": 10**9,
+    "model_class": "LlamaForCausalLM",  # what their loss takes for a decoder
+    "early_stop_key": "loss/total_edit_val",
+}
+"""What the MEND files in EasyEdit's hparams/TRAINING say."""
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="the folder that facts.py wrote")
+    parser.add_argument("out", type=Path, help="the archive to write")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of one core")
+    options = parser.parse_args()
+    from easyeditor import EditTrainer, MENDTrainingHparams, ZsreDataset
+
+    folder = str(prepare())
+    fields = MENDParallelTrainingHparams.from_hparams(CONFIG).to_dict()
+    config = MENDTrainingHparams(**{n: v for n, v in fields.items() if n in known()} | THEIRS)
+    config.model_name = config.tokenizer_name = folder
+    config.alg, config.model_parallel, config.device, config.max_iters = "MEND", False, "cpu", 10**7
+    facts = ZsreDataset(str(options.data / "train_zsre.json"), config=config)
+
+    class Timed(EditTrainer):
+        def train_step(self, batch):  # type: ignore[no-untyped-def]
+            if time.process_time() > self.ends:
+                raise TimeIsUp
+            self.made = getattr(self, "made", 0) + 1
+            if self.made % 250 == 0:
+                print(f"step {self.made}", file=sys.stderr, flush=True)
+            return super().train_step(batch)
+
+    torch.manual_seed(config.seed)
+    trainer = Timed(config=config, train_set=facts, val_set=facts)
+    started = time.process_time()
+    trainer.ends = started + 60 * options.minutes
+    with suppress(TimeIsUp):
+        trainer.run()
+    state = {k: v for k, v in trainer.model.state_dict().items() if k != "model_config"}
+    torch.save({"model": state, "opt": None}, options.out)
+    print(
+        json.dumps(
+            {"steps": trainer.made, "minutes of one core": (time.process_time() - started) / 60}
+        )
+    )
+
+
+def known() -> set[str]:
+    """The fields of EasyEdit's own hyperparameters."""
+    from easyeditor import MENDTrainingHparams
+
+    return set(MENDTrainingHparams.__dataclass_fields__)
+
+
+if __name__ == "__main__":
+    main()
