@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,14 @@ class Batch:
         """`losses` of the model's own predictions, (R,), which makes no other logits."""
         return self._means(self.predictions(model, *self._labelled()))
 
+    def answered(self, model: nn.Module) -> Tensor:
+        """(R,), boolean, on the CPU: whether the model's own prediction (the argmax) is the label
+        at every label of the request."""
+        sequence, position = self._labelled()
+        said = self.predictions(model, sequence, position).argmax(-1).cpu()
+        missed = self.request[sequence[said != self.labels[sequence, position]]]
+        return torch.bincount(missed, minlength=self.n_requests) == 0
+
     def call(self, model: nn.Module) -> Any:
         """Run the model on this batch. Every forward of this package goes through here."""
         return model(**self.inputs)
@@ -233,18 +241,36 @@ class Tokenized:
     labels: tuple[int, ...] = ()
 
 
-def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
+def make_batch(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
     """The batch of `requests`, on the device where `model` wants its token ids.
 
-    The labels are the target's tokens when it is tokenized alone, special tokens included, as
-    EasyEdit makes them and trains its archives. An encoder-decoder model reads the prompt and
-    predicts the target; any other model reads both and predicts the target at the end. Padding
-    is on the tokenizer's side; the tokenizer needs no padding token and is not changed.
+    The labels are the target's tokens when it is tokenized alone: with the special tokens that the
+    tokenizer puts there, as EasyEdit makes them and trains its archives, or without any
+    (`without_special_tokens`). An encoder-decoder model reads the prompt and predicts the target;
+    any other model reads both and predicts the target at the end. Padding is on the tokenizer's
+    side; the tokenizer needs no padding token and is not changed.
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
     texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
-    return batch_of(model, tokenizer, texts)
+    return batch_of(model, tokenizer, texts, special_tokens_in_labels=special_tokens_in_labels)
+
+
+def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
+    """`labels`, of any shape, with `IGNORED` where they ask for a special token.
+
+    The one place that decides this, for editing and for training. It falls on every special
+    token, at the beginning (a BOS that is put before each text) and at the end (an EOS, which
+    would teach the model to stop there). What the model reads stays as it is.
+    """
+    special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
+    return labels.masked_fill(torch.isin(labels, special), IGNORED)
 
 
 def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
@@ -261,7 +287,13 @@ def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str =
     return Tokenized(ids, labels)
 
 
-def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized]) -> Batch:
+def batch_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[Tokenized],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
     """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
     left = tokenizer.padding_side == "left"
     inputs = {
@@ -277,6 +309,8 @@ def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized])
             for text in texts
         ]
         labels = _padded(at_end, IGNORED, left)
+    if not special_tokens_in_labels:
+        labels = without_special_tokens(labels, tokenizer.all_special_ids)
     return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from easyedit_mend_parallel.cli import (
     apply,
+    calibrate,
     check,
     demo,
     edit,
@@ -55,6 +56,7 @@ def _all_commands(
     """Edit knowledge in language models that do not fit on one device."""
 
 
+app.command("calibrate")(calibrate.command)
 app.command("check")(check.command)
 app.command("edit")(edit.command)
 app.command("list")(list.command)

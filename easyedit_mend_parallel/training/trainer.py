@@ -84,7 +84,12 @@ class Trainer:
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
         self.model = model.requires_grad_(False).eval()
         self.targets = find_targets(model, hparams.inner_params)
-        self.texts = Texts(model, tokenizer, max_length=hparams.max_length)
+        self.texts = Texts(
+            model,
+            tokenizer,
+            max_length=hparams.max_length,
+            special_tokens_in_labels=hparams.special_tokens_in_labels,
+        )
         self.data = fitting(data, self.texts)
         self.drawing = Drawing(
             self.data.train,
@@ -202,7 +207,9 @@ class Trainer:
         if self.resume:
             return
         if self.hparams.archive is not None:
-            load_archive(self.hparams.archive).load_into(self.network, untrained=True)
+            archive = load_archive(self.hparams.archive)
+            archive.say_other_labels(self.hparams.special_tokens_in_labels)
+            archive.load_into(self.network, untrained=True)
         if self.network.config.norm:
             self._gather_statistics()
 
@@ -322,6 +329,7 @@ class Trainer:
             about: dict[str, Any] = {
                 "base": getattr(self.model.config, "name_or_path", ""),
                 "step": self.progress.step,
+                "special_tokens_in_labels": self.hparams.special_tokens_in_labels,
                 "scores": [scores.to_dict() for scores in self.evaluations],
             }
             with refusing_full_disks(path):
@@ -341,7 +349,9 @@ class Trainer:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "neighbour_share", "locality_positions", "lr_schedule"]
+        other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
+            **other_labels,
             **{name: getattr(self.hparams, name) for name in names},
             "processes": self.processes.count,
             "examples": len(self.data.train),
