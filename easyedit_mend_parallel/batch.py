@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import RequestError, TargetError
+from easyedit_mend_parallel.output_rows import OutputRows
 from easyedit_mend_parallel.placement import input_device
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.sharding import is_distributed, whole_logits
+from easyedit_mend_parallel.sharding import whole_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +150,7 @@ class Batch:
         A large vocabulary makes logits the dearest part of a forward, so the output layer is
         shown these rows alone, where it is called with the hidden states of every position.
         """
-        rows = _Rows(self.labels.shape, sequence, position)
+        rows = OutputRows(self.labels.shape, sequence, position)
         with rows.before_output_layer(model):
             logits = self.logits(model)
         if rows.chosen and logits.shape[:2] == (1, len(sequence)):
@@ -195,41 +195,6 @@ class Batch:
         nll = F.cross_entropy(picked.float(), label.to(device), reduction="none")
         share = nll / count[request].to(device)
         return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
-
-
-class _Rows:
-    """The n rows of hidden states (B, T, width) that an output layer shall see: (1, n, width).
-
-    Where it is called with anything else, or has hooks, that goes through; `chosen` says which.
-    """
-
-    def __init__(self, shape: torch.Size, sequence: Tensor, position: Tensor) -> None:
-        self._shape, self._sequence, self._position = shape, sequence, position
-        self.chosen = False
-
-    @contextmanager
-    def before_output_layer(self, model: nn.Module) -> Iterator[None]:
-        """While the context lasts, the model's output layer (where it has one) sees the rows."""
-        layer = getattr(model, "get_output_embeddings", lambda: None)()
-        # Who watches the layer, or adds to its output, counts its rows as sequences × tokens.
-        if layer is None or layer._forward_hooks:
-            yield
-            return
-        handle = layer.register_forward_pre_hook(self, prepend=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or is_distributed(inputs[0]):
-            return None
-        states = inputs[0]
-        if states.dim() != 3 or states.shape[:2] != self._shape:
-            return None
-        self.chosen = True
-        here = self._sequence.to(states.device), self._position.to(states.device)
-        return (states[here].unsqueeze(0),)
 
 
 @dataclass(frozen=True)
