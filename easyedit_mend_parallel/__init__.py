@@ -13,9 +13,20 @@ from easyedit_mend_parallel.easyedit.registration import (
     restore_mend,
 )
 from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
+from easyedit_mend_parallel.edits import (
+    AppliedEdit,
+    Journal,
+    SavedEdit,
+    export_delta,
+    export_peft,
+    load_edit,
+    save_edited,
+    squash,
+)
 from easyedit_mend_parallel.errors import (
     ArchiveError,
     DataError,
+    EditError,
     HparamsError,
     MendParallelError,
     PlacementError,
@@ -29,11 +40,14 @@ from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallel
 from easyedit_mend_parallel.requests import Request
 
 __all__ = [
+    "AppliedEdit",
     "Archive",
     "ArchiveError",
     "DataError",
+    "EditError",
     "EditResult",
     "HparamsError",
+    "Journal",
     "MENDParallelHyperParams",
     "MENDParallelTrainingHparams",
     "MendParallel",
@@ -42,14 +56,20 @@ __all__ = [
     "PluginError",
     "Request",
     "RequestError",
+    "SavedEdit",
     "TargetError",
     "TrainingError",
     "UpdateError",
+    "export_delta",
+    "export_peft",
     "load_archive",
+    "load_edit",
     "replace_mend",
     "restore_mend",
     "rollback_all",
     "save_archive",
+    "save_edited",
+    "squash",
 ]
 
 try:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.aggregate import Aggregate
 from easyedit_mend_parallel.errors import ArchiveError
-from easyedit_mend_parallel.files import read_tensors, write_tensors, written_whole
+from easyedit_mend_parallel.files import HEADER, read_tensors, write_tensors, written_whole
 from easyedit_mend_parallel.hypernetwork import STATISTICS, Hypernetwork
 
 log = logging.getLogger(__name__)
@@ -30,21 +30,53 @@ CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+
 """Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
 OLD_PREFIX, PREFIX = "gtn.", "mend."
 RATES = "edit_lrs"
+WAYS_OUT = (
+    "train one for this model and these inner_params (EasyEdit's EditTrainer with alg: "
+    "MEND_PARALLEL, or alg: MEND), or edit without one: set `untrained: true`, with `archive: "
+    "null` or with statistics that `mend-parallel calibrate` gathers in minutes"
+)
+"""What somebody can do who has no archive."""
 
 
 @dataclass(frozen=True)
 class Archive:
     """A trained hypernetwork as it was read: `state` has EasyEdit's keys, tensors on the CPU.
 
-    `header` is what a safetensors archive says of itself (targets, options, base model); of an
-    EasyEdit archive it is empty. `has_optimizer`: the file also holds what EasyEdit's trainer
-    needs to go on as if it had not stopped.
+    `header` is what the archive says of itself: targets, options and base model in a safetensors
+    file, and in both formats how its labels were made and whether it was trained. Where EasyEdit's
+    own trainer wrote the file it is empty. `has_optimizer`: the file also holds what EasyEdit's
+    trainer needs to go on as if it had not stopped.
     """
 
     path: Path
     state: dict[str, Tensor]
     header: dict[str, Any] = field(default_factory=dict)
     has_optimizer: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """False where the archive says that only its statistics are of use (`calibrate`)."""
+        return not self.header.get("untrained", False)
+
+    @property
+    def special_tokens_in_labels(self) -> bool:
+        """Whether the labels it was trained with had special tokens; EasyEdit's way, where the
+        archive does not say."""
+        return bool(self.header.get("special_tokens_in_labels", True))
+
+    def say_other_labels(self, special_tokens_in_labels: bool) -> None:
+        """Log a warning where the hyperparameters make labels otherwise than its training did."""
+        if self.special_tokens_in_labels != special_tokens_in_labels:
+            log.warning(
+                "the archive %s was made with special_tokens_in_labels: %s, and the "
+                "hyperparameters say %s: edits will have labels that its training did not have. "
+                "Write `special_tokens_in_labels: %s`, or make the archive anew (it makes no "
+                "difference where the tokenizer adds no special token to a text)",
+                self.path,
+                _yaml(self.special_tokens_in_labels),
+                _yaml(special_tokens_in_labels),
+                _yaml(self.special_tokens_in_labels),
+            )
 
     def load_into(self, network: Hypernetwork, *, untrained: bool = False) -> None:
         """Copy the archive's tensors into `network`, on the network's device, as fp32.
@@ -53,13 +85,28 @@ class Archive:
         was never trained (unless `untrained` ones may come); the network is then unchanged.
         """
         self.refuse_other(self.differences(network))
-        if network.config.norm and not untrained:
+        if not untrained and (network.config.norm or not self.trained):
             self.refuse_untrained()
         # A network built on the meta device takes the archive's tensors themselves, so that
         # nothing of its size is first made and then overwritten: they then share memory.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)
+
+    def load_statistics_into(self, network: Hypernetwork) -> None:
+        """Copy the archive's statistics alone into `network`, whatever its rank and layers.
+
+        Raises ArchiveError as `refuse_other_statistics` does.
+        """
+        self.refuse_other_statistics(network)
+        given = {name: t.float() for name, t in self.state.items() if _is_statistic(name)}
+        network.load_state_dict(given, strict=False)
+
+    def refuse_other_statistics(self, network: Hypernetwork) -> None:
+        """Raise ArchiveError where the statistics are those of other targets, or no numbers."""
+        differences = self.differences(network)
+        self.refuse_other({name: differences[name] for name in differences if _is_statistic(name)})
+        self._refuse_not_finite()
 
     def differences(self, network: Hypernetwork) -> dict[str, str]:
         """{name of a tensor: how the archive and `network` differ in it}, by shapes alone."""
@@ -77,13 +124,22 @@ class Archive:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise ArchiveError(
                 f"the archive {self.path} does not fit these targets: "
-                f"{'; '.join(list(differences.values())[:3])}{more}. It was trained for another "
+                f"{'; '.join(list(differences.values())[:3])}{more}. It was made for another "
                 "model, other inner_params, or other network options (rank, n_hidden, combine, "
                 "shared, ...)"
             )
 
     def refuse_untrained(self) -> None:
-        """Raise ArchiveError where the statistics are those of a network before its first step."""
+        """Raise ArchiveError where the network was never trained: it holds statistics alone, or
+        not even those."""
+        if not self.trained:
+            raise ArchiveError(
+                f"the archive {self.path} holds statistics and no trained network: set "
+                "`untrained: true` to edit with them, or train from it"
+            )
+        self._refuse_not_finite()
+
+    def _refuse_not_finite(self) -> None:
         bad = [
             name
             for name, tensor in self.state.items()
@@ -110,8 +166,8 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     path = Path(path)
     if not path.is_file():
         raise ArchiveError(
-            f"there is no archive at {path.absolute()}. Set `archive` to a hypernetwork trained "
-            "with EasyEdit's EditTrainer for this model and these inner_params"
+            f"there is no archive at {path.absolute()}. Set `archive` to a file that is there; if "
+            f"you have none: {WAYS_OUT}"
         )
     if path.suffix == ".safetensors":
         try:
@@ -122,7 +178,9 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     with readable(path):
         content = _read_pickle(path)
     state = named_as_today(path, content["model"])
-    return Archive(path, state, has_optimizer=content.get("opt") is not None)
+    return Archive(
+        path, state, _header_in(content["model"]), has_optimizer=content.get("opt") is not None
+    )
 
 
 def save_archive(
@@ -131,19 +189,22 @@ def save_archive(
     *,
     model_config: Mapping[str, Any] | None = None,
     half: bool = False,
+    special_tokens_in_labels: bool = True,
     **header: Any,
 ) -> Path:
     """Write `network` to `path`, whole or not at all.
 
     A path that ends in `.safetensors` gets the format without pickle, with the targets, the
-    options and `header` (anything JSON can say) in its metadata; `half` then stores matrices in
-    fp16, and statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets
-    EasyEdit's format, which its executor and trainer read; `model_config`
-    (`model.config.to_dict()`) goes there as a plain dictionary, since torch from 2.6 on refuses
-    to load a pickled configuration object.
+    options, `special_tokens_in_labels` (how the labels were made that it was trained with) and
+    `header` (anything JSON can say) in its metadata; `half` then stores matrices in fp16, and
+    statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets EasyEdit's
+    format, which its executor and trainer read; `model_config` (`model.config.to_dict()`) goes
+    there as a plain dictionary, since torch from 2.6 on refuses to load a pickled configuration
+    object, with the header in it under this package's name.
     """
     path = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    header = {"special_tokens_in_labels": special_tokens_in_labels, **header}
     if path.suffix == ".safetensors":
         if half:
             state = {name: _halved(name, tensor) for name, tensor in state.items()}
@@ -158,7 +219,7 @@ def save_archive(
     with written_whole(path) as temporary:
         torch.save(
             {
-                "model": {**state, "model_config": dict(model_config or {})},
+                "model": {**state, "model_config": with_header(model_config or {}, header)},
                 "opt": None,
                 "lr_opt": None,
                 "val_stats": None,
@@ -187,6 +248,17 @@ def keep_aggregate(path: str | Path, options: Aggregate) -> None:
         )
     tensors, header = read_tensors(path)
     write_tensors(path, tensors, {**header, "aggregate": asdict(options)})
+
+
+def with_header(model_config: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    """What EasyEdit's format has as `model_config`, which nobody reads there, and our header."""
+    return {**model_config, HEADER: dict(header)}
+
+
+def _header_in(model: Mapping[str, Any]) -> dict[str, Any]:
+    config = model.get("model_config")
+    header = config.get(HEADER) if isinstance(config, Mapping) else None
+    return dict(header) if isinstance(header, Mapping) else {}
 
 
 class _StandIn:
@@ -250,6 +322,14 @@ def named_as_today(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
             f"{len(tensors)} tensors"
         )
     return tensors
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def _yaml(value: bool) -> str:
+    return str(value).lower()
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import RequestError, TargetError
+from easyedit_mend_parallel.output_rows import OutputRows
 from easyedit_mend_parallel.placement import input_device
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.sharding import is_distributed, whole_logits
+from easyedit_mend_parallel.sharding import whole_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,6 +127,17 @@ class Batch:
             code = zlib.crc32(str((tensor.shape, tensor.tolist())).encode(), code)
         return code
 
+    def tokens(self, tokenizer: Any) -> dict[str, list[str]]:
+        """The text of each token of each sequence, one after the other: in the order of rows.
+
+        {"input_ids": texts}, and "decoder_input_ids" of an encoder-decoder model.
+        """
+        return {
+            name: [tokenizer.decode([token]) for token in ids.flatten().tolist()]
+            for name, ids in self.inputs.items()
+            if name in ("input_ids", "decoder_input_ids")
+        }
+
     def logits(self, model: nn.Module) -> Tensor:
         """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
         output = self.call(model)
@@ -139,7 +150,7 @@ class Batch:
         A large vocabulary makes logits the dearest part of a forward, so the output layer is
         shown these rows alone, where it is called with the hidden states of every position.
         """
-        rows = _Rows(self.labels.shape, sequence, position)
+        rows = OutputRows(self.labels.shape, sequence, position)
         with rows.before_output_layer(model):
             logits = self.logits(model)
         if rows.chosen and logits.shape[:2] == (1, len(sequence)):
@@ -157,6 +168,14 @@ class Batch:
     def losses_on(self, model: nn.Module) -> Tensor:
         """`losses` of the model's own predictions, (R,), which makes no other logits."""
         return self._means(self.predictions(model, *self._labelled()))
+
+    def answered(self, model: nn.Module) -> Tensor:
+        """(R,), boolean, on the CPU: whether the model's own prediction (the argmax) is the label
+        at every label of the request."""
+        sequence, position = self._labelled()
+        said = self.predictions(model, sequence, position).argmax(-1).cpu()
+        missed = self.request[sequence[said != self.labels[sequence, position]]]
+        return torch.bincount(missed, minlength=self.n_requests) == 0
 
     def call(self, model: nn.Module) -> Any:
         """Run the model on this batch. Every forward of this package goes through here."""
@@ -178,41 +197,6 @@ class Batch:
         return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
 
 
-class _Rows:
-    """The n rows of hidden states (B, T, width) that an output layer shall see: (1, n, width).
-
-    Where it is called with anything else, or has hooks, that goes through; `chosen` says which.
-    """
-
-    def __init__(self, shape: torch.Size, sequence: Tensor, position: Tensor) -> None:
-        self._shape, self._sequence, self._position = shape, sequence, position
-        self.chosen = False
-
-    @contextmanager
-    def before_output_layer(self, model: nn.Module) -> Iterator[None]:
-        """While the context lasts, the model's output layer (where it has one) sees the rows."""
-        layer = getattr(model, "get_output_embeddings", lambda: None)()
-        # Who watches the layer, or adds to its output, counts its rows as sequences × tokens.
-        if layer is None or layer._forward_hooks:
-            yield
-            return
-        handle = layer.register_forward_pre_hook(self, prepend=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or is_distributed(inputs[0]):
-            return None
-        states = inputs[0]
-        if states.dim() != 3 or states.shape[:2] != self._shape:
-            return None
-        self.chosen = True
-        here = self._sequence.to(states.device), self._position.to(states.device)
-        return (states[here].unsqueeze(0),)
-
-
 @dataclass(frozen=True)
 class Tokenized:
     """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
@@ -222,18 +206,36 @@ class Tokenized:
     labels: tuple[int, ...] = ()
 
 
-def make_batch(model: PreTrainedModel, tokenizer: Any, requests: Sequence[Request]) -> Batch:
+def make_batch(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
     """The batch of `requests`, on the device where `model` wants its token ids.
 
-    The labels are the target's tokens when it is tokenized alone, special tokens included, as
-    EasyEdit makes them and trains its archives. An encoder-decoder model reads the prompt and
-    predicts the target; any other model reads both and predicts the target at the end. Padding
-    is on the tokenizer's side; the tokenizer needs no padding token and is not changed.
+    The labels are the target's tokens when it is tokenized alone: with the special tokens that the
+    tokenizer puts there, as EasyEdit makes them and trains its archives, or without any
+    (`without_special_tokens`). An encoder-decoder model reads the prompt and predicts the target;
+    any other model reads both and predicts the target at the end. Padding is on the tokenizer's
+    side; the tokenizer needs no padding token and is not changed.
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
     texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
-    return batch_of(model, tokenizer, texts)
+    return batch_of(model, tokenizer, texts, special_tokens_in_labels=special_tokens_in_labels)
+
+
+def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
+    """`labels`, of any shape, with `IGNORED` where they ask for a special token.
+
+    The one place that decides this, for editing and for training. It falls on every special
+    token, at the beginning (a BOS that is put before each text) and at the end (an EOS, which
+    would teach the model to stop there). What the model reads stays as it is.
+    """
+    special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
+    return labels.masked_fill(torch.isin(labels, special), IGNORED)
 
 
 def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
@@ -250,7 +252,13 @@ def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str =
     return Tokenized(ids, labels)
 
 
-def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized]) -> Batch:
+def batch_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[Tokenized],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
     """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
     left = tokenizer.padding_side == "left"
     inputs = {
@@ -266,6 +274,8 @@ def batch_of(model: PreTrainedModel, tokenizer: Any, texts: Sequence[Tokenized])
             for text in texts
         ]
         labels = _padded(at_end, IGNORED, left)
+    if not special_tokens_in_labels:
+        labels = without_special_tokens(labels, tokenizer.all_special_ids)
     return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 

@@ -7,64 +7,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from easyedit_mend_parallel.aggregate import Aggregate, bytes_for_a_token
-from easyedit_mend_parallel.archive import load_archive
-from easyedit_mend_parallel.batch import Batch, make_batch, make_text_batch
-from easyedit_mend_parallel.errors import ArchiveError, HparamsError, RequestError, TargetError
-from easyedit_mend_parallel.held_still import HeldStill, lines_of
+from easyedit_mend_parallel.aggregate import bytes_for_a_token
+from easyedit_mend_parallel.batch import (
+    Batch,
+    make_batch,
+    make_text_batch,
+    without_special_tokens,
+)
+from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.mend import propose_together
-from easyedit_mend_parallel.placement import Placement, network_home, place
+from easyedit_mend_parallel.ledger import Ledger
+from easyedit_mend_parallel.mend import Proposal, propose_together
+from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests, without_repeats
+from easyedit_mend_parallel.result import EditResult
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.trained import (
+    Trained,
+    aggregate_of,
+    read_trained,
+    refuse_other_targets,
+)
+from easyedit_mend_parallel.untrained import Reach, propose_untrained, say_unanswered
+from easyedit_mend_parallel.weight_norm import weight_norm
 
-
-@dataclass(frozen=True)
-class EditResult:
-    """What an edit did, and the way back. Holds names and low-rank rows, no model.
-
-    `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
-    on the device of each target; `losses` has each request's mean negative log-likelihood before
-    the edit, `losses_after` the same after it where it was asked for. As long as the result is
-    held, the edit can be rolled back by itself.
-    """
-
-    requests: list[Request]
-    updates: dict[str, LowRankUpdate]
-    placements: dict[str, Placement]
-    losses: list[float]
-    losses_after: list[float] | None
-    seconds: float
-    entry: Entry
-
-    def rollback(self) -> None:
-        """Take the edit out of the model: every weight gets back the bits it had, to the last.
-
-        With later edits in the model, they stay (see `Entry.undo`). Calling it again does
-        nothing.
-        """
-        self.entry.undo()
-
-
-@dataclass
-class Trained:
-    """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
-    options), and the inputs of unrelated text, once gathered, with the lines they come from."""
-
-    network: Hypernetwork
-    aggregate: Mapping[str, Any] = field(default_factory=dict)
-    held: tuple[tuple[str, ...], HeldStill] | None = None
+__all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
 
 
 class MendParallel:
@@ -75,7 +53,9 @@ class MendParallel:
     by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
     (not changed); `hparams` name the targets, the network's options and the trained archive. A
     `network` that is given is used as it is, and no archive is read; it may be the `trained` of an
-    earlier editor of the same model.
+    earlier editor of the same model. With `untrained: true` in the hyperparameters the network is
+    the identity, and each request gets the step along its gradient that makes its target the
+    model's answer.
 
     Raises TargetError, PlacementError, UpdateError or ArchiveError where the model cannot be
     edited with these hyperparameters; the model is not changed by that.
@@ -92,16 +72,25 @@ class MendParallel:
         self.model = model
         self.tokenizer = tokenizer
         self.apply = hparams.apply
+        self.untrained = hparams.untrained
+        self._max_relative_norm = hparams.max_relative_norm
+        self._step_margin = hparams.step_margin
+        self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._shadow_limit = hparams.shadow_bytes
+        self._about = asdict(hparams.network_config()) | {
+            "alg": hparams.alg,
+            "apply": hparams.apply,
+            "archive": hparams.archive and Path(hparams.archive).name,
+        }
         self._batch_limit = hparams.batch_bytes
         with Ranks.of(model).together("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
-            self.trained = network or self._read_network(hparams)
-            self.aggregate = _aggregate(hparams, self.trained)
-            _refuse_other_targets(self.network, hparams.inner_params)
+            self.trained = network or read_trained(model, self.targets, hparams)
+            self.aggregate = aggregate_of(hparams, self.trained)
+            refuse_other_targets(self.network, hparams.inner_params)
 
     @property
     def network(self) -> Hypernetwork:
@@ -117,7 +106,7 @@ class MendParallel:
 
         Several requests are one update, made of their own updates as `aggregate` in the
         hyperparameters says. The model is changed wholly or not at all. `losses_after` costs one
-        more forward pass.
+        more forward pass, and `untrained: true` one for each step tried and one for a last look.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
@@ -128,25 +117,28 @@ class MendParallel:
             ranks = Ranks.of(self.model)
             with ranks.together("make the batch"):
                 self._prepare()
-                batch = make_batch(self.model, self.tokenizer, asked)
+                batch = make_batch(
+                    self.model,
+                    self.tokenizer,
+                    asked,
+                    special_tokens_in_labels=self._special_tokens_in_labels,
+                )
+                answers = replace(
+                    batch,
+                    labels=without_special_tokens(batch.labels, self.tokenizer.all_special_ids),
+                )
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            proposal = propose_together(
-                self.model,
-                self.targets,
-                batch,
-                self.network,
-                self.aggregate,
-                limit=self._batch_limit,
-                held=self._held_still() if len(asked) > 1 else None,
-            )
+            proposal = self._propose(batch, answers, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
             losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
+                if self.untrained:
+                    say_unanswered(self.model, answers, asked)
                 after = self._losses(batch) if losses_after else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
@@ -159,11 +151,32 @@ class MendParallel:
             losses_after=after,
             seconds=time.perf_counter() - started,
             entry=entry,
+            targets={target.name: target for target in self.targets},
+            tokens=batch.tokens(self.tokenizer),
+            hparams=self._about,
         )
 
     def rollback_all(self) -> None:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
+
+    def _propose(self, batch: Batch, answers: Batch, asked: Sequence[Request]) -> Proposal:
+        if not self.untrained:
+            return propose_together(
+                self.model,
+                self.targets,
+                batch,
+                self.network,
+                self.aggregate,
+                limit=self._batch_limit,
+                held=self._held_still() if len(asked) > 1 else None,
+            )
+        norms = {target.name: weight_norm(self.model, target) for target in self.targets}
+        limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
+        reach = Reach(limits, self._step_margin)
+        return propose_untrained(
+            self.model, self.targets, batch, answers, self.network, reach, asked
+        )
 
     def _prepare(self) -> None:
         prepare(self.model, self.targets, self.apply, self._shadow_limit)
@@ -189,44 +202,6 @@ class MendParallel:
             parts = batch.parts(self._tokens_at_once())
             self.trained.held = lines, HeldStill.gathered(self.model, self.targets, parts)
         return self.trained.held[1]
-
-    def _read_network(self, hparams: MendHparams) -> Trained:
-        if hparams.archive is None:
-            raise ArchiveError(
-                "archive is null, and MEND edits with a trained hypernetwork: set it to the file "
-                "that EasyEdit's EditTrainer wrote for this model and these inner_params"
-            )
-        archive = load_archive(hparams.archive)
-        with torch.device("meta"):
-            network = Hypernetwork(self.targets, hparams.network_config())
-        archive.load_into(network)
-        device = network_home(self.model, self.targets, hparams.network_device)
-        kept = archive.header.get("aggregate", {})
-        try:
-            Aggregate.from_values(kept, f"the archive {hparams.archive} keeps options for batches")
-        except HparamsError as error:
-            raise ArchiveError(str(error)) from error
-        return Trained(network.to(device).eval().requires_grad_(False), kept)
-
-
-def _aggregate(hparams: MendHparams, trained: Trained) -> Aggregate:
-    """How batches are combined, and with least squares also the text that is held still."""
-    options = hparams.aggregation(trained.aggregate)
-    if options.how != "least_squares":
-        return replace(options, held_still=None)
-    if options.held_still is None or hparams.held_still is not None:
-        options = replace(options, held_still=lines_of(hparams.held_still))
-    return options
-
-
-def _refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
-    made_for = [target.name for target in network.targets]
-    if sorted(made_for) != sorted(inner_params):
-        odd = sorted(set(made_for) ^ set(inner_params))
-        raise TargetError(
-            f"the network was made for other targets than inner_params names; the two differ in "
-            f"{', '.join(odd)}"
-        )
 
 
 def rollback_all(model: nn.Module) -> None:

@@ -34,6 +34,10 @@ class UpdateError(MendParallelError):
     """An update cannot be written, or a written one cannot be taken back."""
 
 
+class EditError(MendParallelError):
+    """A saved edit or a journal cannot be read, or does not belong to the model it is put onto."""
+
+
 class TrunkError(MendParallelError):
     """Hidden states below the lowest target cannot be kept, or belong to other weights."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from easyedit_mend_parallel.errors import EditError
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
@@ -41,6 +44,33 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def is_free(path: Path) -> bool:
+    """Whether a new folder can be put at `path`: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the context ends without an exception.
+
+    `path` must not exist yet, or be an empty folder; raises EditError otherwise. After an
+    exception nothing is left.
+    """
+    if not is_free(path):
+        raise EditError(f"{path} is there already and not empty: name a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        mask = _umask()
+        os.chmod(temporary, 0o777 & ~mask)
+        for file in temporary.rglob("*"):
+            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -136,6 +136,14 @@ class MendHparams:
     aggregate_options: dict[str, Any] | None = None
     #: How much memory the rows and systems of a batch may take: bytes, or `2GiB` and the like.
     batch_limit: int | str = "2GiB"
+    #: Labels have the special tokens that EasyEdit leaves in them; `false`: they are left out.
+    special_tokens_in_labels: bool = True
+    #: Edit with the identity network and a step that is searched for each request.
+    untrained: bool = False
+    #: The longest step of an untrained edit, as a share of each weight's norm.
+    max_relative_norm: float = 0.05
+    #: How many times the shortest step that brings the answer an untrained edit takes.
+    step_margin: float = 2.0
 
     # Name of the method
     alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -94,6 +95,18 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
             "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+        )
+    longest = values.get("max_relative_norm", 1.0)
+    if not 0 < longest < math.inf:
+        problems.append(
+            f"max_relative_norm is {longest}; it has to be a positive number, the longest step of "
+            "an untrained edit as a share of each weight's norm"
+        )
+    margin = values.get("step_margin", 1.0)
+    if not 1 <= margin < math.inf:
+        problems.append(
+            f"step_margin is {margin}; it multiplies the shortest step of an untrained edit that "
+            "brings the answer, so it has to be 1 or more"
         )
     network = {name: values[name] for name in NETWORK_FIELDS if name in values}
     try:

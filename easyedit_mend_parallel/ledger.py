@@ -69,12 +69,35 @@ class Entry:
         if ledger is not None:
             ledger._undo(self._record, alone)
 
+    def again(self) -> Entry:
+        """Add the same updates anew, as the last change, after `undo`; raises as `change` does."""
+        record, ledger = self._record, Ledger.of(self.model)
+        return ledger.change(list(record.targets.values()), record.updates, record.apply)
+
     def before(self) -> dict[str, Tensor]:
         """{target name: the weight's bits from before the change}, as long as it is applied."""
         if not self.applied:
             return {}
         backups = {name: staged.before for name, staged in self._record.staged.items()}
         return {name: backup for name, backup in backups.items() if backup is not None}
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was changed. Raises UpdateError once it is gone."""
+        ledger = self._ledger()
+        if ledger is None:
+            raise UpdateError("the model that was edited no longer exists")
+        return ledger._live_model()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no later change covers a weight of this one: `undo` then adds nothing again."""
+        ledger = self._ledger()
+        if ledger is None or not self.applied:
+            return True
+        place = next(n for n, r in enumerate(ledger._records) if r is self._record)
+        mine = _dependent(self._record).keys()
+        return not any(mine & _dependent(other).keys() for other in ledger._records[place + 1 :])
 
 
 class Ledger:
@@ -136,6 +159,20 @@ class Ledger:
             self._records.append(record)
             self._forget_unheld()
             return entry
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no change is in the model."""
+        return not (self._records or self._base or self._settled)
+
+    def before(self) -> dict[str, Tensor]:
+        """{target name: the bits from before its first change}, of all that were written to."""
+        first = dict(self._base)
+        for record in self._records:
+            for name, staged in _dependent(record).items():
+                first.setdefault(name, staged)
+        backups = {name: staged.before for name, staged in first.items()}
+        return {name: backup for name, backup in backups.items() if backup is not None}
 
     def undo_all(self) -> None:
         """Give every weight that was ever changed its bits from before the first change.

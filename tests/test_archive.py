@@ -229,7 +229,10 @@ def test_what_is_written_for_easyedit_is_read_by_torch_alone_and_has_its_keys(
     network = trained()
     path = save_archive(tmp_path / "archive", network, model_config={"model_type": "llama"})
     content = torch.load(path, weights_only=True)
-    assert content["model"].pop("model_config") == {"model_type": "llama"}
+    assert content["model"].pop("model_config") == {
+        "model_type": "llama",
+        "easyedit_mend_parallel": {"special_tokens_in_labels": True},
+    }
     assert set(content["model"]) == set(network.state_dict())
     for key in ("opt", "lr_opt", "val_stats", "start_time", "elapsed_time", "step"):
         assert key in content

@@ -627,7 +627,7 @@ def test_saving_says_that_the_edits_are_not_saved(
     assert len(said) == 1
     assert "without their edits" in said[0]
     assert "model.layers.5.mlp.down_proj" in said[0]
-    assert "apply: weight" in said[0]
+    assert "save_edited" in said[0]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     assert torch.equal(logits(saved), plain)
     now = model.state_dict()

@@ -217,6 +217,12 @@ def test_no_archive_is_a_problem_for_editing_and_none_for_training(llama: Toy) -
     assert "training starts with a new network" in training.notes[0]
 
 
+def test_no_archive_is_no_problem_for_an_untrained_edit(llama: Toy) -> None:
+    found = plan(llama.config(archive=None, untrained=True))
+    assert found.problems == []
+    assert any("untrained" in note for note in found.notes)
+
+
 def test_an_archive_that_would_run_code_is_a_problem(llama: Toy) -> None:
     path = llama.folder / "broken"
     path.write_bytes(b"not an archive")

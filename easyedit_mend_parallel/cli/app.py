@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from easyedit_mend_parallel.cli import check, demo, plugins, train
+from easyedit_mend_parallel.cli import (
+    apply,
+    calibrate,
+    check,
+    demo,
+    edit,
+    export,
+    list,
+    plugins,
+    show,
+    train,
+    undo,
+)
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -44,7 +56,14 @@ def _all_commands(
     """Edit knowledge in language models that do not fit on one device."""
 
 
+app.command("calibrate")(calibrate.command)
 app.command("check")(check.command)
+app.command("edit")(edit.command)
+app.command("list")(list.command)
+app.command("undo")(undo.command)
+app.command("apply")(apply.command)
+app.command("export")(export.command)
+app.command("show")(show.command)
 app.command("demo")(demo.command)
 app.command("plugins")(plugins.command)
 app.command("train")(train.command)

@@ -67,6 +67,7 @@ def command(
         quiet=as_json,
     )
     archive = trainer.run()
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
     curves = draw_curves(folder)

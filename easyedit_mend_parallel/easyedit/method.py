@@ -70,6 +70,8 @@ class Executor:
             tuple(fields.inner_params),
             fields.network_config(),
             fields.network_device,
+            fields.untrained,
+            fields.special_tokens_in_labels,
         )
         known = self._networks.get(model)
         trained = known.trained if known is not None and known.made_for == made_for else None

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.archive import Archive, named_as_today
-from easyedit_mend_parallel.batch import Batch, called_with
+from easyedit_mend_parallel.archive import Archive, named_as_today, with_header
+from easyedit_mend_parallel.batch import Batch, called_with, without_special_tokens
 from easyedit_mend_parallel.capture import TokenRows, capture
-from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.hookspecs import Host
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.hypernetwork import GradientTransform, Hypernetwork
@@ -70,6 +70,7 @@ class Trainable(nn.Module):
         if not model.config.is_encoder_decoder:
             self.edit_loss_fn = _shifting(self.edit_loss_fn)
         hparams = MENDParallelTrainingHparams.taken_from(config, self.options)
+        self.special_tokens_in_labels = hparams.special_tokens_in_labels
         model.requires_grad_(False)
         targets = find_targets(model, hparams.inner_params)
         self.targets = {target.name: target for target in targets}
@@ -88,6 +89,22 @@ class Trainable(nn.Module):
     @property
     def edit_lrs(self) -> nn.Parameter:
         return self.network.edit_lrs
+
+    def know_tokenizer(self, tokenizer: Any) -> None:
+        """Leave what `tokenizer` calls special out of every label from now on, those of the loss
+        after the edit too, where the hyperparameters say `special_tokens_in_labels: false`.
+
+        EasyEdit makes the labels, and its model sees no tokenizer. Raises HparamsError where there
+        is none.
+        """
+        if self.special_tokens_in_labels:
+            return
+        if tokenizer is None:
+            raise HparamsError(
+                "special_tokens_in_labels is false, and the training set has no tokenizer (`tok`) "
+                "that says which tokens are special: set it to true, or use a set that has one"
+            )
+        self.edit_loss_fn = _without_special(self.edit_loss_fn, list(tokenizer.all_special_ids))
 
     def outer_parameters(self) -> list[nn.Parameter]:
         """What training moves, in EasyEdit's order, on which its optimizers' state depends."""
@@ -147,9 +164,11 @@ class Trainable(nn.Module):
         """What EasyEdit's archives hold under "model".
 
         `model_config` is a plain dictionary where EasyEdit has an object, which torch from 2.6 on
-        refuses to load.
+        refuses to load; it also says how the labels were made.
         """
-        return {**self.network.state_dict(), "model_config": self.model.config.to_dict()}
+        about = {"special_tokens_in_labels": self.special_tokens_in_labels}
+        config = with_header(self.model.config.to_dict(), about)
+        return {**self.network.state_dict(), "model_config": config}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> None:
         """Take over a network of EasyEdit's or ours; raises ArchiveError where it does not fit.
@@ -253,6 +272,17 @@ def _shifting(loss: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str,
         return loss(as_decoder, *args, **kwargs)
 
     return shifted
+
+
+def _without_special(
+    loss: Callable[..., dict[str, Tensor]], special_ids: list[int]
+) -> Callable[..., dict[str, Tensor]]:
+    """The loss of the labels that are not special tokens."""
+
+    def without(config: Any, predicted: Tensor, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        return loss(config, predicted, without_special_tokens(labels, special_ids), **kwargs)
+
+    return without
 
 
 def _detached(updates: Mapping[str, LowRankUpdate]) -> dict[str, LowRankUpdate]:

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _construct(
     original: Callable[[], None], trainer: Any, config: Any, model_kwargs: Mapping[str, Any]
 ) -> None:
     """EasyEdit's own construction, with the user's `model_kwargs`, from any archive of MEND."""
-    network_only = None
+    network_only = known = None
     with ExitStack() as stack:
         if model_kwargs:
             stack.enter_context(from_pretrained_with(model_kwargs))
@@ -84,6 +85,7 @@ def _construct(
         # A path that is no file is a part of a name for EasyEdit, which looks for it itself.
         if config.archive is not None and Path(config.archive).is_file():
             archive = load_archive(config.archive)
+            known = replace(archive, state={})
             if archive.has_optimizer:
                 stack.enter_context(readable(archive.path))
             else:
@@ -94,6 +96,10 @@ def _construct(
     if network_only is not None:
         log.info("%s holds no optimizer's state: that begins anew", network_only.path)
         trainer.model.load_state_dict(network_only.state)
+    if isinstance(trainer.model, Trainable):
+        trainer.model.know_tokenizer(getattr(trainer.train_set, "tok", None))
+        if known is not None:
+            known.say_other_labels(trainer.model.special_tokens_in_labels)
     if is_dispatched(trainer.model.model):
         # EasyEdit asks the model's first weight, which has no device while it is offloaded.
         config.device = input_device(trainer.model.model)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyedit_mend_parallel.archive import load_archive
+from easyedit_mend_parallel.archive import WAYS_OUT, load_archive
 from easyedit_mend_parallel.errors import HparamsError, MendParallelError
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.hparams_values import NETWORK_FIELDS, read_values, size_in_bytes
@@ -225,13 +225,15 @@ def _archive(
     *,
     training: bool,
 ) -> None:
+    untrained = bool(found.get("untrained")) and not training
     if "archive" not in found or found["archive"] is None:
         if training:
             made.notes.append("archive is null: training starts with a new network")
+        elif untrained:
+            made.notes.append("untrained: true without an archive: edits follow plain gradients")
         elif "archive" in found:
             made.problems.append(
-                "archive is null, and MEND edits with a trained hypernetwork: set it to one that "
-                "was trained for this model and these inner_params"
+                f"archive is null, and MEND edits with a trained hypernetwork: {WAYS_OUT}"
             )
         return
     made.archive = str(found["archive"])
@@ -242,8 +244,11 @@ def _archive(
             made.notes += other_names(archive, named)
         if network is not None and isinstance(named, list):
             made.archive_fits = False
-            refuse_misfit(archive, network, len(set(map(str, named))))
-            if network.config.norm and not training:
+            if untrained:
+                archive.refuse_other_statistics(network)
+            else:
+                refuse_misfit(archive, network, len(set(map(str, named))))
+            if not training and not untrained and (network.config.norm or not archive.trained):
                 archive.refuse_untrained()
             made.archive_fits = True
 

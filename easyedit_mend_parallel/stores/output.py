@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,12 @@ class OutputEdits:
 
     def __len__(self) -> int:
         return len(self._updates)
+
+    @property
+    def total(self) -> LowRankUpdate:
+        """The sum of all updates that hang here, as the rows of one."""
+        assert self._sum is not None  # there is one from the first update on
+        return self._sum
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """`output` with all updates added."""
@@ -139,8 +147,7 @@ class OutputStore:
         edits.hang(key, update, position)
         model = self._model()
         if model is not None and not hasattr(model, _NOTICE):
-            handle = model.register_state_dict_pre_hook(_say_what_is_saved)  # type: ignore[no-untyped-call]
-            setattr(model, _NOTICE, handle)
+            _give_notice(model)
 
     def take(self, key: object) -> int | None:
         """Take the update of `key` off; where it was among the others, or None."""
@@ -194,14 +201,39 @@ def edited_outputs(model: nn.Module) -> dict[str, int]:
     return {name: len(hanging) for name, hanging in edits.items() if hanging is not None}
 
 
+def hanging_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
+    """{layer name: the sum of the updates that hang on it}, of the layers that have any."""
+    edits = {name: OutputEdits.on(module) for name, module in model.named_modules()}
+    return {name: hanging.total for name, hanging in edits.items() if hanging is not None}
+
+
+@contextmanager
+def without_notice(model: nn.Module) -> Iterator[None]:
+    """While the context lasts nothing is said of edits that a state dict lacks: it has them."""
+    notice = vars(model).pop(_NOTICE, None)
+    if notice is None:
+        yield
+        return
+    notice.remove()
+    try:
+        yield
+    finally:
+        _give_notice(model)
+
+
+def _give_notice(model: nn.Module) -> None:
+    handle = model.register_state_dict_pre_hook(_say_what_is_saved)  # type: ignore[no-untyped-call]
+    setattr(model, _NOTICE, handle)
+
+
 def _say_what_is_saved(model: nn.Module, *_: Any) -> None:
     """A state-dict hook, which `save_pretrained` meets too. Changes nothing of what is saved."""
     edited = edited_outputs(model)
     if edited:
         log.warning(
             "what is read or saved here are the weights without their edits (apply: output): those "
-            "hang on the outputs of %d layer(s), %s. To save an edited model, edit it with "
-            "apply: weight",
+            "hang on the outputs of %d layer(s), %s. save_edited saves the "
+            "model with them",
             len(edited),
             ", ".join(edited),
         )

@@ -6,6 +6,7 @@ Knows neither optimizers nor processes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,26 +71,38 @@ def measure_step(
     alone = texts.batch(held)
     with torch.no_grad():
         # The same places, which left padding puts elsewhere in another batch.
-        same = [
+        there = [
             [places(alone, row)[places(batch, len(tried) + row).index(place)] for place in found]
             for row, found in enumerate(compared)
         ]
-        before = alone.predictions(texts.model, *as_index(same)).float()
+        before = alone.predictions(texts.model, *as_index(there)).float()
     sequence, position = as_index(labelled)
     labels = batch.labels[sequence, position].to(after.device)
     edited, moved = after[: len(labels)], after[len(labels) :]
     each = F.cross_entropy(edited, labels, reduction="none")
-    edit = (each * _share(labelled).to(each.device)).sum()
+    owners = [owner for owner, _ in tried]
+    edit = (each * _share(labelled, owners).to(each.device)).sum()
     old, new = before.log_softmax(-1), moved.log_softmax(-1)
     divergence = (old.exp() * (old - new)).sum(-1)
-    locality = (divergence * _share(compared).to(divergence.device)).sum()
+    shares = _share(compared, range(len(chosen)))
+    locality = (divergence * shares.to(divergence.device)).sum()
     with torch.no_grad():
         right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])
-        success = torch.stack([one.all() for one in right]).float().mean()
-        unchanged = (moved.argmax(-1) == before.argmax(-1)).float().mean()
+        every = torch.stack([one.all() for one in right]).float()
+        success = (every * _share([[0]] * len(tried), owners).to(every.device)).sum()
+        same = (moved.argmax(-1) == before.argmax(-1)).float()
+        unchanged = (same * shares.to(same.device)).sum()
     return Measured(edit, locality, success, unchanged, updates)
 
 
-def _share(found: Sequence[Sequence[int]]) -> Tensor:
-    """Each position's weight in a mean over texts, each text the mean over its positions."""
-    return torch.tensor([1 / len(one) / len(found) for one in found for _ in one])
+def _share(found: Sequence[Sequence[int]], owners: Sequence[int]) -> Tensor:
+    """Each position's weight in the mean over examples: an example is the mean over its texts, a
+    text the mean over its positions. So a batch is the mean of its parts, however it is split."""
+    texts = Counter(owners)
+    return torch.tensor(
+        [
+            1 / len(places) / texts[owner] / len(texts)
+            for places, owner in zip(found, owners, strict=True)
+            for _ in places
+        ]
+    )

@@ -37,7 +37,8 @@ class Texts:
     """Makes batches of texts for one model; each text is tokenized once.
 
     Texts longer than `max_length` tokens are refused with TooLong, never cut: a cut text would
-    have other labels. With a `trunk` every batch is resumed from it.
+    have other labels. With a `trunk` every batch is resumed from it. `special_tokens_in_labels` as
+    for `make_batch`.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Texts:
         *,
         max_length: int | None = None,
         trunk: Trunk | None = None,
+        special_tokens_in_labels: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.trunk = trunk
+        self.special_tokens_in_labels = special_tokens_in_labels
         self._tokenized: dict[Text, Tokenized] = {}
 
     def tokenized(self, text: Text) -> Tokenized:
@@ -69,7 +72,12 @@ class Texts:
 
     def batch(self, texts: Sequence[Text], requests: Sequence[int] | None = None) -> Batch:
         """A batch of `texts`, each a request of its own, or of the request of its number."""
-        made = batch_of(self.model, self.tokenizer, [self.tokenized(text) for text in texts])
+        made = batch_of(
+            self.model,
+            self.tokenizer,
+            [self.tokenized(text) for text in texts],
+            special_tokens_in_labels=self.special_tokens_in_labels,
+        )
         if requests is not None:
             made = replace(made, request=torch.tensor(requests))
         return made if self.trunk is None else self.trunk.resume(self.model, made)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import get_scheduler
 
 from easyedit_mend_parallel.archive import load_archive, save_archive
 from easyedit_mend_parallel.capture import capture
@@ -36,6 +35,7 @@ from easyedit_mend_parallel.training.fitting import Data, fitting
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.metrics import Metrics
 from easyedit_mend_parallel.training.objective import measure_step
+from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.training.texts import Text, Texts
@@ -84,7 +84,12 @@ class Trainer:
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
         self.model = model.requires_grad_(False).eval()
         self.targets = find_targets(model, hparams.inner_params)
-        self.texts = Texts(model, tokenizer, max_length=hparams.max_length)
+        self.texts = Texts(
+            model,
+            tokenizer,
+            max_length=hparams.max_length,
+            special_tokens_in_labels=hparams.special_tokens_in_labels,
+        )
         self.data = fitting(data, self.texts)
         self.drawing = Drawing(
             self.data.train,
@@ -97,7 +102,8 @@ class Trainer:
         torch.manual_seed(hparams.seed)
         self.network = Hypernetwork(self.targets, hparams.network_config())
         self.network.to(network_home(model, self.targets, hparams.network_device))
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(hparams.opt, self.network, hparams.lr, hparams.lr_lr)
+        self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
         self.progress = Progress(configuration=self._configuration())
         self.evaluations: list[Scores] = []
 
@@ -106,9 +112,6 @@ class Trainer:
         accelerator = self.processes.accelerator
         self._begin()
         optimizer = accelerator.prepare_optimizer(self.optimizer, device_placement=False)
-        schedule = get_scheduler(self.hparams.lr_schedule, self.optimizer, 0, self.steps)
-        schedule.last_epoch = self.progress.step - 1
-        schedule.step()
         metrics = Metrics(
             self.folder if accelerator.is_main_process else None,
             self.progress.step,
@@ -119,13 +122,13 @@ class Trainer:
         logged = self.progress.step
         with self.screen.steps(self.steps, self.progress.step):
             while self.progress.step < self.steps and not self._is_over(started):
+                self.rates.set_for(self.progress.step)
                 figures, norm = self._step(watch)
                 if torch.isfinite(norm):
                     bad, seen = 0, seen + figures
                     optimizer.step()
                 else:
                     bad = self._not_a_number(bad + 1)
-                schedule.step()
                 self.progress.step += 1
                 step = self.progress.step
                 if self._every(self.hparams.log_interval):
@@ -147,7 +150,8 @@ class Trainer:
         self._save_checkpoint()
         if not self.data.validation:
             self._save_archive(self.folder / ARCHIVE)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         self.processes.wait()
         return self.folder / ARCHIVE
 
@@ -203,7 +207,9 @@ class Trainer:
         if self.resume:
             return
         if self.hparams.archive is not None:
-            load_archive(self.hparams.archive).load_into(self.network, untrained=True)
+            archive = load_archive(self.hparams.archive)
+            archive.say_other_labels(self.hparams.special_tokens_in_labels)
+            archive.load_into(self.network, untrained=True)
         if self.network.config.norm:
             self._gather_statistics()
 
@@ -323,6 +329,7 @@ class Trainer:
             about: dict[str, Any] = {
                 "base": getattr(self.model.config, "name_or_path", ""),
                 "step": self.progress.step,
+                "special_tokens_in_labels": self.hparams.special_tokens_in_labels,
                 "scores": [scores.to_dict() for scores in self.evaluations],
             }
             with refusing_full_disks(path):
@@ -338,24 +345,13 @@ class Trainer:
             return self.hparams.max_epochs * self.drawing.steps_per_epoch
         raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        kind = getattr(torch.optim, self.hparams.opt, None)
-        if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
-            raise HparamsError(f"opt is {self.hparams.opt!r}, which torch.optim does not have")
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.network.mend.parameters()), "lr": self.hparams.lr},
-            {"params": [self.network.edit_lrs], "lr": self.hparams.lr_lr},
-        ]
-        try:
-            return kind(groups, fused=True)  # type: ignore[call-arg]
-        except (TypeError, RuntimeError):  # this optimizer, or this device, has no fused step
-            return kind(groups)  # type: ignore[call-arg]
-
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "neighbour_share", "locality_positions", "lr_schedule"]
+        other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
+            **other_labels,
             **{name: getattr(self.hparams, name) for name in names},
             "processes": self.processes.count,
             "examples": len(self.data.train),

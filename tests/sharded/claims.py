@@ -31,14 +31,15 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, weights
+from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, toy_hparams, weights
 from transformers.distributed import DistributedConfig
 
-from easyedit_mend_parallel import UpdateError
+from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.weight_norm import weight_norm
 
 
 def _equals(inner: int) -> None:
@@ -271,6 +272,24 @@ def a_model_that_one_process_holds_alone_asks_nobody() -> None:
         editor.edit(REQUEST).rollback()
 
 
+def an_edit_without_a_trained_network_takes_the_step_that_one_process_takes() -> None:
+    plain = plain_model(EVEN)
+    names = names_of(plain)
+    sharded = load(plain)
+    before, held = weights(plain, names), shards(sharded)
+    hparams = toy_hparams(names, untrained=True, max_relative_norm=2.0)
+    request = {"prompt": "the sun rises in the", "target_new": "Paris"}
+
+    for target in find_targets(plain, names):
+        assert weight_norm(sharded, target) == pytest.approx(weight_norm(plain, target))
+    MendParallel(plain, tokenizer_for(plain), hparams).edit(request)
+    result = MendParallel(sharded, tokenizer_for(sharded), hparams).edit(request)
+
+    assert_equal_edits(sharded, plain, before)
+    result.rollback()
+    assert_shards(sharded, held)
+
+
 CLAIMS = (
     an_edit_equals_that_of_one_process_and_rolls_back_to_the_bit,
     so_it_does_where_the_widths_are_uneven,
@@ -284,4 +303,5 @@ CLAIMS = (
     edits_in_a_row_and_an_undo_in_the_middle_equal_those_of_one_process,
     updates_attached_to_outputs_are_felt_and_differentiated_as_in_one_process,
     a_model_that_one_process_holds_alone_asks_nobody,
+    an_edit_without_a_trained_network_takes_the_step_that_one_process_takes,
 )

@@ -1,0 +1,51 @@
+"""`mend-parallel apply`: a journal's edits put onto their base and saved as a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from easyedit_mend_parallel.cli.where import existing, progress
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A journal.")],
+    config: Annotated[Path, typer.Argument(help="A hyperparameter file (yaml or json).")],
+    out: Annotated[
+        Path, typer.Option(metavar="MODEL_DIR", help="A new folder for the edited model.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Load the model that CONFIG names, put on the journal's applied edits, and save the result
+    as an ordinary checkpoint. MODEL_DIR appears whole or not at all."""
+    from easyedit_mend_parallel.edits import Journal, save_edited
+    from easyedit_mend_parallel.errors import EditError
+    from easyedit_mend_parallel.files import is_free
+    from easyedit_mend_parallel.hparams import MENDParallelHyperParams
+    from easyedit_mend_parallel.loading import load_model
+
+    hparams = MENDParallelHyperParams.from_hparams(config)
+    applied = existing(folder).applied
+    if not applied:
+        raise EditError(f"no edit is applied in {folder}")
+    if not is_free(out):
+        raise EditError(f"{out} is there already and not empty: name a new folder")
+    model, tokenizer = load_model(hparams)
+    with progress(as_json) as bars:
+        bar = bars.add_task("putting on edits", total=len(applied))
+        Journal(
+            folder,
+            model,
+            apply=hparams.apply,
+            hold=False,
+            progress=lambda _number: bars.advance(bar),
+        )
+        bars.add_task("saving", total=None)
+        save_edited(model, out, tokenizer)
+    if as_json:
+        print(json.dumps({"model": str(out), "applied": applied}))
+    else:
+        print(f"{out}: the base with edit {', '.join(map(str, applied))}")

@@ -1,0 +1,87 @@
+"""`mend-parallel calibrate`: statistics for editing without a trained hypernetwork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="The hyperparameter file (yaml) to edit with.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Facts, in a format that training reads (docs/training-data.md)."),
+    ],
+    out: Annotated[Path, typer.Option(help="The archive to write (.safetensors).")] = Path(
+        "calibrated.safetensors"
+    ),
+    limit: Annotated[
+        int, typer.Option(min=1, help="Use no more requests than this, from the beginning.")
+    ] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 8,
+) -> None:
+    """Gather the statistics that an untrained edit normalises with, in a forward and a backward.
+
+    Nothing is trained. Write what it prints into the hyperparameters to edit with the result.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from easyedit_mend_parallel.archive import save_archive
+    from easyedit_mend_parallel.batch import make_batch
+    from easyedit_mend_parallel.calibration import calibrate
+    from easyedit_mend_parallel.hparams import MENDParallelHyperParams
+    from easyedit_mend_parallel.hypernetwork import Hypernetwork
+    from easyedit_mend_parallel.loading import load_model
+    from easyedit_mend_parallel.placement import network_home
+    from easyedit_mend_parallel.target import find_targets
+    from easyedit_mend_parallel.training.data import read_examples
+
+    hparams = MENDParallelHyperParams.from_hparams(config)
+    _refuse_useless(hparams.norm, out)
+    requests = [example.request for example in read_examples(data)[0]]
+    used = requests[:limit]
+    model, tokenizer = load_model(hparams)
+    targets = find_targets(model, hparams.inner_params)
+    torch.manual_seed(hparams.seed)
+    network = Hypernetwork(targets, hparams.network_config())
+    network.to(network_home(model, targets, hparams.network_device))
+    errors = Console(stderr=True)
+    starts = range(0, len(used), batch_size)
+    calibrate(
+        model,
+        targets,
+        network,
+        (
+            make_batch(
+                model,
+                tokenizer,
+                used[start : start + batch_size],
+                special_tokens_in_labels=hparams.special_tokens_in_labels,
+            )
+            for start in track(starts, "token rows", console=errors)
+        ),
+    )
+    save_archive(
+        out,
+        network,
+        special_tokens_in_labels=hparams.special_tokens_in_labels,
+        untrained=True,
+        requests=len(used),
+    )
+    print(
+        f"statistics of {len(used)} of the {len(requests)} requests in {data}. To edit with them:"
+    )
+    print(f"untrained: true\narchive: {out}")
+
+
+def _refuse_useless(norm: bool, out: Path) -> None:
+    from easyedit_mend_parallel.errors import ArchiveError, HparamsError
+
+    if not norm:
+        raise HparamsError("norm is false, so no statistics are used: edit with untrained: true")
+    if out.suffix != ".safetensors":
+        raise ArchiveError(f"{out} has to end in .safetensors, which says that it is untrained")

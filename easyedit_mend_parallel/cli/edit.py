@@ -1,0 +1,134 @@
+"""`mend-parallel edit`: make edits, see what they did, and keep them in a journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from easyedit_mend_parallel.cli.where import progress
+
+if TYPE_CHECKING:
+    from easyedit_mend_parallel.requests import Request
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="A hyperparameter file (yaml or json).")],
+    requests: Annotated[
+        Path, typer.Option(help="What to edit: JSON lines with prompt and target_new, or zsRE.")
+    ],
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The journal to keep the edits in.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Make one edit of all requests, not one of each.")
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Save rows as bfloat16: half the size.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Edit the model that CONFIG names, show what that did to each request, and keep the edits.
+
+    A journal that holds edits already is put onto the model first. Interrupted, the edits that
+    were made until then are in the journal, whole.
+    """
+    from easyedit_mend_parallel.editor import MendParallel
+    from easyedit_mend_parallel.edits.answers import NEW, PROMPT, answers_of, probabilities
+    from easyedit_mend_parallel.edits.journal import Journal
+    from easyedit_mend_parallel.hparams import MENDParallelHyperParams
+    from easyedit_mend_parallel.loading import load_model
+
+    hparams = MENDParallelHyperParams.from_hparams(config)
+    wanted = read_requests(requests)
+    earlier = [] if save is None else Journal(save).applied  # refused before a model is loaded
+    model, tokenizer = load_model(hparams)
+    journal = None
+    with progress(as_json) as bars:
+        if save is not None:
+            bar = bars.add_task("putting on earlier edits", total=len(earlier))
+            journal = Journal(
+                save,
+                model,
+                apply=hparams.apply,
+                hold=False,
+                progress=lambda _number: bars.advance(bar),
+            )
+        editor = MendParallel(model, tokenizer, hparams)
+        answers = [one for one in answers_of(model, tokenizer, wanted) if one.kind == PROMPT]
+        before = probabilities(model, tokenizer, answers)
+        parts = [wanted] if together else [[request] for request in wanted]
+        bar = bars.add_task("editing", total=len(parts))
+        made: list[dict[str, Any]] = []
+        for part in parts:
+            result = editor.edit(part)
+            entry = journal and journal.add(result, half=half)
+            made.append(
+                {
+                    "number": entry and entry.number,
+                    "requests": len(part),
+                    "seconds": result.seconds,
+                    "norms": result.norms,
+                }
+            )
+            bars.advance(bar)
+        after = probabilities(model, tokenizer, answers)
+    rows = [
+        {
+            "edit": made[0 if together else answer.request]["number"],
+            "prompt": answer.prompt,
+            "role": answer.role,
+            "answer": answer.answer,
+            "before": was,
+            "after": now,
+        }
+        for answer, was, now in zip(answers, before, after, strict=True)
+    ]
+    if as_json:
+        print(json.dumps({"journal": save and str(save), "edits": made, "answers": rows}, indent=2))
+        return
+    console = Console()
+    table = Table("edit", "prompt", "answer", "", "before", "after")
+    for row in rows:
+        table.add_row(
+            str(row["edit"] or ""),
+            escape(row["prompt"]),
+            escape(row["answer"]),
+            row["role"],
+            f"{row['before']:.1%}",
+            f"{row['after']:.1%}",
+            style=None if row["role"] == NEW else "dim",
+        )
+    console.print(table)
+    console.print("probability per token, before the first edit and after the last", style="dim")
+    if save is None:
+        console.print("not kept: name a journal with --save", style="dim")
+    else:
+        console.print(f"kept in {escape(str(save))}: {len(made)}", highlight=False)
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The edits of a file, each with the texts that judge it. Raises DataError."""
+    from easyedit_mend_parallel.requests import Request
+    from easyedit_mend_parallel.training.data import read_examples
+
+    examples, _ = read_examples(path)
+    return [
+        Request(
+            example.request.prompt,
+            example.request.target_new,
+            {
+                **example.request.other,
+                "rephrases": list(example.rephrases),
+                "neighbours": [
+                    {"prompt": held.prompt, "target": held.target} for held in example.neighbours
+                ],
+            },
+        )
+        for example in examples
+    ]

@@ -1,0 +1,51 @@
+"""What the commands for saved edits share: which edit a path means, and requests as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from easyedit_mend_parallel.edits import Journal, SavedEdit
+
+
+def edits_at(path: Path) -> SavedEdit:
+    """The edit in a file, or all applied edits of a journal as one. Raises EditError."""
+    from easyedit_mend_parallel.edits import load_edit
+
+    return existing(path).combined() if path.is_dir() else load_edit(path)
+
+
+def existing(folder: Path) -> Journal:
+    """The journal in `folder`. Raises EditError where there is none: a path is easily misspelt."""
+    from easyedit_mend_parallel.edits import Journal
+    from easyedit_mend_parallel.errors import EditError
+
+    journal = Journal(folder)
+    if not journal.entries:
+        raise EditError(f"there is no journal with an edit in {folder}")
+    return journal
+
+
+def progress(quiet: bool) -> Progress:
+    """A progress bar on stderr, so that stdout holds only what was asked for."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+        transient=True,
+    )
+
+
+def asked(edit: SavedEdit, most: int = 2) -> str:
+    """What an edit's requests say, in one line."""
+    said = [f"{one.prompt} → {one.target_new.strip()}" for one in edit.requests[:most]]
+    rest = len(edit.requests) - most
+    return "; ".join(said) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,24 @@
+"""Edits as things of their own: saved, put onto the same base again, listed, undone, squashed,
+exported and looked at. Knows nothing of hypernetworks: it begins where an update exists.
+"""
+
+from __future__ import annotations
+
+from easyedit_mend_parallel.edits.checkpoint import save_edited
+from easyedit_mend_parallel.edits.delta import export_delta
+from easyedit_mend_parallel.edits.journal import Journal, JournalEntry
+from easyedit_mend_parallel.edits.peft_adapter import export_peft
+from easyedit_mend_parallel.edits.saved import AppliedEdit, SavedEdit, load_edit
+from easyedit_mend_parallel.edits.squashing import squash
+
+__all__ = [
+    "AppliedEdit",
+    "Journal",
+    "JournalEntry",
+    "SavedEdit",
+    "export_delta",
+    "export_peft",
+    "load_edit",
+    "save_edited",
+    "squash",
+]

@@ -1,0 +1,203 @@
+"""What tells one base model from another: checksums of the weights that an edit changed.
+
+Reads weights where they are kept, a few rows at a time, and writes none. Knows nothing of updates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.holder import find_holder, tied_names
+from easyedit_mend_parallel.ledger import Entry, Ledger
+from easyedit_mend_parallel.sharding import is_distributed
+from easyedit_mend_parallel.stores.protocol import WRITABLE
+from easyedit_mend_parallel.target import Target
+
+Sums: TypeAlias = Mapping[str, str]
+"""{dtype: sha256 of a tensor's bytes in that dtype}"""
+
+NARROWER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
+    torch.float32: (torch.bfloat16, torch.float16)
+}
+"""In which dtypes a weight is summed besides its own, so that the same checkpoint is known again
+when it is loaded in one of them."""
+PIECE = 1 << 22
+"""Elements of a weight that are on the CPU at once while it is summed."""
+
+
+def kept_weight(model: nn.Module, name: str) -> Tensor:
+    """The parameter called `name` as the next forward pass will use it, wherever it is kept.
+
+    Not to be written to. A weight on disk is read from there, and through what this package has
+    put before it.
+    """
+    weight = model.get_parameter(name)
+    if weight.device.type != "meta":
+        return weight.detach()
+    holder = find_holder(model, name)
+    if holder is None:
+        raise EditError(
+            f"{name} has no values, and nothing of accelerate's holds any for it: load the model "
+            "with from_pretrained"
+        )
+    kept: Tensor = holder.container[holder.key]
+    return kept.detach()
+
+
+def sums_of(weight: Tensor) -> Sums:
+    """The checksums of `weight`, in its own dtype and in what is narrower."""
+    dtypes = (weight.dtype, *NARROWER.get(weight.dtype, ()))
+    digests = {dtype: hashlib.sha256() for dtype in dtypes}
+    for piece in torch.split(weight.reshape(-1), PIECE):
+        here = piece.cpu()
+        for dtype, digest in digests.items():
+            digest.update(here.to(dtype).contiguous().view(torch.uint8).numpy().data)
+    return {_name(dtype): digest.hexdigest() for dtype, digest in digests.items()}
+
+
+def agree(mine: Sums, dtype: str, saved: Sums) -> bool | None:
+    """Whether a weight of `dtype` that has the checksums `mine` is the one that has `saved`.
+
+    None where nothing can be compared. It can where the saved one was also summed in this dtype,
+    or where this one is fp32 and the saved one narrower: `mine` then has it rounded, as
+    `from_pretrained` would have rounded it.
+    """
+    common = [dtype] if dtype in saved else [other for other in mine if other in saved]
+    return mine[common[0]] == saved[common[0]] if common else None
+
+
+def describe_base(entry: Entry, targets: Mapping[str, Target]) -> dict[str, Any]:
+    """What `check_base` needs of the model that the change `entry` was made in; JSON can say it.
+
+    Of each weight: its dtype, the weights tied to it, and the checksums of its bits before this
+    change (`before`) and before any change of this package (`base`). Of the model: its name, its
+    class, and the checksums of its vectors, which stay as they are when weights are quantized.
+    """
+    model: Any = entry.model
+    before, base = entry.before(), Ledger.of(model).before()
+    weights = {}
+    for name in targets:
+        earlier = before.get(name)
+        if earlier is None or earlier.device.type == "meta":
+            earlier = kept_weight(model, name)
+        about: dict[str, Any] = {
+            "dtype": _name(earlier.dtype),
+            "tied": sorted(tied_names(model, name) - {name}),
+        }
+        if not is_distributed(model.get_parameter(name)):
+            about["before"] = sums_of(earlier)
+            about["base"] = sums_of(base[name]) if name in base else about["before"]
+        weights[name] = about
+    about_model = {
+        "id": _identity(model),
+        "class": type(model).__name__,
+        "encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
+        "vectors": vectors(model),
+    }
+    return {"model": about_model, "weights": weights}
+
+
+def vectors(model: nn.Module) -> Sums:
+    """The checksums of all one-dimensional parameters (norms, biases) together; none where the
+    model is split between processes or they have several dtypes."""
+    found = [name for name, parameter in model.named_parameters() if parameter.dim() == 1]
+    tensors = [kept_weight(model, name) for name in sorted(found)]
+    if not tensors or len({tensor.dtype for tensor in tensors}) > 1:
+        return {}
+    if any(is_distributed(tensor) for tensor in tensors):
+        return {}
+    return sums_of(torch.cat([tensor.cpu() for tensor in tensors]))
+
+
+def check_base(
+    model: Any, targets: Sequence[Target], about: Mapping[str, Any], what: str
+) -> dict[str, str]:
+    """Raise EditError where `model` is not the base that `about` (`describe_base`) describes.
+
+    A weight is the base's if its bits, now or before this package first changed them, are those
+    from before the edit or from before all edits. Returns {target name: why it could not be
+    compared}, with what was compared instead. `what` names the edit in errors.
+    """
+    first = Ledger.of(model).before()
+    others: list[str] = []
+    unknown: dict[str, str] = {}
+    for target in targets:
+        saved = about["weights"].get(target.name, {})
+        now = model.get_parameter(target.name)
+        if is_distributed(now):
+            unknown[target.name] = "it is split between processes"
+            continue
+        now = kept_weight(model, target.name)
+        if now.dtype not in WRITABLE:  # packed
+            unknown[target.name] = f"it is quantized ({_name(now.dtype)})"
+            continue
+        if "base" not in saved:
+            unknown[target.name] = "it had no checksum when the edit was saved"
+            continue
+        verdict = _is_base([first.get(target.name, now), now], saved)
+        if verdict is None:
+            unknown[target.name] = (
+                f"the edit was made on {saved['dtype']} and the weight is {_name(now.dtype)} here"
+            )
+        elif not verdict:
+            others.append(target.name)
+    if others:
+        raise EditError(
+            f"{what} was made on another base model ({about['model']['id']}): "
+            f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} other bits in this "
+            "model. Load that base; after edits that another tool made, load it again. "
+            "check=False puts the edit on all the same"
+        )
+    instead = _compare_otherwise(model, about["model"], what) if unknown else ""
+    return {name: f"{why}; {instead}" for name, why in unknown.items()}
+
+
+def _is_base(weights: Sequence[Tensor], saved: Mapping[str, Any]) -> bool | None:
+    """Whether one of `weights` is the base of the edit, or what the edit was computed on."""
+    verdict: bool | None = None
+    for number, weight in enumerate(weights):
+        if number and weight is weights[0]:
+            continue
+        mine = sums_of(weight)
+        for which in ("base", "before"):
+            one = agree(mine, _name(weight.dtype), saved[which])
+            if one:
+                return True
+            verdict = verdict if one is None else one
+    return verdict
+
+
+def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) -> str:
+    """Compare what else is known of the base, and say what that was."""
+    if type(model).__name__ != about["class"]:
+        raise EditError(
+            f"{what} was made on a {about['class']} ({about['id']}), and this model is a "
+            f"{type(model).__name__}: load that base"
+        )
+    mine, saved = vectors(model), about["vectors"]
+    common = sorted(mine.keys() & saved.keys())
+    if not common:
+        return "the model's class and the weights' shapes were compared instead"
+    if not any(mine[dtype] == saved[dtype] for dtype in common):
+        raise EditError(
+            f"{what} was made on another base model ({about['id']}): the norms and biases of this "
+            "model have other bits. Load that base; check=False puts the edit on all the same"
+        )
+    return "the model's class, its norms and biases, and the weights' shapes were compared instead"
+
+
+def _identity(model: Any) -> str:
+    """The name that the model was loaded by: a hub id, or the last part of a path."""
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    return Path(name).name if Path(name).exists() else name
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

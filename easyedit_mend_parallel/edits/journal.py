@@ -1,0 +1,327 @@
+"""A folder of saved edits of one base model, in order, and which of them are applied.
+
+The folder holds one file for each edit and an index, which is written whole. With a model at hand,
+what is done to the journal is done to the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import nn
+
+from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, together
+from easyedit_mend_parallel.edits.squashing import squash
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.files import written_whole
+from easyedit_mend_parallel.ledger import Entry, Ledger
+from easyedit_mend_parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from easyedit_mend_parallel.editor import EditResult
+
+INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
+
+Undone: TypeAlias = Literal["restored", "recomputed", "marked"]
+"""How an edit was taken out of the model. `restored`: nothing later touched its weights, which
+have the bits from before it again (or its rows no longer hang on outputs). `recomputed`: they got
+the bits from before it and the later updates were added again, in their order; nothing is left of
+it either, but sums are rounded anew. `marked`: there was no model; the next one goes without it."""
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One edit in a journal: its `number` (from 1, never used twice), the `file` in the folder,
+    whether it is `applied`, when it was `added` (UTC, ISO 8601), and the number of the edit that
+    it was `squashed_into`, if it was."""
+
+    number: int
+    file: str
+    applied: bool
+    added: str
+    squashed_into: int | None = None
+
+
+class Journal:
+    """The journal in `folder`; an empty one where there is none yet.
+
+    With a `model` every edit that is marked applied is put onto it, in order, all or none: the
+    model must be the base, on any placement, and `apply` is as for `SavedEdit.apply`. `progress`
+    is called after each edit with its number. The journal holds the model until it is let go, and
+    a backup of the edited weights for each edit, so that each can be undone; with `hold=False` it
+    holds none, memory stays flat over any number of edits, and they stay in the model.
+
+    Raises EditError for a folder that holds no journal, a damaged index, another base, and a
+    model that is split between processes, whose edits are saved one by one (`EditResult.save`).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module | None = None,
+        *,
+        apply: str = "weight",
+        hold: bool = True,
+        progress: Callable[[int], None] = lambda _number: None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._revision, self._entries = self._read()
+        self._model: nn.Module | None = None
+        self._apply = apply
+        self._hold = hold
+        self._live: dict[int, Entry] = {}
+        if model is not None:
+            self._attach(model, progress)
+
+    @property
+    def entries(self) -> list[JournalEntry]:
+        """All edits, in the order in which those that are applied go onto a model."""
+        return list(self._entries)
+
+    @property
+    def applied(self) -> list[int]:
+        """The numbers of the edits that are applied, in order."""
+        return [entry.number for entry in self._entries if entry.applied]
+
+    def edit(self, number: int) -> SavedEdit:
+        """The edit of that number. Raises EditError where there is none or its file is damaged."""
+        return load_edit(self.folder / self._entry(number).file)
+
+    def combined(self) -> SavedEdit:
+        """All applied edits as one, the sum of theirs. Raises EditError where none is applied."""
+        return together([self.edit(number) for number in self.applied])
+
+    def add(self, result: EditResult, *, half: bool = False) -> JournalEntry:
+        """Keep an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
+
+        The journal's model is the one that it was opened with, or the first result's. Raises
+        EditError for an edit of another model or one that was rolled back.
+        """
+        model = result.entry.model
+        if self._model is None and not self.applied:
+            self._attach(model, lambda _number: None)
+        if model is not self._model:
+            raise EditError(
+                f"the edit is in another model than the journal {self.folder} was opened with: "
+                "open it with the model before that is edited"
+            )
+        entry = self._keep(result.saved(), half=half)
+        self._write([*self._entries, entry])
+        if self._hold:
+            self._live[entry.number] = result.entry
+        return entry
+
+    def undo(self, number: int | None = None) -> Undone:
+        """Take edit `number` (by default the last that is applied) out; says how that was done.
+
+        The file stays, and `reapply` brings the edit back. Raises EditError where the edit is not
+        applied; journal and model are then as they were, as after any other exception.
+        """
+        if number is None:
+            if not self.applied:
+                raise EditError(f"no edit is applied in {self.folder}")
+            number = self.applied[-1]
+        entry = self._entry(number)
+        if not entry.applied:
+            raise EditError(f"edit {number} is not applied")
+        self._refuse_unheld()
+        before = self._entries
+        self._write([replace(one, applied=one.applied and one is not entry) for one in before])
+        live = self._live.get(number)
+        if live is None:
+            return "marked"
+        how: Undone = "restored" if live.is_last else "recomputed"
+        try:
+            live.undo()
+        except BaseException:
+            self._write(before)
+            raise
+        del self._live[number]
+        return how
+
+    def reapply(self, number: int) -> None:
+        """Put an edit that was undone back, as the last one. Raises EditError if it is applied."""
+        entry = self._entry(number)
+        if entry.applied:
+            raise EditError(f"edit {number} is applied already")
+        if entry.squashed_into is not None and self._entry(entry.squashed_into).applied:
+            raise EditError(f"edit {number} is part of edit {entry.squashed_into}: undo that first")
+        others = [one for one in self._entries if one is not entry]
+        again = replace(entry, applied=True, squashed_into=None)
+        if self._model is None:
+            self._write([*others, again])
+            return
+        applied = self.edit(number).apply(self._model, self._apply)
+        try:
+            self._write([*others, again])
+        except BaseException:
+            applied.rollback()
+            raise
+        if self._hold:
+            self._live[number] = applied.entry
+
+    def squash(self, rank: int, numbers: Sequence[int] | None = None) -> JournalEntry:
+        """Make edits `numbers` (by default all that are applied) into one of at most `rank` rows
+        for each target, which takes their place as the last one; see `squash` for its error.
+
+        The model, if there is one, has the new one in their stead. Raises EditError where one of
+        them is not applied, or fewer than two are named.
+        """
+        self._refuse_unheld()
+        chosen = self.applied if numbers is None else sorted(set(numbers))
+        not_applied = [number for number in chosen if not self._entry(number).applied]
+        if not_applied or len(chosen) < 2:
+            raise EditError(
+                f"{', '.join(map(str, not_applied)) or 'fewer than two'} of the edits to squash "
+                f"{'is' if len(not_applied) == 1 else 'are'} applied"
+            )
+        edit = squash([self.edit(number) for number in chosen], rank)
+        edit.about["squashed"]["numbers"] = chosen
+        new = self._keep(edit)
+        after = [
+            replace(one, applied=False, squashed_into=new.number) if one.number in chosen else one
+            for one in self._entries
+        ]
+        self._exchange([*after, new])
+        return self._entry(new.number)
+
+    def _refuse_unheld(self) -> None:
+        if self._model is not None and not self._hold:
+            raise EditError(
+                "this journal was opened with hold=False, so its edits cannot be taken out of the "
+                "model: open it without the model, or with hold=True"
+            )
+
+    def _attach(self, model: nn.Module, progress: Callable[[int], None]) -> None:
+        if not Ranks.of(model).alone:
+            raise EditError(
+                "the model is split between processes, which cannot keep one journal: save each "
+                "edit by itself (EditResult.save), from one of them"
+            )
+        if not self._hold and not Ledger.of(model).is_empty:
+            raise EditError(
+                "the model has edits already, which could not be told from the journal's with "
+                "hold=False: open the journal before the model is edited"
+            )
+        self._live = self._put_on(model, self.applied, progress)
+        self._model = model
+
+    def _put_on(
+        self,
+        model: nn.Module,
+        numbers: Sequence[int],
+        progress: Callable[[int], None] = lambda _number: None,
+    ) -> dict[int, Entry]:
+        """Put edits onto `model` in order, all or none."""
+        live: dict[int, Entry] = {}
+        known: dict[str, Any] = {}
+        ledger = Ledger.of(model)
+        with ledger.lock:
+            try:
+                for number in numbers:
+                    edit = self.edit(number)
+                    bases = {
+                        name: about.get("base")
+                        for name, about in edit.about["base"]["weights"].items()
+                    }
+                    # Weights are read and summed once, and not for each edit.
+                    check = any(known.get(name) != base for name, base in bases.items())
+                    applied = edit.apply(model, self._apply, check=check)
+                    if self._hold:
+                        live[number] = applied.entry
+                    known |= bases
+                    progress(number)
+            except BaseException:
+                for entry in reversed(live.values()):
+                    entry.undo()
+                if not self._hold:
+                    ledger.undo_all()
+                raise
+        return live
+
+    def _exchange(self, entries: list[JournalEntry]) -> None:
+        """Make the index, and the model with it, say that `entries` are in the journal."""
+        before, former = self._entries, self.applied
+        self._write(entries)
+        if self._model is None:
+            return
+        with Ledger.of(self._model).lock:
+            try:
+                for number in reversed(former):
+                    self._live[number].undo()
+                self._live = self._put_on(self._model, self.applied)
+            except BaseException:
+                self._write(before)
+                for number in reversed(former):
+                    self._live[number].undo()
+                # The very same updates on the bits from before them give the bits that were there.
+                self._live = {number: self._live[number].again() for number in former}
+                raise
+
+    def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
+        """Write the edit's file. Until the index names it, it is not part of the journal."""
+        if not (self.folder / INDEX).exists():
+            self._write(self._entries)
+        number = max((entry.number for entry in self._entries), default=0) + 1
+        file = f"{number:04}.safetensors"
+        edit.write(self.folder / file, half=half)
+        added = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return JournalEntry(number, file, True, added)
+
+    def _entry(self, number: int) -> JournalEntry:
+        for entry in self._entries:
+            if entry.number == number:
+                return entry
+        known = ", ".join(str(entry.number) for entry in self._entries) or "none"
+        raise EditError(f"there is no edit {number} in {self.folder}; its edits: {known}")
+
+    def _read(self) -> tuple[int, list[JournalEntry]]:
+        index = self.folder / INDEX
+        if not index.exists():
+            if _is_used(self.folder):
+                raise EditError(f"{self.folder} is no journal: it is not empty and has no {INDEX}")
+            return 0, []
+        try:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            if content["kind"] != KIND or content["format_version"] != FORMAT_VERSION:
+                raise EditError(
+                    f"{index} is of another kind or format than version {FORMAT_VERSION} of a "
+                    "journal: use the easyedit-mend-parallel that wrote it"
+                )
+            entries = [JournalEntry(**entry) for entry in content["edits"]]
+            revision = int(content["revision"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EditError(f"{index} is damaged: {type(error).__name__} {error}") from error
+        for entry in entries:
+            if Path(entry.file).name != entry.file:
+                raise EditError(f"{index} names a file outside its folder: {entry.file}")
+        return revision, entries
+
+    def _write(self, entries: list[JournalEntry]) -> None:
+        revision, _ = self._read()
+        if revision != self._revision:
+            raise EditError(
+                f"the journal {self.folder} was changed by somebody else since it was opened: "
+                "open it again"
+            )
+        content = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "revision": revision + 1,
+            "edits": [asdict(entry) for entry in entries],
+        }
+        with written_whole(self.folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        self._revision, self._entries = revision + 1, entries
+
+
+def _is_used(path: Path) -> bool:
+    """Whether anything is there but an empty folder (or what an interrupted write left)."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not found.name.startswith(".") for found in path.iterdir())

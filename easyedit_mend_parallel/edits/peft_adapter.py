@@ -1,0 +1,70 @@
+"""An edit as a LoRA adapter that `peft` loads: each target's keys and values are its A and B.
+
+Writes what peft reads and does not import it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from easyedit_mend_parallel.edits.saved import SavedEdit
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.files import new_folder
+
+PREFIX = "base_model.model."
+"""What peft puts before the names of the base model's modules."""
+
+
+def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
+    """Write the adapter to `folder`, which must be new or empty; whole or not at all.
+
+    ΔW = valuesᵀ keys is a LoRA (Hu et al. 2021) with A = keys, B = valuesᵀ and a scale of 1; each
+    target has the rank of its own rows (`rank_pattern`), fp32. `squash` bounds the rank before.
+
+    Raises EditError for an edit that was written into a weight which is tied to another (an
+    adapter reaches only one of the two layers), and for one that adds nothing.
+    """
+    if edit.about.get("hparams", {}).get("apply", "weight") == "weight":
+        _refuse_tied(edit)
+    tensors, ranks = {}, {}
+    for name, update in edit.updates.items():
+        layer = edit.targets[name].layer_name
+        if len(update.keys):
+            ranks[layer] = len(update.keys)
+            tensors[f"{PREFIX}{layer}.lora_A.weight"] = update.keys.contiguous()
+            tensors[f"{PREFIX}{layer}.lora_B.weight"] = update.values.T.contiguous()
+    if not ranks:
+        raise EditError(f"{edit.source} adds nothing to any weight: there is no adapter to write")
+    base = edit.about["base"]["model"]
+    highest = max(ranks.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if base["encoder_decoder"] else "CAUSAL_LM",
+        "base_model_name_or_path": base["id"] or None,
+        "target_modules": list(ranks),
+        "r": highest,
+        "lora_alpha": highest,  # the scale is alpha / rank, and the rate is in B already
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "fan_in_fan_out": any(target.transposed for target in edit.targets.values()),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with new_folder(Path(folder)) as temporary:
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return Path(folder)
+
+
+def _refuse_tied(edit: SavedEdit) -> None:
+    for name, weight in edit.about["base"]["weights"].items():
+        if name in edit.targets and weight["tied"]:
+            raise EditError(
+                f"{name} is one weight with {', '.join(weight['tied'])}, and the edit changed "
+                "both layers: an adapter reaches only one. Export the delta, or save the edited "
+                "model"
+            )

@@ -1,0 +1,292 @@
+"""A saved edit: token rows and what they belong to, read from a file and put onto the same base.
+
+Knows nothing of how the update was computed, and nothing of other edits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.edits.base import check_base
+from easyedit_mend_parallel.errors import EditError, MendParallelError, TargetError
+from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.holder import refuse_lost_files
+from easyedit_mend_parallel.ledger import Entry, Ledger
+from easyedit_mend_parallel.placement import Placement, place
+from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.target import Target, find_target
+from easyedit_mend_parallel.update import LowRankUpdate
+
+log = logging.getLogger(__name__)
+
+KIND, FORMAT_VERSION = "edit", 1
+PARTS = ("keys", "values", "request", "position")
+PACKAGES = ("easyedit-mend-parallel", "torch", "transformers", "accelerate")
+
+
+@dataclass(frozen=True)
+class AppliedEdit:
+    """A saved edit that was put onto a model, and the way back. Holds names and no model.
+
+    `unchecked` is {target name: why its weight could not be compared with the edit's base, and
+    what was compared instead}; empty where every weight was.
+    """
+
+    edit: SavedEdit
+    placements: dict[str, Placement]
+    unchecked: dict[str, str]
+    entry: Entry
+
+    def rollback(self) -> None:
+        """Take the edit out of the model, to the bit; later edits stay (see `Entry.undo`)."""
+        self.entry.undo()
+
+
+@dataclass(frozen=True)
+class SavedEdit:
+    """An edit without its model: rows of `updates` {target name: update}, fp32 on the CPU.
+
+    `positions` {target name: (n,)} says which rows of the edit these were: rows that add nothing
+    (padding) are left out. `about` is the header besides targets and requests: the base model and
+    its weights' checksums (`base`), how many `rows` there were with those, `losses`,
+    `placements`, `tokens`, `hparams`, `versions`.
+    """
+
+    targets: dict[str, Target]
+    updates: dict[str, LowRankUpdate]
+    positions: dict[str, Tensor]
+    requests: list[Request]
+    about: dict[str, Any] = field(default_factory=dict)
+    source: str = "the edit"
+
+    @cached_property
+    def norms(self) -> dict[str, float]:
+        """{target name: ‖ΔW‖ (Frobenius)}"""
+        return {name: float(update.norm()) for name, update in self.updates.items()}
+
+    @property
+    def rows(self) -> int:
+        """The largest number of rows of any target: the rank of the edit is no higher."""
+        return max((len(update.keys) for update in self.updates.values()), default=0)
+
+    def write(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write the edit to `path`, whole or not at all: safetensors with a JSON header.
+
+        `half` stores rows as bfloat16, half the size and within 2⁻⁸ of each of their entries.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, update in self.updates.items():
+            dtype = torch.bfloat16 if half else torch.float32
+            tensors[f"{name}.keys"] = update.keys.to(dtype)
+            tensors[f"{name}.values"] = update.values.to(dtype)
+            tensors[f"{name}.request"] = update.request.to(torch.int32)
+            tensors[f"{name}.position"] = self.positions[name].to(torch.int32)
+        header = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "targets": [asdict(target) for target in self.targets.values()],
+            "requests": [_plain(request) for request in self.requests],
+            "about": self.about,
+        }
+        write_tensors(Path(path), tensors, header)
+        return Path(path)
+
+    def apply(self, model: nn.Module, apply: str = "weight", *, check: bool = True) -> AppliedEdit:
+        """Put the edit onto `model`, the same base on any placement: all of it, or nothing.
+
+        `apply` is "weight" (written) or "output" (added to the layers' outputs, for quantized
+        weights). The base is known by the checksums of the edited weights, as they are or as they
+        were before this package first changed them; what has none that could be compared
+        (quantized, split between processes, another dtype) is known by the model's class, its
+        norms and biases, and says so in the result and in the log. Without `check` only the
+        names and shapes of targets have to fit.
+
+        Raises EditError for another base or other shapes, and what `Ledger.change` raises.
+        """
+        ledger = Ledger.of(model)
+        with ledger.lock:
+            with Ranks.of(model).together("prepare the saved edit"):
+                targets = [self._found(model, target) for target in self.targets.values()]
+                refuse_lost_files(model)
+                about = self.about["base"]
+                unchecked = check_base(model, targets, about, self.source) if check else {}
+                placements = {target.name: place(model, target) for target in targets}
+            for name, why in list(unchecked.items())[:1]:
+                log.warning("%s: the base of %s was not compared: %s", self.source, name, why)
+            entry = ledger.change(targets, self.updates, apply)
+        return AppliedEdit(self, placements, unchecked, entry)
+
+    def _found(self, model: nn.Module, target: Target) -> Target:
+        """`target` as `model` has it: how it stores the weight is its own affair."""
+        try:
+            here = find_target(model, target.name)
+        except TargetError as error:
+            raise EditError(f"{self.source} was made for another model: {error}") from None
+        if here.shape != target.shape:
+            raise EditError(
+                f"{self.source} was made for another model: {target.name} maps "
+                f"{target.in_features} to {target.out_features} there, and {here.in_features} to "
+                f"{here.out_features} in this one"
+            )
+        return here
+
+
+def saved_edit(
+    targets: Mapping[str, Target],
+    updates: Mapping[str, LowRankUpdate],
+    requests: list[Request],
+    about: Mapping[str, Any],
+) -> SavedEdit:
+    """An edit as it will be saved: rows on the CPU, without those that add nothing."""
+    kept, positions = {}, {}
+    for name, update in updates.items():
+        here = update.detach().to(torch.device("cpu"))
+        live = ((here.keys != 0).any(1) & (here.values != 0).any(1)).nonzero()[:, 0]
+        kept[name] = LowRankUpdate(
+            here.keys[live].float(), here.values[live].float(), here.request[live]
+        )
+        positions[name] = live
+    return SavedEdit(
+        {name: targets[name] for name in updates},
+        kept,
+        positions,
+        requests,
+        {
+            **about,
+            "rows": {name: len(update.keys) for name, update in updates.items()},
+            "versions": _versions(),
+        },
+    )
+
+
+def load_edit(path: str | Path) -> SavedEdit:
+    """Read an edit that was saved. Nothing in the file is run.
+
+    Raises EditError for a file that is missing, truncated, of a newer format, or no edit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EditError(f"there is no edit at {path.absolute()}")
+    try:
+        tensors, header = read_tensors(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise EditError(f"{path} is not a whole safetensors file: {error}") from error
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise EditError(f"{path} is no saved edit: its header does not say so")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise EditError(
+            f"{path} has format {header.get('format_version')!r}, and this version reads format "
+            f"{FORMAT_VERSION}: install the version of easyedit-mend-parallel that wrote it"
+        )
+    try:
+        targets = {one["name"]: Target(**one) for one in header["targets"]}
+        requests = [
+            Request(one["prompt"], one["target_new"], one["other"]) for one in header["requests"]
+        ]
+        about = dict(header["about"])
+        read = {name: [tensors[f"{name}.{part}"] for part in PARTS] for name in targets}
+    except (KeyError, TypeError, ValueError, MendParallelError) as error:
+        raise EditError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    updates, positions = {}, {}
+    for name, (keys, values, request, position) in read.items():
+        target = targets[name]
+        n = len(request)
+        wanted = ((n, target.in_features), (n, target.out_features), (n,))
+        if (tuple(keys.shape), tuple(values.shape), tuple(position.shape)) != wanted:
+            raise EditError(f"{path} is damaged: the rows of {name} do not fit its widths")
+        updates[name] = LowRankUpdate(keys.float(), values.float(), request.long())
+        positions[name] = position.long()
+    return SavedEdit(targets, updates, positions, requests, about, str(path))
+
+
+def together(edits: list[SavedEdit]) -> SavedEdit:
+    """`edits` of one base as one, whose update is the sum of theirs: their rows one below another.
+
+    Raises EditError where there are none, or where they were made on different bases.
+    """
+    if not edits:
+        raise EditError("there is no edit that is applied")
+    if len(edits) == 1:
+        return edits[0]
+    targets: dict[str, Target] = {}
+    rows: dict[str, list[LowRankUpdate]] = {}
+    positions: dict[str, list[Tensor]] = {}
+    requests: list[Request] = []
+    before: dict[str, int] = {}
+    for edit in edits:
+        for name, update in edit.updates.items():
+            if targets.setdefault(name, edit.targets[name]).shape != edit.targets[name].shape:
+                raise EditError(f"{edit.source} and {edits[0].source} have other shapes of {name}")
+            request = torch.where(update.request < 0, -1, update.request + len(requests))
+            shifted = LowRankUpdate(update.keys, update.values, request)
+            rows.setdefault(name, []).append(shifted)
+            start = before.get(name, 0)
+            positions.setdefault(name, []).append(edit.positions[name] + start)
+            before[name] = start + edit.about.get("rows", {}).get(name, len(update.keys))
+        requests += edit.requests
+    updates = {
+        name: LowRankUpdate(
+            torch.cat([update.keys for update in parts]),
+            torch.cat([update.values for update in parts]),
+            torch.cat([update.request for update in parts]),
+        )
+        for name, parts in rows.items()
+    }
+    written = any(
+        edit.about.get("hparams", {}).get("apply", "weight") == "weight" for edit in edits
+    )
+    weights: dict[str, Any] = {}
+    placements: dict[str, Any] = {}
+    for edit in reversed(edits):  # of a weight that several change, the first one's base
+        weights |= edit.about["base"]["weights"]
+        placements |= edit.about.get("placements", {})
+    about = {
+        "base": {**edits[0].about["base"], "weights": weights},
+        "placements": placements,
+        "rows": before,
+        "tokens": _all_tokens(edits),
+        "hparams": {
+            **edits[0].about.get("hparams", {}),
+            "apply": "weight" if written else "output",
+        },
+        "versions": _versions(),
+    }
+    return SavedEdit(
+        targets, updates, {name: torch.cat(p) for name, p in positions.items()}, requests, about
+    )
+
+
+def _all_tokens(edits: list[SavedEdit]) -> dict[str, list[str]]:
+    """The tokens of all edits, one edit after the other; none where one has none (squashed)."""
+    each: list[dict[str, list[str]]] = [edit.about.get("tokens", {}) for edit in edits]
+    names = set.intersection(*(set(tokens) for tokens in each))
+    return {name: [text for tokens in each for text in tokens[name]] for name in sorted(names)}
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    """A request as JSON can say it; what it cannot say becomes text."""
+    other = json.loads(json.dumps(dict(request.other), default=str))
+    return {"prompt": request.prompt, "target_new": request.target_new, "other": other}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

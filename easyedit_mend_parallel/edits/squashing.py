@@ -1,0 +1,99 @@
+"""Many edits made into one of bounded rank, with what that cost: QR and SVD of the rows, never of a
+matrix of the weight's size. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from easyedit_mend_parallel.edits.saved import SavedEdit, together
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.update import LowRankUpdate
+
+ROWS_AT_ONCE = 2048
+"""Rows that go through one decomposition. An update with more is squashed part by part, which is
+no longer the best approximation of its rank, only a good one; its error is measured either way."""
+OF_ROWS = ("tokens", "rows")
+"""What is said of an edit's rows, which are others once it is squashed."""
+NO_REQUEST = -1
+"""The request of a row that belongs to all requests of its edit."""
+
+
+def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
+    """One edit whose update has at most `rank` rows for each target: the nearest to the sum of
+    `edits` in the Frobenius norm (Eckart and Young 1936).
+
+    `about["squashed"]` of the answer has the `rank`, the number of `rows` there were, and
+    `errors` {target name: ‖ΔW − squashed‖ / ‖ΔW‖}. Rows no longer belong to one request or token.
+    Raises EditError for a rank below 1, for no edits, and for edits of other shapes.
+    """
+    if rank < 1:
+        raise EditError(f"rank is {rank}; it has to be at least 1")
+    edit = together([edits] if isinstance(edits, SavedEdit) else list(edits))
+    squashed, errors = {}, {}
+    for name, update in edit.updates.items():
+        squashed[name], errors[name] = squashed_update(update, rank)
+    about = {name: value for name, value in edit.about.items() if name not in OF_ROWS}
+    about["squashed"] = {"rank": rank, "rows": edit.rows, "errors": errors}
+    positions = {name: torch.arange(len(update.keys)) for name, update in squashed.items()}
+    return replace(edit, updates=squashed, positions=positions, about=about)
+
+
+def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, float]:
+    """`update` with at most `rank` rows, in fp32, and its relative error (Frobenius).
+
+    Computed in fp64 on the update's device. The largest matrices are rows × width and the square
+    of at most twice `ROWS_AT_ONCE` (or of `rank`, where that is more). An update that has `rank`
+    rows or fewer comes back as it is.
+    """
+    if len(update.keys) <= rank:
+        return update, 0.0
+    keys, values = update.keys.double(), update.values.double()
+    parts = _parts(keys, values)
+    kept = parts[0][0][:0], parts[0][1][:0]
+    for number, (more_keys, more_values) in enumerate(parts, 1):
+        kept = _nearest(
+            torch.cat([kept[0], more_keys]),
+            torch.cat([kept[1], more_values]),
+            rank if number == len(parts) else max(rank, ROWS_AT_ONCE),
+        )
+    # Measured on what is handed back, rounding to fp32 included.
+    rounded = kept[0].float(), kept[1].float()
+    whole = _square(keys, values)
+    left = _square(
+        torch.cat([keys, rounded[0].double()]), torch.cat([values, -rounded[1].double()])
+    )
+    error = (left / whole).clamp(min=0).sqrt() if whole > 0 else torch.zeros(())
+    request = torch.full((len(rounded[0]),), NO_REQUEST, device=update.keys.device)
+    return LowRankUpdate(*rounded, request), float(error)
+
+
+def _parts(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    halves = torch.split(keys, ROWS_AT_ONCE), torch.split(values, ROWS_AT_ONCE)
+    return list(zip(*halves, strict=True))
+
+
+def _nearest(keys: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Rows of the nearest matrix of `rank` to valuesᵀ keys; each pair of equal lengths."""
+    if len(keys) <= rank:
+        return keys, values
+    key_basis, key_rest = torch.linalg.qr(keys.T)
+    value_basis, value_rest = torch.linalg.qr(values.T)
+    left, sizes, right = torch.linalg.svd(value_rest @ key_rest.T, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return (
+        root[:, None] * (right[:rank] @ key_basis.T),
+        root[:, None] * (left[:, :rank].T @ value_basis.T),
+    )
+
+
+def _square(keys: Tensor, values: Tensor) -> Tensor:
+    """‖valuesᵀ keys‖², from blocks of the Gram matrices."""
+    total = torch.zeros((), dtype=keys.dtype, device=keys.device)
+    for some_keys, some_values in _parts(keys, values):
+        total += ((some_keys @ keys.T) * (some_values @ values.T)).sum()
+    return total

@@ -1,0 +1,87 @@
+"""What an edit did, as the caller holds it: rows, losses, places, and the way back.
+
+Knows how an edit is saved, and nothing of how it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyedit_mend_parallel.edits.base import describe_base
+from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.ledger import Entry
+from easyedit_mend_parallel.placement import Placement
+from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.update import LowRankUpdate
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What an edit did, and the way back. Holds names and low-rank rows, no model.
+
+    `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
+    on the device of each target; `losses` has each request's mean negative log-likelihood before
+    the edit, `losses_after` the same after it where it was asked for; `seconds` is how long the
+    edit took. `tokens` {input of the model: texts} says which token each row came from, `hparams`
+    what the network was made with. As long as the result is
+    held, the edit can be rolled back by itself.
+    """
+
+    requests: list[Request]
+    updates: dict[str, LowRankUpdate]
+    placements: dict[str, Placement]
+    losses: list[float]
+    losses_after: list[float] | None
+    seconds: float
+    entry: Entry
+    targets: dict[str, Target]
+    tokens: dict[str, list[str]]
+    hparams: dict[str, Any]
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """{target name: ‖ΔW‖ (Frobenius)}, computed when asked for."""
+        return {name: float(update.norm()) for name, update in self.updates.items()}
+
+    def saved(self) -> SavedEdit:
+        """This edit without its model, to be written to a file or put onto the same base anew.
+
+        Reads every edited weight as it was before the edit, for its checksum. Raises EditError
+        where the edit was rolled back or its model is gone: those bits are then known no longer.
+        """
+        if not self.entry.applied:
+            raise EditError(
+                "the edit was rolled back, or its model is gone: save it while it is in the model"
+            )
+        about = {
+            "base": describe_base(self.entry, self.targets),
+            "losses": self.losses,
+            "losses_after": self.losses_after,
+            "placements": {
+                name: {"device": str(where.device), "kept": where.kept}
+                for name, where in self.placements.items()
+            },
+            "tokens": self.tokens,
+            "hparams": self.hparams,
+            "seconds": self.seconds,
+        }
+        return saved_edit(self.targets, self.updates, self.requests, about)
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write the edit to `path` (`load_edit` reads it), as `SavedEdit.write` does.
+
+        Raises EditError where the edit was rolled back.
+        """
+        return self.saved().write(path, half=half)
+
+    def rollback(self) -> None:
+        """Take the edit out of the model: every weight gets back the bits it had, to the last.
+
+        With later edits in the model, they stay (see `Entry.undo`). Calling it again does
+        nothing.
+        """
+        self.entry.undo()

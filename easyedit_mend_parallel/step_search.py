@@ -1,0 +1,144 @@
+"""How far to go: a direction for each request, and the step along it that brings the answer.
+
+Every trial is an addition to the layers' outputs, so nothing is written here. Knows updates and
+batches, and nothing of hyperparameters, hypernetworks or where weights lie.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.batch import Batch
+from easyedit_mend_parallel.capture import TokenRows, evaluating
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.update import LowRankUpdate, attached
+
+BEGIN = 1 / 4
+"""Where a search begins, as a share of the step that a straight line would take."""
+GROWTH = 2.0
+"""The factor from one trial to the next."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a search found: `updates`, each request's rows scaled by its step.
+
+    `answered` (R,), on the CPU, says whose answer was reached. Where it was not, the step is the
+    longest one.
+    """
+
+    updates: dict[str, LowRankUpdate]
+    answered: Tensor
+
+
+def downhill(
+    updates: Mapping[str, LowRankUpdate], rows: Mapping[str, TokenRows], n_requests: int
+) -> tuple[dict[str, LowRankUpdate], Tensor]:
+    """`updates` turned so that each goes down its request's loss; and how steeply, (R,), CPU.
+
+    To first order, adding ΔW changes a request's loss by ⟨ΔW, G⟩, G = Σ δ xᵀ over its `rows`. An
+    update that is raw rows (x, −δ) is −G: always down. Rows that were normalised are not: centring
+    turns them. So ⟨ΔW, G⟩ is computed, from products between rows, for each request and target, and
+    where it is positive the sign of that part is changed. The result is the sum over targets of
+    −|⟨ΔW, G⟩|: never positive, and zero only where no target's part changes the loss.
+    """
+    slopes = torch.zeros(n_requests)
+    turned = {}
+    for name, update in updates.items():
+        products = _products(update, rows[name], n_requests)
+        sign = torch.where(products > 0, -1.0, 1.0)
+        values = update.values * sign[update.request].unsqueeze(-1)
+        turned[name] = LowRankUpdate(update.keys, values, update.request)
+        slopes -= products.abs().cpu()
+    return turned, slopes
+
+
+def longest(
+    updates: Mapping[str, LowRankUpdate], limits: Mapping[str, float], n_requests: int
+) -> Tensor:
+    """(R,), CPU: the largest factor of each request's part of `updates` for which ‖ΔW‖ stays
+    within `limits` ({target name: norm}) in every target. Zero for a request without an update."""
+    factor = torch.full((n_requests,), float("inf"))
+    for name, update in updates.items():
+        norms = torch.stack([_part(update, request).norm() for request in range(n_requests)]).cpu()
+        factor = torch.minimum(factor, limits[name] / norms)  # a norm of zero limits nothing
+    return torch.where(factor.isfinite(), factor, 0.0)
+
+
+@torch.no_grad()
+def search_steps(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batch: Batch,
+    updates: Mapping[str, LowRankUpdate],
+    straight: Tensor,
+    last: Tensor,
+    margin: float = 1.0,
+) -> Steps:
+    """For each request of `batch` a step along its part of `updates` after which every label of
+    `batch` is the model's answer: the first one found, so about the shortest.
+
+    The steps tried grow from below `straight` (R,), where a straight line would bring the loss
+    to zero, to `last` (R,). They begin low since a loss is no straight line: a step can be too long
+    for the answer as well as too short. Where the answer is found, `margin` times the step is
+    tried too, and taken if it is there still. Each request feels its own step only, all of them in
+    one forward for each trial.
+
+    Raises UpdateError where the processes that hold the model together come to other answers.
+    """
+    ranks = Ranks.of(model)
+
+    def trial(steps: Tensor) -> Tensor:
+        with evaluating(model), attached(model, targets, _scaled(updates, steps), batch.request):
+            answered = batch.answered(model)
+        if not ranks.alone and not ranks.same(zlib.crc32(bytes(answered.tolist()))):
+            raise UpdateError(
+                "the processes that hold this model got different answers from one step of a "
+                "search; nothing was written. Run them on devices of one kind"
+            )
+        return answered
+
+    steps = torch.minimum(BEGIN * straight, last)
+    answered = trial(steps)
+    while (growing := ~answered & (steps < last)).any():
+        steps = torch.where(growing, torch.minimum(GROWTH * steps, last), steps)
+        answered |= trial(steps)
+    if margin > 1:
+        further = torch.where(answered, torch.minimum(margin * steps, last), steps)
+        steps = torch.where(trial(further), further, steps)
+    return Steps(_scaled(updates, steps), answered)
+
+
+def _scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:
+    return {
+        name: LowRankUpdate(
+            update.keys,
+            update.values * steps.to(update.values.device)[update.request].unsqueeze(-1),
+            update.request,
+        )
+        for name, update in updates.items()
+    }
+
+
+def _part(update: LowRankUpdate, request: int) -> LowRankUpdate:
+    of_request = update.request == request
+    return LowRankUpdate(
+        update.keys[of_request], update.values[of_request], update.request[of_request]
+    )
+
+
+def _products(update: LowRankUpdate, rows: TokenRows, n_requests: int) -> Tensor:
+    """(R,): ⟨ΔW, G⟩ of each request, from the rows (n) of both."""
+    found = []
+    for request in range(n_requests):
+        part, of_request = _part(update, request), rows.request == request
+        x, delta = rows.x[of_request].float(), rows.delta[of_request].float()
+        found.append(((part.keys @ x.T) * (part.values @ delta.T)).sum())
+    return torch.stack(found)
