@@ -94,6 +94,9 @@ def _in_cli(arguments: list[str]) -> Iterator[str]:
 def _in_program(arguments: list[str]) -> Iterator[str]:
     """`python` and `torchrun`: the script or module exists, and its --help names the options."""
     named = next((word for word in arguments if word.endswith(".py")), None)
+    if "--no-python" in arguments:  # torchrun, of a command
+        yield from _in_command(arguments[arguments.index("--no-python") + 1 :])
+        return
     if "-m" in arguments:
         module = arguments[arguments.index("-m") + 1]
         start, rest = ["-m", module], arguments[arguments.index("-m") + 2 :]

@@ -72,7 +72,10 @@ def test_mend_parallel_plugins_lists_what_the_example_offers(python: Path, tmp_p
         check=True,
     )
 
-    offers = {one["plugin"]: one["offers"] for one in json.loads(done.stdout)}
-    assert offers["gradient_steps"] == ["editing_method"]
-    assert offers["disk_backups"] == ["weight_store"]
-    assert offers["mend_parallel"] == ["editing_method"]
+    offers = {
+        one["plugin"]: (one["offers_methods"], one["offers_stores"])
+        for one in json.loads(done.stdout)["plugins"]
+    }
+    assert offers["gradient_steps"] == (True, False)
+    assert offers["disk_backups"] == (False, True)
+    assert offers["mend_parallel"] == (True, False)

@@ -129,6 +129,7 @@ def test_mean_loss_gives_the_weights_of_a_batch_of_easyedits_own_mend(tmp_path: 
     ours = case.our_editor(aggregate="mean_loss")
 
     ours.edit(requests)
+    save_archive(case.archive, ours.network, model_config=case.model.config.to_dict())
 
     assert_same_edit(ours.model, case.edited_by_the_host(*requests), case.before, case.names)
 

@@ -115,8 +115,8 @@ def an_archive_that_one_rank_cannot_read_is_an_error_on_every_rank() -> None:
     sharded = load(plain.model)
     error = ArchiveError("not here")
     with (
-        patched(MendParallel, "_read_network", lambda self, hparams: plain.trained),
-        broken_on_rank_1(MendParallel, "_read_network", error),
+        patched(editing, "read_trained", lambda model, targets, hparams: plain.trained),
+        broken_on_rank_1(editing, "read_trained", error),
         fails_on_rank_1(error, "prepare the editor"),
     ):
         MendParallel(

@@ -1,0 +1,77 @@
+"""Scores an archive on facts at several strengths: its learned rates times each of them.
+
+    python scripts/quality/choose.py OUT/validation.jsonl --archive run/archive.safetensors
+
+The strength with the largest sum of the measures is what `--write` puts into the archive's rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from easyedit_mend_parallel.archive import load_archive, save_archive
+from easyedit_mend_parallel.demo import demo_hparams
+from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.hparams import MENDParallelHyperParams
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.training.data import read_examples
+from easyedit_mend_parallel.training.evaluation import MEASURES, evaluate
+from easyedit_mend_parallel.training.texts import Texts
+from easyedit_mend_parallel.trunk import Trunk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("facts", type=Path)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--strength", type=float, action="append", help="default: 1")
+    parser.add_argument("--write", type=Path, help="the archive at the best strength, halved")
+    parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    directory = prepare()
+    model = AutoModelForCausalLM.from_pretrained(directory).eval().requires_grad_(False)
+    hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
+    targets = find_targets(model, hparams.inner_params)
+    network = Hypernetwork(targets, hparams.network_config())
+    archive = load_archive(options.archive)
+    archive.load_into(network)
+    rates = network.edit_lrs.detach().clone()
+    trunk = Trunk(model, targets)
+    texts = Texts(model, AutoTokenizer.from_pretrained(directory), trunk=trunk)
+    examples, unrelated = read_examples(options.facts)
+    table = Table("strength", "split", *MEASURES)
+    found = {}
+    for strength in options.strength or [1.0]:
+        network.edit_lrs.data = rates * strength
+        network.eval().requires_grad_(False)
+        scores = evaluate(texts, targets, network, examples, unrelated)
+        found[strength] = scores
+        for one in scores:
+            cells = [one.scores[name] for name in MEASURES]
+            said = [f"{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}] n={c.n}" for c in cells]
+            table.add_row(f"{strength:g}", one.split, *said)
+    Console(width=160).print(table)
+    best = max(found, key=lambda strength: sum(one.total for one in found[strength]))
+    scores = {str(s): [one.to_dict() for one in some] for s, some in found.items()}
+    if options.out:
+        options.out.write_text(json.dumps(scores, indent=2) + "\n")
+    if options.write:
+        network.edit_lrs.data = rates * best
+        kept = {k: v for k, v in archive.header.items() if k not in ("targets", "config")}
+        kept |= {"strength": best, "scores": scores[str(best)]}
+        kept.pop("format_version", None)
+        save_archive(options.write, network, half=True, **kept)
+        print(f"{options.write} at strength {best:g}")
+
+
+if __name__ == "__main__":
+    main()
