@@ -125,7 +125,7 @@ def test_requests_that_disturb_each_other_are_named(caplog: pytest.LogCaptureFix
     yes = answers(one, NEAR)
     assert not all(yes)
     (said,) = [m for m in caplog.messages if "not answered by the edited model" in m]
-    for request, answered in zip(yes, strict=True):
+    for request, answered in zip(NEAR, yes, strict=True):
         assert (f"-> {request['target_new']!r}" in said) is not answered
 
 
