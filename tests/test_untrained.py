@@ -21,7 +21,7 @@ from toys import (
     toy_tokenizer,
     weights,
 )
-from untrained_toys import CONTRADICTION, LIMIT, NEAR, ONE, TWO, answers, asked, calibrated, editor
+from untrained_toys import LIMIT, NEAR, ONE, TWO, answers, asked, calibrated, editor
 
 from easyedit_mend_parallel import (
     ArchiveError,
@@ -99,7 +99,7 @@ def test_with_statistics_rows_are_normalised_where_the_hyperparameters_say_norm(
     assert answers(one, ONE) == [True]
 
 
-@pytest.mark.parametrize("requests", [TWO, NEAR], ids=["apart", "of one prompt"])
+@pytest.mark.parametrize("requests", [TWO, NEAR], ids=["apart", "alike"])
 def test_several_requests_have_a_step_each_the_one_they_have_alone(requests: Any) -> None:
     one = editor()
     alone = []
@@ -120,12 +120,12 @@ def test_several_requests_have_a_step_each_the_one_they_have_alone(requests: Any
 def test_requests_that_disturb_each_other_are_named(caplog: pytest.LogCaptureFixture) -> None:
     one = editor()
     with caplog.at_level(logging.WARNING):
-        one.edit(CONTRADICTION)
+        one.edit(NEAR)
 
-    yes = answers(one, CONTRADICTION)
+    yes = answers(one, NEAR)
     assert not all(yes)
     (said,) = [m for m in caplog.messages if "not answered by the edited model" in m]
-    for request, answered in zip(CONTRADICTION, yes, strict=True):
+    for request, answered in zip(NEAR, yes, strict=True):
         assert (f"-> {request['target_new']!r}" in said) is not answered
 
 

@@ -25,8 +25,11 @@ from easyedit_mend_parallel.target import find_targets
 
 ONE = {"prompt": "the sun rises in the", "target_new": "Paris"}
 TWO = [ONE, {"prompt": "my name is", "target_new": "stone"}]
-CONTRADICTION = [ONE, {**ONE, "target_new": "stone"}]
-NEAR = [{"prompt": "my name is", "target_new": target} for target in ("mat", "red stone")]
+NEAR = [
+    {"prompt": "my name is", "target_new": "stone"},
+    {"prompt": "old name is", "target_new": "mat"},
+]
+"""Alike enough that their updates disturb each other."""
 LIMIT = 2.0
 """Toy models are narrow, and need long steps."""
 
