@@ -12,17 +12,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from toys import assert_unchanged, toy_model, weights
+from toys import assert_unchanged, toy_model, toy_tokenizer, weights
 from trained.runs import SUBJECTS, UNRELATED, data, facts, furthest, state, trainer
 
 from easyedit_mend_parallel.archive import load_archive
+from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.errors import DataError, HparamsError, TrainingError
 from easyedit_mend_parallel.hypernetwork import STATISTICS
 from easyedit_mend_parallel.training import checkpoint as checkpoints
 from easyedit_mend_parallel.training.curves import draw_curves
 from easyedit_mend_parallel.training.data import Held
 from easyedit_mend_parallel.training.drawing import Drawing
-from easyedit_mend_parallel.training.evaluation import Score
+from easyedit_mend_parallel.training.evaluation import Score, evaluate
+from easyedit_mend_parallel.training.texts import Texts
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -272,6 +274,25 @@ def test_neighbours_are_of_the_same_relation_and_another_subject() -> None:
         facts(neighbours=(Held("who wrote"),)), (), per_step=16, neighbour_share=0.0, seed=0
     )
     assert {drawn.held.prompt for drawn in own.step(0)} == {"who wrote"}
+
+
+def test_a_bos_among_the_labels_is_no_part_of_what_is_measured(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    tokenizer = toy_tokenizer(bos=True)
+    example = replace(facts()[0], rephrases=())
+
+    (scores,) = evaluate(
+        Texts(run.model, tokenizer), run.targets, lambda _: {}, [example], UNRELATED
+    )
+
+    without, with_bos = (
+        make_batch(run.model, tokenizer, [example.request], special_tokens_in_labels=kept)
+        .losses_on(run.model)
+        .item()
+        for kept in (False, True)
+    )
+    assert scores.edit_loss == pytest.approx(without, rel=1e-4)
+    assert abs(scores.edit_loss - with_bos) > 1e-2
 
 
 def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
