@@ -17,8 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from easyedit_mend_parallel.archive import load_archive, save_archive
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.errors import HparamsError, NoTrunkError, TrainingError
+from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.placement import network_home
@@ -36,10 +35,10 @@ from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.metrics import Metrics
 from easyedit_mend_parallel.training.objective import measure_step
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
+from easyedit_mend_parallel.training.preparation import gather_statistics, keep_states
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.screen import Screen
-from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.trunk import Trunk
+from easyedit_mend_parallel.training.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +202,7 @@ class Trainer:
             )
         self.processes.agree(repr(self.progress), "configurations or data")
         self.processes.accelerator.init_trackers("mend")
-        self._keep_trunk()
+        keep_states(self.texts, self.targets, self.data, self.hparams, self.processes, self.screen)
         if self.resume:
             return
         if self.hparams.archive is not None:
@@ -211,54 +210,9 @@ class Trainer:
             archive.say_other_labels(self.hparams.special_tokens_in_labels)
             archive.load_into(self.network, untrained=True)
         if self.network.config.norm:
-            self._gather_statistics()
-
-    def _gather_statistics(self) -> None:
-        processes, size = self.processes, self.hparams.batch_size
-        together = size * processes.count
-        wanted = min(self.hparams.statistics_examples, len(self.data.train))
-        examples = self.data.train[: max(1, wanted // together) * together]
-        own = examples[processes.index :: processes.count]
-        for start in self.screen.track(range(0, len(own), size), "statistics of the token rows"):
-            requests = [
-                Text(e.request.prompt, e.request.target_text) for e in own[start : start + size]
-            ]
-            rows, _ = capture(self.model, self.targets, self.texts.batch(requests))
-            self.network.observe(rows, processes.samples)
-
-    def _keep_trunk(self) -> None:
-        """Pass the training texts through the trunk once, where their states may be kept."""
-        memory, disk = self.hparams.trunk_bytes
-        if not memory + disk:
-            return
-        folder = self.hparams.trunk_folder
-        own = None if folder is None else Path(folder) / f"process-{self.processes.index}"
-        try:
-            trunk = Trunk(
-                self.model,
-                self.targets,
-                self.texts.tokenizer,
-                memory_limit=memory,
-                disk_limit=disk,
-                folder=own,
+            gather_statistics(
+                self.network, self.texts, self.data, self.hparams, self.processes, self.screen
             )
-            self.texts.trunk = trunk
-            first = self.data.train[0].request
-            self.texts.batch([Text(first.prompt, first.target_text)])
-        except NoTrunkError as error:
-            log.warning("every step runs the whole model: %s", error)
-            self.texts.trunk = None
-            return
-        texts = [Text(text) for text in self.data.unrelated]
-        for example in self.data.train:
-            target = example.request.target_text
-            prompts = (example.request.prompt, *example.rephrases)
-            texts += [Text(prompt, target) for prompt in prompts]
-            texts += [Text(h.prompt, h.target) for h in (*example.neighbours, *example.unrelated)]
-        self.screen.count(
-            self.texts.keep(texts), len(dict.fromkeys(texts)), "hidden states below the targets"
-        )
-        trunk.kept.save()
 
     def _evaluate(self, metrics: Metrics) -> None:
         """Measure the validation part; keep the archive where it is the best so far."""
