@@ -67,21 +67,23 @@ def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
 @torch.no_grad()
 def probabilities(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> list[float]:
     """The probability of each answer after its text, per token (the geometric mean of its
-    tokens')."""
+    tokens'); special tokens that a tokenizer puts around an answer are no part of it."""
     found: list[float] = []
     for start in range(0, len(answers), AT_ONCE):
         texts = [answer.tokens for answer in answers[start : start + AT_ONCE]]
-        losses = batch_of(model, tokenizer, texts).losses_on(model)
+        batch = batch_of(model, tokenizer, texts, special_tokens_in_labels=False)
+        losses = batch.losses_on(model)
         found += losses.neg().exp().tolist()
     return found
 
 
 @torch.no_grad()
 def _next(model: Any, tokenizer: Any, prompt: str) -> tuple[str, Tokenized]:
-    """The model's most probable next token, as text and after its prompt."""
+    """The model's most probable next token that is no special one, as text and after its prompt."""
     text = tokenized(model, tokenizer, prompt)
-    logits = batch_of(model, tokenizer, [text]).logits(model)
-    token = int(logits[0, -1].argmax())
+    logits = batch_of(model, tokenizer, [text]).logits(model)[0, -1]
+    logits[list(tokenizer.all_special_ids)] = -torch.inf
+    token = int(logits.argmax())
     answer = tokenizer.decode([token]).strip() or repr(tokenizer.decode([token]))
     return answer, Tokenized((*text.ids, token), (token,))
 
