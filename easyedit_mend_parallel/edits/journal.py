@@ -23,7 +23,7 @@ from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.ranks import Ranks
 
 if TYPE_CHECKING:
-    from easyedit_mend_parallel.editor import EditResult
+    from easyedit_mend_parallel.result import EditResult
 
 INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
 

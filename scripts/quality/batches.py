@@ -97,14 +97,12 @@ class Bench:
         archive = Path(folder) / "archive.pt"
         network = self.editor("sum").network
         save_archive(archive, network, model_config=self.model.config.to_dict())
-        known = {
-            field: value
-            for field, value in MENDParallelHyperParams(**self.fields()).to_dict().items()
-            if field in easyeditor.MENDHyperParams.__dataclass_fields__
-        }
+        fields = MENDParallelHyperParams(**self.fields()).to_dict()
+        fields |= {"alg_name": "MEND", "alg": "MEND", "archive": str(archive)}
+        fields |= {"device": "cpu", "max_length": 60, "model_name": str(self.path)}
+        known = easyeditor.MENDHyperParams.__dataclass_fields__
         hparams = easyeditor.MENDHyperParams(
-            **{**known, "alg_name": "MEND", "alg": "MEND", "archive": str(archive)}
-            | {"device": "cpu", "max_length": 60, "model_name": str(self.path)}
+            **{name: value for name, value in fields.items() if name in known}
         )
         editor = easyeditor.BaseEditor.from_hparams(hparams)
         kept = {name: editor.model.get_parameter(name).detach().clone() for name in self.names}
