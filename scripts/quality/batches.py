@@ -99,6 +99,8 @@ class Bench:
         save_archive(archive, network, model_config=self.model.config.to_dict())
         fields = MENDParallelHyperParams(**self.fields()).to_dict()
         fields |= {"alg_name": "MEND", "alg": "MEND", "archive": str(archive)}
+        # EasyEdit's loss knows decoders by the names of their classes.
+        fields |= {"model_class": type(self.model).__name__, "tokenizer_name": str(self.path)}
         fields |= {"device": "cpu", "max_length": 60, "model_name": str(self.path)}
         known = easyeditor.MENDHyperParams.__dataclass_fields__
         hparams = easyeditor.MENDHyperParams(
