@@ -61,6 +61,22 @@ def find_holder(model: nn.Module, name: str) -> Holder | None:
     return None
 
 
+def kept_weight(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter called `name` as the next forward pass will use it, wherever it is kept.
+
+    Not to be written to. A weight on disk is read from there, and through what this package has
+    put before it. None where it has no values and no hook of accelerate holds any for it.
+    """
+    weight = model.get_parameter(name)
+    if weight.device.type != "meta":
+        return weight.detach()
+    holder = find_holder(model, name)
+    if holder is None:
+        return None
+    kept: Tensor = holder.container[holder.key]
+    return kept.detach()
+
+
 def _kept(container: Any, key: str) -> str | None:
     """How `container` keeps `key`, without reading it; None where it does not."""
     if isinstance(container, OffloadedWeightsLoader):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.batch import IGNORED, Batch, called_with, takes
 from easyedit_mend_parallel.capture import evaluating
 from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
-from easyedit_mend_parallel.holder import RAM, find_holder
+from easyedit_mend_parallel.holder import RAM, find_holder, kept_weight
 from easyedit_mend_parallel.kept_states import KeptStates
 from easyedit_mend_parallel.placement import execution_hook
 from easyedit_mend_parallel.target import Target
@@ -120,13 +120,16 @@ class Trunk:
         return Resumed(inputs, batch.labels, batch.request, self, states)
 
     @contextmanager
-    def caught(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        """While the context lasts, a whole forward leaves here what enters the lowest block."""
+    def caught(self, model: nn.Module, *, stop: bool = False) -> Iterator[list[Tensor]]:
+        """While the context lasts, a forward leaves here what enters the lowest block, and with
+        `stop` ends there, by a `_Stop`."""
         *below, lowest = self._blocks(model)[: self.lowest + 1]
         states: list[Tensor] = []
 
         def catch(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             states.append((args[0] if args else kwargs["hidden_states"]).detach())
+            if stop:
+                raise _Stop
 
         handles = [lowest.register_forward_pre_hook(catch, with_kwargs=True)]
         handles += [block.register_forward_hook(self._look) for block in below[-1:]]
@@ -204,21 +207,8 @@ class Trunk:
         padded = [[*ids, *rest] for ids, rest in zip(texts, padding, strict=True)]
         mask = [[1] * len(ids) + rest for ids, rest in zip(texts, padding, strict=True)]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-        *below, lowest = self._blocks(model)[: self.lowest + 1]
-        caught: list[Tensor] = []
-
-        def stop(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append((args[0] if args else kwargs["hidden_states"]).detach())
-            raise _Stop
-
-        handles = [lowest.register_forward_pre_hook(stop, with_kwargs=True)]
-        handles += [block.register_forward_hook(self._look) for block in below[-1:]]
-        try:
-            with evaluating(model), suppress(_Stop):
-                model(**called_with(model, inputs))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self.caught(model, stop=True) as caught, evaluating(model), suppress(_Stop):
+            model(**called_with(model, inputs))
         states = caught[0].cpu()
         return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
 
@@ -301,15 +291,12 @@ def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
     Reads each of them once, a part at a time, from where it is kept.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, _ in sorted(model.named_parameters()):
         if _is_above(name, blocks, lowest):
             continue
-        weight: Tensor = parameter.detach()
-        if weight.device.type == "meta":
-            holder = find_holder(model, name)
-            if holder is None:
-                continue
-            weight = holder.container[holder.key]
+        weight = kept_weight(model, name)
+        if weight is None:
+            continue
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         numbers = weight.reshape(-1)
         step = CHECKSUM_BYTES // max(1, numbers.element_size())

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from easyedit_mend_parallel import holder
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.holder import find_holder, tied_names
+from easyedit_mend_parallel.holder import tied_names
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.sharding import is_distributed
 from easyedit_mend_parallel.stores.protocol import WRITABLE
@@ -33,22 +34,14 @@ PIECE = 1 << 22
 
 
 def kept_weight(model: nn.Module, name: str) -> Tensor:
-    """The parameter called `name` as the next forward pass will use it, wherever it is kept.
-
-    Not to be written to. A weight on disk is read from there, and through what this package has
-    put before it.
-    """
-    weight = model.get_parameter(name)
-    if weight.device.type != "meta":
-        return weight.detach()
-    holder = find_holder(model, name)
-    if holder is None:
+    """`holder.kept_weight`, or an EditError where the weight has no values."""
+    kept = holder.kept_weight(model, name)
+    if kept is None:
         raise EditError(
             f"{name} has no values, and nothing of accelerate's holds any for it: load the model "
             "with from_pretrained"
         )
-    kept: Tensor = holder.container[holder.key]
-    return kept.detach()
+    return kept
 
 
 def sums_of(weight: Tensor) -> Sums:
