@@ -3,7 +3,7 @@
     PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit_training.py DATA OUT --minutes 60
 
 Its hyperparameters are those of EasyEdit's MEND yaml files, at the rank of the quality run. The
-archive that it leaves is measured by `measure.py`, as ours is.
+archive that it leaves is measured by `choose.py`, as ours is.
 """
 
 from __future__ import annotations
