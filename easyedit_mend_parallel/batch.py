@@ -96,6 +96,10 @@ class Batch:
         }
         return replace(self, inputs=inputs, labels=self.labels[sequences], request=request)
 
+    def answers(self, special_ids: Collection[int]) -> Batch:
+        """This batch with no special token among its labels."""
+        return replace(self, labels=without_special_tokens(self.labels, special_ids))
+
     @property
     def width(self) -> int:
         """How many tokens the longest side of a request has, padding included."""

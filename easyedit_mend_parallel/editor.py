@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,7 @@ import torch
 from torch import nn
 
 from easyedit_mend_parallel.aggregate import bytes_for_a_token
-from easyedit_mend_parallel.batch import (
-    Batch,
-    make_batch,
-    make_text_batch,
-    without_special_tokens,
-)
+from easyedit_mend_parallel.batch import Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hparams import MendHparams
@@ -123,10 +118,7 @@ class MendParallel:
                     asked,
                     special_tokens_in_labels=self._special_tokens_in_labels,
                 )
-                answers = replace(
-                    batch,
-                    labels=without_special_tokens(batch.labels, self.tokenizer.all_special_ids),
-                )
+                answers = batch.answers(self.tokenizer.all_special_ids)
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
                     "the ranks that hold this model were given different requests: give every "

@@ -201,9 +201,8 @@ def test_an_edit_of_offloaded_weights_is_the_edit_of_the_plain_model(
 def test_any_number_of_edits_comes_out_again(way: str, tmp_path: Path, private: Path) -> None:
     toy = Toy(way, tmp_path / "model")
     toy.network = copy.deepcopy(toy.network)
-    with (
-        torch.no_grad()
-    ):  # small edits: eight large ones in a row magnify the last place's rounding
+    # Small edits: eight large ones in a row magnify the last place's rounding.
+    with torch.no_grad():
         toy.network.edit_lrs.mul_(1e-2)
     toy.editor = toy.editor_of(toy.model, shadow_limit=4 * SIZE)
     files = digests(toy.folder)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.batch import without_special_tokens
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.mend import propose
 from easyedit_mend_parallel.target import Target
@@ -170,10 +169,8 @@ def _measured(
     ]
     updates = editing([Text(e.request.prompt, e.request.target_text) for _, e in part])
     route = torch.tensor([number for number, _, _ in chosen])
-    batch = texts.batch([text for _, _, text in chosen])
     # A special token among the labels (a BOS) is no part of the answer.
-    answers = without_special_tokens(batch.labels, texts.tokenizer.all_special_ids)
-    batch = replace(batch, labels=answers)
+    batch = texts.batch([text for _, _, text in chosen]).answers(texts.tokenizer.all_special_ids)
     found = [places(batch, row) for row in range(len(chosen))]
     for row, (_, kind, text) in enumerate(chosen):
         if kind == "neighbours" and not text.target:

@@ -27,6 +27,9 @@ from easyedit_mend_parallel.training.evaluation import MEASURES, evaluate
 from easyedit_mend_parallel.training.texts import Texts
 from easyedit_mend_parallel.trunk import Trunk
 
+OWN_HEADER = ("targets", "config", "format_version")
+"""What `save_archive` writes into every header itself."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -66,9 +69,8 @@ def main() -> None:
         options.out.write_text(json.dumps(scores, indent=2) + "\n")
     if options.write:
         network.edit_lrs.data = rates * best
-        kept = {k: v for k, v in archive.header.items() if k not in ("targets", "config")}
+        kept = {k: v for k, v in archive.header.items() if k not in OWN_HEADER}
         kept |= {"strength": best, "scores": scores[str(best)]}
-        kept.pop("format_version", None)
         save_archive(options.write, network, half=True, **kept)
         print(f"{options.write} at strength {best:g}")
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_mend_parallel.archive import Archive, load_archive
-from easyedit_mend_parallel.batch import make_batch, without_special_tokens
+from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.calibration import calibrate
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
@@ -51,8 +50,7 @@ def untrained(
 
     def edit(requests: Sequence[Text]) -> dict[str, LowRankUpdate]:
         batch = texts.batch(requests)
-        special = texts.tokenizer.all_special_ids
-        answers = replace(batch, labels=without_special_tokens(batch.labels, special))
+        answers = batch.answers(texts.tokenizer.all_special_ids)
         steps, _ = untrained_steps(texts.model, targets, batch, answers, network, reach)
         return {
             name: _kept(update, steps.answered, norms[name], lengths, first=name == targets[0].name)
