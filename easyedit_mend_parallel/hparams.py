@@ -271,7 +271,9 @@ class MENDParallelTrainingHparams(MendHparams):
     package's trainer (`mend-parallel train`), which alone heeds the fields of its own.
     """
 
-    #: Of the texts that shall not change, how many are about another subject of the same relation.
+    #: On how many texts that shall not change each edit of a step is tried.
+    held_texts: int = 1
+    #: Of those, how many are about another subject of the same relation.
     neighbour_share: float = 0.6
     #: At how many positions of such a text predictions are compared, at most.
     locality_positions: int = 6

@@ -30,6 +30,8 @@ METHOD_FIELDS = ("alg_name", "alg")
 APPLY = ("weight", "output")
 """How an update gets into the model: written, or added to the layer's output."""
 
+COUNTS = ("held_texts", "locality_positions")
+"""The fields that count what every edit needs at least one of."""
 SIZES = ("shadow_limit", "batch_limit", "trunk_memory", "trunk_disk")
 """The fields that are sizes in bytes, where they are not null."""
 
@@ -113,6 +115,11 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         HypernetworkConfig(**{"rank": 1, **network})
     except HparamsError as error:
         problems.append(str(error))
+    problems += [
+        f"{name} is {values[name]}; it has to be 1 or more"
+        for name in COUNTS
+        if values.get(name, 1) < 1
+    ]
     for name in SIZES:
         try:
             size_in_bytes(name, values.get(name, 0) or 0)

@@ -234,6 +234,7 @@ def test_texts_that_are_too_long_are_left_out_counted_and_never_cut(
         ({"lr_schedule": "sideways"}, HparamsError, "lr_schedule is 'sideways'"),
         ({"lr_schedule": "reduce_lr_on_plateau"}, HparamsError, "from the step alone"),
         ({"max_iters": None}, HparamsError, "max_iters"),
+        ({"held_texts": 0}, HparamsError, "held_texts is 0; it has to be 1 or more"),
         ({"early_stop_key": "acc"}, HparamsError, "early_stop_key is 'acc'"),
         ({"batch_size": 32}, DataError, "16 examples to train on and a step takes 32"),
     ],
@@ -266,14 +267,21 @@ def test_neighbours_are_of_the_same_relation_and_another_subject() -> None:
     drawing = Drawing(facts(), UNRELATED, per_step=16, neighbour_share=1.0, seed=0)
     for drawn in drawing.step(0):
         of = {"capital": ("capital", "stands by"), "river": ("river", "runs")}
-        text = drawn.held.prompt
+        text = drawn.held[0].prompt
         assert any(word in text for word in of[drawn.example.relation or ""])
         assert str(drawn.example.subject) not in text.split()
         assert any(subject in text.split() for subject in SUBJECTS)
     own = Drawing(
         facts(neighbours=(Held("who wrote"),)), (), per_step=16, neighbour_share=0.0, seed=0
     )
-    assert {drawn.held.prompt for drawn in own.step(0)} == {"who wrote"}
+    assert {held.prompt for drawn in own.step(0) for held in drawn.held} == {"who wrote"}
+
+
+def test_an_edit_is_tried_on_as_many_texts_that_shall_stay_as_asked_for() -> None:
+    drawing = Drawing(facts(), UNRELATED, per_step=16, neighbour_share=0.5, held_texts=6, seed=0)
+    for drawn in drawing.step(0):
+        assert len(drawn.held) == 6
+        assert len({held.prompt for held in drawn.held}) > 1
 
 
 def test_a_bos_among_the_labels_is_no_part_of_what_is_measured(tmp_path: Path) -> None:

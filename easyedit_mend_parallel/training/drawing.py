@@ -20,24 +20,24 @@ PROMPT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Drawn:
-    """One example of a step: texts that shall give its target, and one that shall not change.
+    """One example of a step: texts that shall give its target, and texts that shall not change.
 
     `seed` is for whatever else is drawn for it (which positions of a text are compared).
     """
 
     example: Example
     prompts: tuple[str, ...]
-    held: Held
+    held: tuple[Held, ...]
     seed: str
 
 
 class Drawing:
     """Draws `examples`, `per_step` at a time, in a new order in each epoch.
 
-    Of the texts that shall not change, a share of `neighbour_share` are neighbours: the example's
-    own, or else prompts of other examples of its relation about another subject. The rest are
-    unrelated: the example's own, or one of `unrelated`. Where there are none of one kind, the
-    other is drawn.
+    Of the `held_texts` texts of an example that shall not change, a share of `neighbour_share` are
+    neighbours: the example's own, or else prompts of other examples of its relation about another
+    subject. The rest are unrelated: the example's own, or one of `unrelated`. Where there are none
+    of one kind, the other is drawn.
 
     Raises DataError where there are fewer examples than a step needs, or an example finds no text
     that shall not change.
@@ -50,6 +50,7 @@ class Drawing:
         *,
         per_step: int,
         neighbour_share: float,
+        held_texts: int = 1,
         seed: int,
     ) -> None:
         if len(examples) < per_step:
@@ -62,6 +63,7 @@ class Drawing:
         self.per_step = per_step
         self.steps_per_epoch = len(examples) // per_step
         self._neighbour_share = neighbour_share
+        self._held_texts = held_texts
         self._seed = seed
         self._alike: dict[str, list[Example]] = {}
         for example in examples:
@@ -95,11 +97,15 @@ class Drawing:
         prompts = [rng.choice(example.rephrases)] if example.rephrases else [own]
         if rng.random() < PROMPT_SHARE and own not in prompts:
             prompts.append(own)
+        held = tuple(self._held(example, rng) for _ in range(self._held_texts))
+        return Drawn(example, tuple(prompts), held, seed)
+
+    def _held(self, example: Example, rng: random.Random) -> Held:
+        """One text that shall not change."""
         kinds = self._kinds(example)
         wish = "neighbour" if rng.random() < self._neighbour_share else "unrelated"
         kind = wish if wish in kinds else kinds[0]
-        held = self._neighbour(example, rng) if kind == "neighbour" else self._other(example, rng)
-        return Drawn(example, tuple(prompts), held, seed)
+        return self._neighbour(example, rng) if kind == "neighbour" else self._other(example, rng)
 
     def _kinds(self, example: Example) -> list[str]:
         """Which kinds of text that shall not change there are for an example."""

@@ -57,18 +57,22 @@ def measure_step(
         for number, drawn in enumerate(chosen)
         for prompt in drawn.prompts
     ]
-    held = [Text(drawn.held.prompt, drawn.held.target) for drawn in chosen]
-    batch = texts.batch([text for _, text in tried] + held)
-    route = torch.tensor([number for number, _ in tried] + list(range(len(chosen))))
+    held = [
+        (number, Text(held.prompt, held.target))
+        for number, drawn in enumerate(chosen)
+        for held in drawn.held
+    ]
+    batch = texts.batch([text for _, text in tried + held])
+    route = torch.tensor([number for number, _ in tried + held])
     labelled = [places(batch, row) for row in range(len(tried))]
     compared = [
-        some_places(batch, len(tried) + row, locality_positions, drawn.seed)
-        for row, drawn in enumerate(chosen)
+        some_places(batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}")
+        for row, (number, _) in enumerate(held)
     ]
     by_name = {target.name: target for target in targets}
     with attached(texts.model, by_name, updates, route):
         after = batch.predictions(texts.model, *as_index([*labelled, *compared])).float()
-    alone = texts.batch(held)
+    alone = texts.batch([text for _, text in held])
     with torch.no_grad():
         # The same places, which left padding puts elsewhere in another batch.
         there = [
@@ -84,7 +88,7 @@ def measure_step(
     edit = (each * _share(labelled, owners).to(each.device)).sum()
     old, new = before.log_softmax(-1), moved.log_softmax(-1)
     divergence = (old.exp() * (old - new)).sum(-1)
-    shares = _share(compared, range(len(chosen)))
+    shares = _share(compared, [owner for owner, _ in held])
     locality = (divergence * shares.to(divergence.device)).sum()
     with torch.no_grad():
         right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])

@@ -95,6 +95,7 @@ class Trainer:
             self.data.unrelated,
             per_step=hparams.batch_size * hparams.accumulate_bs * self.processes.count,
             neighbour_share=hparams.neighbour_share,
+            held_texts=hparams.held_texts,
             seed=hparams.seed,
         )
         self.steps = self._planned_steps()
@@ -302,7 +303,14 @@ class Trainer:
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
-        names += ["cedit", "cloc", "neighbour_share", "locality_positions", "lr_schedule"]
+        names += [
+            "cedit",
+            "cloc",
+            "held_texts",
+            "neighbour_share",
+            "locality_positions",
+            "lr_schedule",
+        ]
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
