@@ -17,8 +17,10 @@ from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.sharding import Shard, is_distributed, shard_of
 from easyedit_mend_parallel.target import Target
 
-WRITE_LIMIT = 1 << 21
+WRITE_LIMIT = 1 << 19
 """Elements of ΔW (fp32) formed at once while an update is written: as many as a cache holds."""
+WRITE_LIMIT_ELSEWHERE = 1 << 21
+"""The same on anything but a CPU, where each piece costs a launch."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class LowRankUpdate:
         """
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
         left, right = (keys, values) if transposed else (values, keys)
-        rows = max(1, WRITE_LIMIT // max(1, weight.shape[1]))  # a process may hold no column
+        limit = WRITE_LIMIT if weight.device.type == "cpu" else WRITE_LIMIT_ELSEWHERE
+        rows = max(1, limit // max(1, weight.shape[1]))  # a process may hold no column
+        change = right.new_empty(min(rows, weight.shape[0]), weight.shape[1])
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
-            part.add_((left[:, start : start + rows].T @ right).to(weight.dtype))
+            torch.mm(left[:, start : start + rows].T, right, out=change[: len(part)])
+            part.add_(change[: len(part)].to(weight.dtype))
 
     def added(self, x: Tensor, route: Tensor | None = None) -> Tensor:
         """What the layer's output gains for inputs x (..., in): (..., out), fp32, on x's device.

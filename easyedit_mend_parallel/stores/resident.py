@@ -10,6 +10,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import RESIDENT
+from easyedit_mend_parallel.stores.backups import Backup
 from easyedit_mend_parallel.stores.protocol import (
     Whereabouts,
     let_go,
@@ -71,7 +72,11 @@ class ResidentStaged:
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store = store
         self._update = update
-        self.before: Tensor | None = store.weight.clone()
+        self._backup: Backup | None = Backup(store.whereabouts.layer, store.weight)
+
+    @property
+    def before(self) -> Tensor | None:
+        return None if self._backup is None else self._backup.give()
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -81,12 +86,14 @@ class ResidentStaged:
             self._store.whereabouts.write(self._update)
 
     def undo(self) -> None:
-        if self.before is None:
+        if self._backup is None:
             raise let_go(self._store.target)
         if self._store.is_here:
-            self._store.put(self.before)
+            self._store.put(self._backup.bits)
         else:
-            self._store.whereabouts.put(self.before)
+            self._store.whereabouts.put(self._backup.bits)
 
     def forget(self) -> None:
-        self.before = None
+        if self._backup is not None:
+            self._backup.let_go()
+            self._backup = None
