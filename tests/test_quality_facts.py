@@ -15,7 +15,17 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS
 from easyedit_mend_parallel.training.data import Example, read_examples
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "quality"
-MODULES = ("facts", "known", "more_relations", "relations", "sentences", "words")
+MODULES = (
+    "facts",
+    "known",
+    "more_relations",
+    "relations",
+    "sentences",
+    "training_relations",
+    "wordings",
+    "words",
+    "zsre",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +49,12 @@ def parts(
     folder = tmp_path_factory.mktemp("split")
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return {
-        part: read_examples(folder / f"{part}.jsonl") for part in ("train", "validation", "test")
+    read = {
+        part: read_examples(folder / f"{part}.jsonl")
+        for part in ("train", "train_more", "validation", "test")
     }
+    more, texts = read.pop("train_more")
+    return {**read, "train": (read["train"][0] + more, read["train"][1] + texts)}
 
 
 def test_the_split_is_the_one_that_was_fixed(files: dict[str, bytes]) -> None:
@@ -65,17 +78,18 @@ def test_no_two_parts_share_a_subject_or_a_text_that_must_stay(
     assert not set.union(*subjects) & {fact.subject.lower() for fact in DEMO_FACTS}
 
 
+def shapes(examples: list[Example], *, rephrases: bool) -> set[str]:
+    """The texts with their subject taken out: the templates, some of them after a sentence."""
+    return {
+        text.replace(str(e.subject), "").replace(str(e.subject).replace("the ", "The "), "")
+        for e in examples
+        for text in (e.rephrases if rephrases else (e.request.prompt, *e.rephrases))
+    }
+
+
 def test_evaluation_asks_in_words_and_of_relations_that_training_never_saw(
     parts: dict[str, tuple[list[Example], list[str]]],
 ) -> None:
-    def shapes(examples: list[Example], rephrases: bool) -> set[str]:
-        """The texts with their subject taken out: the templates."""
-        return {
-            text.replace(str(e.subject), "").replace(str(e.subject).replace("the ", "The "), "")
-            for e in examples
-            for text in (e.rephrases if rephrases else (e.request.prompt, *e.rephrases))
-        }
-
     trained = shapes(parts["train"][0], rephrases=False)
     judged = {part: shapes(parts[part][0], rephrases=True) for part in ("validation", "test")}
     new = {
@@ -86,6 +100,19 @@ def test_evaluation_asks_in_words_and_of_relations_that_training_never_saw(
     assert not judged["validation"] & judged["test"]
     assert not new["validation"] & new["test"]
     assert not {e.relation for e in parts["train"][0]} & (new["validation"] | new["test"])
+
+
+def test_no_wording_of_evaluation_is_nearly_one_that_training_has_for_the_relation(
+    parts: dict[str, tuple[list[Example], list[str]]],
+) -> None:
+    def of(relation: str | None, part: str, rephrases: bool) -> list[set[str]]:
+        examples = [e for e in parts[part][0] if e.relation == relation]
+        return [set(text.split()) for text in shapes(examples, rephrases=rephrases)]
+
+    for relation in {e.relation for e in parts["train"][0]}:
+        trained = of(relation, "train", rephrases=False)
+        for judged in of(relation, "validation", True) + of(relation, "test", True):
+            assert all(len(judged & one) < 0.7 * len(judged | one) for one in trained), judged
 
 
 def test_neighbours_of_evaluation_are_about_subjects_that_no_edit_of_it_has(

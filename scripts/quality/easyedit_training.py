@@ -1,6 +1,6 @@
 """Trains EasyEdit's own MEND with EasyEdit's own EditTrainer, on the same facts, for a given time.
 
-    PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit_training.py DATA OUT --minutes 60
+    PYTHONPATH=<clone of EasyEdit> python scripts/quality/easyedit_training.py FACTS OUT
 
 Its hyperparameters are those of EasyEdit's MEND yaml files, at the rank of the quality run. The
 archive that it leaves is measured by `choose.py`, as ours is.
@@ -41,14 +41,14 @@ class TimeIsUp(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path, help="the folder that facts.py wrote")
+    parser.add_argument("data", type=Path, help="train_more_zsre.json of facts.py")
     parser.add_argument("out", type=Path, help="the archive to write")
     parser.add_argument("--minutes", type=float, default=60.0, help="of one core")
     options = parser.parse_args()
     from easyeditor import EditTrainer, ZsreDataset
 
     config = their_config()
-    facts = ZsreDataset(str(options.data / "train_zsre.json"), config=config)
+    facts = ZsreDataset(str(options.data), config=config)
 
     class Timed(EditTrainer):
         def train_step(self, batch):  # type: ignore[no-untyped-def]

@@ -21,6 +21,8 @@ from known import ANIMALS, BOOKS, COMPANIES, DISHES, ELEMENTS, FAMOUS, LANDMARKS
 from more_relations import MORE_OBJECTS, TEST, TRAINED, VALIDATION
 from relations import Relation
 from sentences import EVERYDAY, MORE, PATTERNS, SLOTS
+from training_relations import MORE_RELATIONS
+from wordings import MORE_WORDINGS
 from words import (
     COMPANY_KINDS,
     COMPANY_WORDS,
@@ -32,6 +34,7 @@ from words import (
     REGION_KINDS,
     REGION_NAMES,
 )
+from zsre import as_zsre
 
 SPLIT = Path(__file__).with_name("split.json")
 SEED = 20
@@ -42,11 +45,14 @@ COUNTS = {
     "validation new relations": 160,
     "test new subjects": 360,
     "test new relations": 330,
+    "train_more": 4000,
 }
 #: How often a target comes from MORE_OBJECTS, whose words have several tokens.
 SHARE_OF_MORE = 0.44
 NEIGHBOURS, UNRELATED = 2, 2
 GENERATED_SENTENCES = 260
+#: Of the facts of train_more: rephrases of each, and how often one follows an unrelated sentence.
+WORDINGS, SHARE_OF_LEADS = 4, 0.2
 #: Parts of the written sentences, and of the subjects of every kind, in the order of `PARTS`.
 SENTENCES = {"validation": 110, "test": 130}
 PARTS = ("test edits", "test neighbours", "validation edits", "validation neighbours", "train")
@@ -235,51 +241,46 @@ def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     return parts
 
 
-def as_zsre(train: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
-    """The training facts as EasyEdit's ZsreDataset reads them: one record per fact and rephrase.
+def build_more(train: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
+    """The larger training part: more wordings, more relations, edits on any wording.
 
-    EasyEdit trains on one locality text per record and wants "nq question: " in it. As in this
-    package's own training, 60 % are prompts of the same relation about another training subject
-    (with the continuation that is true, else that subject's own new object), the others sentences.
+    Its subjects are those of training, its unrelated texts those of `train`. It has a generator
+    of its own, so that no other part depends on it.
     """
-    rng = random.Random(seed)
-    edits = [record for record in train if "prompt" in record]
-    texts = [record["text"] for record in train if "text" in record]
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for record in edits:
-        alike.setdefault(record["relation"], []).append(record)
-    records = []
-    for record in edits:
-        for rephrase in record["rephrases"]:
-            other = rng.choice([r for r in alike[record["relation"]] if r is not record])
-            loc = rng.choice((other["prompt"], *other["rephrases"]))
-            answer = other.get("ground_truth", other["target_new"])
-            if rng.random() >= 0.6:
-                words = rng.choice(texts).split()
-                loc, answer = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
-            records.append(
-                {
-                    "subject": record["subject"],
-                    "src": record["prompt"],
-                    "alt": record["target_new"],
-                    "answers": [record.get("ground_truth", other["target_new"])],
-                    "rephrase": rephrase,
-                    "loc": f"nq question: {loc}",
-                    "loc_ans": answer,
-                }
-            )
-    rng.shuffle(records)
-    return records
+    facts = Facts(seed)
+    facts.rng = random.Random(f"{seed}/train_more")
+    texts = [record for record in train if "text" in record]
+    relations = TRAINED | MORE_RELATIONS
+    made = list(facts.draw(relations, "train", COUNTS["train_more"]))
+    for fact in made:
+        name, subject = fact["relation"], fact["subject"]
+        seen = relations[name].rephrases[: None if name in MORE_RELATIONS else 3]
+        wordings = [relations[name].prompt, *seen, *MORE_WORDINGS.get(name, ())]
+        if facts.rng.random() < 0.5:
+            facts.rng.shuffle(wordings)
+        prompt, *others = wordings
+        rephrases = facts.rng.sample(others, min(WORDINGS, len(others)))
+        fact["prompt"] = fill(prompt, subject)
+        fact["rephrases"] = [
+            f"{facts.rng.choice(texts)['text']} {fill(wording, subject)}"
+            if facts.rng.random() < SHARE_OF_LEADS
+            else fill(wording, subject)
+            for wording in rephrases
+        ]
+    facts.rng.shuffle(made)
+    return made + texts
 
 
 def files(seed: int = SEED) -> dict[str, bytes]:
     """Name -> content of every file of the split."""
     parts = build(seed)
+    parts["train_more"] = build_more(parts["train"], seed)
     written = {
         f"{part}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         for part, records in parts.items()
     }
-    written["train_zsre.json"] = json.dumps(as_zsre(parts["train"], seed), indent=0) + "\n"
+    for part in ("train", "train_more"):
+        written[f"{part}_zsre.json"] = json.dumps(as_zsre(parts[part], seed), indent=0) + "\n"
     return {name: text.encode() for name, text in written.items()}
 
 
