@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import MendParallelError, UpdateError
 from easyedit_mend_parallel.ranks import Ranks
-from easyedit_mend_parallel.stores import Staged, free_backups, store_for
+from easyedit_mend_parallel.stores import Staged, free_spare_memory, store_for
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, refuse_non_finite
 
@@ -198,7 +198,7 @@ class Ledger:
             self._records.clear()
             self._base.clear()
             self._settled.clear()
-            free_backups(self._live_model())
+            free_spare_memory(self._live_model())
 
     def _undo(self, record: _Record, alone: bool) -> None:
         with self.lock:

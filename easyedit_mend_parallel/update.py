@@ -59,8 +59,8 @@ class LowRankUpdate:
         return (self.keys.abs().amax(1) * self.values.abs().amax(1)).sum()
 
     @torch.no_grad()
-    def write(self, weight: Tensor, transposed: bool) -> None:
-        """Add ΔW to `weight` in place, on the weight's device.
+    def write(self, weight: Tensor, transposed: bool, base: Tensor | None = None) -> None:
+        """Add ΔW to `weight` in place, on the weight's device; or make it `base` with ΔW added.
 
         ΔW is computed in fp32, a few rows at a time, cast to the weight's dtype and added once,
         as EasyEdit does (`p + update.to(p.dtype)`). A fused product and sum (`addmm_`) would
@@ -74,7 +74,8 @@ class LowRankUpdate:
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
             torch.mm(left[:, start : start + rows].T, right, out=change[: len(part)])
-            part.add_(change[: len(part)].to(weight.dtype))
+            before = part if base is None else base[start : start + rows]
+            torch.add(before, change[: len(part)].to(weight.dtype), out=part)
 
     def added(self, x: Tensor, route: Tensor | None = None) -> Tensor:
         """What the layer's output gains for inputs x (..., in): (..., out), fp32, on x's device.

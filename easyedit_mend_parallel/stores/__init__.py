@@ -16,12 +16,12 @@ from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import place, refuse_split_tie
 from easyedit_mend_parallel.plugins import plugin_manager
 from easyedit_mend_parallel.stores import output, ram, resident, shadow, sharded
-from easyedit_mend_parallel.stores.backups import free_backups
+from easyedit_mend_parallel.stores.memory import free_spare_memory
 from easyedit_mend_parallel.stores.protocol import Staged, Store
 from easyedit_mend_parallel.stores.shadow import limit_shadows
 from easyedit_mend_parallel.target import Target
 
-__all__ = ["Staged", "Store", "free_backups", "prepare", "store_for"]
+__all__ = ["Staged", "Store", "free_spare_memory", "prepare", "store_for"]
 
 OFFERS = (output.offer, sharded.offer, resident.offer, ram.offer, shadow.offer)
 """This package's own kinds, in the order in which they are asked."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.placement import RESIDENT
-from easyedit_mend_parallel.stores.backups import Backup
+from easyedit_mend_parallel.stores.memory import room_for
 from easyedit_mend_parallel.stores.protocol import (
     Whereabouts,
     let_go,
@@ -72,11 +72,8 @@ class ResidentStaged:
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store = store
         self._update = update
-        self._backup: Backup | None = Backup(store.whereabouts.layer, store.weight)
-
-    @property
-    def before(self) -> Tensor | None:
-        return None if self._backup is None else self._backup.give()
+        weight = store.weight
+        self.before: Tensor | None = room_for(store.whereabouts.layer, weight).copy_(weight)
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -86,14 +83,12 @@ class ResidentStaged:
             self._store.whereabouts.write(self._update)
 
     def undo(self) -> None:
-        if self._backup is None:
+        if self.before is None:
             raise let_go(self._store.target)
         if self._store.is_here:
-            self._store.put(self._backup.bits)
+            self._store.put(self.before)
         else:
-            self._store.whereabouts.put(self._backup.bits)
+            self._store.whereabouts.put(self.before)
 
     def forget(self) -> None:
-        if self._backup is not None:
-            self._backup.let_go()
-            self._backup = None
+        self.before = None

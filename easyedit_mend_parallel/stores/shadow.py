@@ -26,6 +26,7 @@ from easyedit_mend_parallel.holder import (
 )
 from easyedit_mend_parallel.hookspecs import WeightPlace
 from easyedit_mend_parallel.shadows import Face, Shadows, file_of
+from easyedit_mend_parallel.stores.memory import room_for
 from easyedit_mend_parallel.stores.protocol import (
     Whereabouts,
     let_go,
@@ -92,10 +93,9 @@ class ShadowStore:
         self._refuse_other_shape(weight)
         refuse_unwritable(self.target, self.whereabouts.layer, weight)
         refuse_overflow(self.target, weight, update)
-        if not shown.is_read_afresh:
-            weight = weight.clone()
-        update.write(weight, self.target.transposed)
-        return ShadowStaged(self, update, shown, self._new_face(weight))
+        new = weight if shown.is_read_afresh else room_for(self.whereabouts.layer, weight)
+        update.write(new, self.target.transposed, base=weight)
+        return ShadowStaged(self, update, shown, self._new_face(new))
 
     def put(self, bits: Tensor) -> None:
         """Show `bits`, cast to the weight's dtype, before whatever is shown now."""
