@@ -46,6 +46,7 @@ COUNTS = {
     "test new subjects": 360,
     "test new relations": 330,
     "train_more": 4000,
+    "test_batch": 1000,
 }
 #: How often a target comes from MORE_OBJECTS, whose words have several tokens.
 SHARE_OF_MORE = 0.44
@@ -184,10 +185,10 @@ class Facts:
                 drawn += 1
 
     def judged(
-        self, relations: dict[str, Relation], part: str, label: str, texts: list[str]
+        self, relations: dict[str, Relation], part: str, label: str, texts: list[str], count: int
     ) -> list[dict[str, Any]]:
         """Facts of validation or test: one template that training never saw, and what must stay."""
-        facts = list(self.draw(relations, f"{part} edits", COUNTS[f"{part} {label}"]))
+        facts = list(self.draw(relations, f"{part} edits", count))
         for fact in facts:
             relation = relations[fact["relation"]]
             trained = (relation.prompt, *relation.rephrases[:3])
@@ -236,9 +237,19 @@ def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     facts.rng.shuffle(train)
     parts = {"train": train + [{"text": text} for text in [*written, *generated]]}
     for part, others in (("validation", VALIDATION), ("test", TEST)):
-        parts[part] = facts.judged(TRAINED, part, "new subjects", texts[part])
-        parts[part] += facts.judged(others, part, "new relations", texts[part])
+        parts[part] = []
+        for label, relations in (("new subjects", TRAINED), ("new relations", others)):
+            count = COUNTS[f"{part} {label}"]
+            parts[part] += facts.judged(relations, part, label, texts[part], count)
     return parts
+
+
+def build_batch(test: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
+    """A thousand facts to edit at once, about subjects of the test part and its unrelated texts."""
+    facts = Facts(seed)
+    facts.rng = random.Random(f"{seed}/test_batch")
+    texts = sorted({text for fact in test for text in fact["unrelated"]})
+    return facts.judged(TRAINED, "test", "new subjects", texts, COUNTS["test_batch"])
 
 
 def build_more(train: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
@@ -275,6 +286,7 @@ def files(seed: int = SEED) -> dict[str, bytes]:
     """Name -> content of every file of the split."""
     parts = build(seed)
     parts["train_more"] = build_more(parts["train"], seed)
+    parts["test_batch"] = build_batch(parts["test"], seed)
     written = {
         f"{part}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         for part, records in parts.items()
