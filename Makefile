@@ -14,12 +14,13 @@ WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: help demo demo-large test docs lint format dist clean
+.PHONY: help demo demo-large test bench docs lint format dist clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
+	@echo "make bench  measure every figure of docs/performance.md again (an hour, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
 	@echo "make lint   lint and types only"
 	@echo "make format rewrite the code in the project's format"
@@ -34,6 +35,9 @@ demo-large: $(INSTALLED)
 
 test: lint
 	$(RUN) -m pytest -n $(WORKERS)
+
+bench: $(INSTALLED)
+	PYTHONPATH=tests $(RUN) -W ignore -m benchmarks
 
 docs: $(INSTALLED)
 	$(RUN) scripts/document_hparams.py

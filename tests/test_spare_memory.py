@@ -1,4 +1,4 @@
-"""The memory of a copy that nobody sees any longer serves the layer's next copy, and none before."""
+"""The memory of a copy that nobody sees any longer serves the layer's next copy."""
 
 from __future__ import annotations
 
