@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,6 @@ class MendParallel:
                 )
             proposal = self._propose(batch, answers, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
-            losses = proposal.losses.tolist()
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 if self.untrained:
@@ -139,12 +139,12 @@ class MendParallel:
             requests=asked,
             updates=proposal.updates,
             placements=placements,
-            losses=losses,
+            before=proposal.losses,
             losses_after=after,
             seconds=time.perf_counter() - started,
             entry=entry,
             targets={target.name: target for target in self.targets},
-            tokens=batch.tokens(self.tokenizer),
+            read_tokens=partial(batch.tokens, self.tokenizer),
             hparams=self._about,
         )
 

@@ -5,9 +5,13 @@ Knows how an edit is saved, and nothing of how it was made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from easyedit_mend_parallel.edits.base import describe_base
 from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
@@ -24,23 +28,33 @@ class EditResult:
     """What an edit did, and the way back. Holds names and low-rank rows, no model.
 
     `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
-    on the device of each target; `losses` has each request's mean negative log-likelihood before
-    the edit, `losses_after` the same after it where it was asked for; `seconds` is how long the
-    edit took. `tokens` {input of the model: texts} says which token each row came from, `hparams`
-    what the network was made with. As long as the result is
-    held, the edit can be rolled back by itself.
+    on the device of each target; `before` (R,) has each request's loss before the edit where it
+    was computed, `losses_after` those after it where they were asked for; `seconds` is how long
+    the edit took. `read_tokens` finds `tokens`, `hparams` say what the network was made with. As
+    long as the result is held, the edit can be rolled back by itself.
     """
 
     requests: list[Request]
     updates: dict[str, LowRankUpdate]
     placements: dict[str, Placement]
-    losses: list[float]
+    before: Tensor
     losses_after: list[float] | None
     seconds: float
     entry: Entry
     targets: dict[str, Target]
-    tokens: dict[str, list[str]]
+    read_tokens: Callable[[], dict[str, list[str]]]
     hparams: dict[str, Any]
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """Each request's mean negative log-likelihood before the edit; waits for its device."""
+        found: list[float] = self.before.tolist()
+        return found
+
+    @cached_property
+    def tokens(self) -> dict[str, list[str]]:
+        """{input of the model: texts}: which token each row came from; waits for its device."""
+        return self.read_tokens()
 
     @property
     def norms(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from accelerate.hooks import remove_hook_from_submodules
 from oracle import assert_same_edit
 from placements import PLACEMENTS, device_map
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import (
     REQUEST,
     REQUESTS,
@@ -53,6 +54,44 @@ def editor_of(
     return MendParallel(
         model, tokenizer_for(model), hparams, network=copy.deepcopy(network).to(home)
     )
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host waits for an accelerator for: what it reads from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = operator(*args, **(kwargs or {}))
+        if any(isinstance(arg, Tensor) and arg.device.type == "sim" for arg in args):
+            masks = args[1] if operator.overloadpacket is torch.ops.aten.index else ()
+            self.count += (
+                isinstance(output, (bool, int, float))
+                or (isinstance(output, Tensor) and output.device.type == "cpu")
+                or "nonzero" in str(operator)
+                or any(mask is not None and mask.dtype == torch.bool for mask in masks)
+            )
+        return output
+
+
+def test_an_edit_waits_for_the_devices_once() -> None:
+    one_device = toy_model("llama")
+    names = toy_targets(one_device)
+    network = toy_network(one_device, tokenizer_for(one_device))
+    editor = editor_of(spread(one_device, TWO_DEVICES), names, network)
+    editor.edit(REQUEST).rollback()
+
+    with Waits() as waits:
+        result = editor.edit(REQUEST)
+
+    assert waits.count == 1  # is every update finite?
+    with Waits() as waits:
+        assert (len(result.losses), len(result.tokens)) == (1, 1)
+    assert waits.count == 2
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
