@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from easyedit_mend_parallel.capture import TokenRows
 from easyedit_mend_parallel.errors import HparamsError
@@ -92,9 +93,9 @@ class LowRankLayer(nn.Module):
             nn.init.ones_(self.mode_scale.weight)
 
     def forward(self, x: Tensor, mode: Tensor | None) -> Tensor:
-        y = x @ self.v.T @ self.u.T + self.bias
+        y = F.linear(x @ self.v.T, self.u, self.bias)
         if mode is not None:
-            y = y * self.mode_scale(mode) + self.mode_shift(mode)
+            y = torch.addcmul(self.mode_shift(mode), y, self.mode_scale(mode))
         y = y.clamp(min=0)
         return y + x if self.residual else y
 
