@@ -14,18 +14,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from smollm2 import loaded
 
 from easyedit_mend_parallel.archive import load_archive, save_archive
-from easyedit_mend_parallel.demo import demo_hparams
-from easyedit_mend_parallel.demo.smollm2 import prepare
-from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.training.data import read_examples
 from easyedit_mend_parallel.training.evaluation import MEASURES, evaluate
-from easyedit_mend_parallel.training.texts import Texts
-from easyedit_mend_parallel.trunk import Trunk
 
 OWN_HEADER = ("targets", "config", "format_version")
 """What `save_archive` writes into every header itself."""
@@ -40,16 +34,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    directory = prepare()
-    model = AutoModelForCausalLM.from_pretrained(directory).eval().requires_grad_(False)
-    hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
-    targets = find_targets(model, hparams.inner_params)
+    texts, targets, hparams = loaded()
     network = Hypernetwork(targets, hparams.network_config())
     archive = load_archive(options.archive)
     archive.load_into(network)
     rates = network.edit_lrs.detach().clone()
-    trunk = Trunk(model, targets)
-    texts = Texts(model, AutoTokenizer.from_pretrained(directory), trunk=trunk)
     examples, unrelated = read_examples(options.facts)
     table = Table("strength", "split", *MEASURES)
     found = {}

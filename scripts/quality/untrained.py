@@ -20,21 +20,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from smollm2 import loaded
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_mend_parallel.archive import Archive, load_archive
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.calibration import calibrate
-from easyedit_mend_parallel.demo import demo_archive, demo_hparams
-from easyedit_mend_parallel.demo.smollm2 import prepare
-from easyedit_mend_parallel.hparams import MENDParallelHyperParams
+from easyedit_mend_parallel.demo import demo_archive
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.training.data import Example, read_examples
 from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, Scores, evaluate
 from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.trunk import Trunk
 from easyedit_mend_parallel.untrained import Reach, identity_network, untrained_steps
 from easyedit_mend_parallel.update import LowRankUpdate
 from easyedit_mend_parallel.weight_norm import weight_norm
@@ -100,13 +97,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    directory = prepare()
-    model = AutoModelForCausalLM.from_pretrained(directory).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
+    texts, targets, hparams = loaded()
+    model, tokenizer = texts.model, texts.tokenizer
     config, limit = hparams.network_config(), options.max_relative_norm or hparams.max_relative_norm
-    targets = find_targets(model, hparams.inner_params)
-    texts = Texts(model, tokenizer, trunk=Trunk(model, targets))
     examples, unrelated = read_examples(options.data)
     examples = first_of_each(examples, options.facts)
     norms = {target.name: limit * weight_norm(model, target) for target in targets}
