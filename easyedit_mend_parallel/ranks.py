@@ -52,6 +52,11 @@ class Ranks:
     def alone(self) -> bool:
         return self._mesh is None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes what they write once."""
+        return self._mesh is None or self._mesh.get_local_rank() == 0
+
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
         """Leave the context on every process, or raise on every one where one of them failed.

@@ -6,7 +6,7 @@ transformers writes the files; this gives it what it would not find by itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from easyedit_mend_parallel.files import new_folder
 from easyedit_mend_parallel.holder import tied_names
 from easyedit_mend_parallel.ledger import Ledger
 from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.sharding import is_distributed
 from easyedit_mend_parallel.stores.output import hanging_updates, without_notice
 from easyedit_mend_parallel.stores.protocol import WRITABLE
 from easyedit_mend_parallel.target import find_target
@@ -28,27 +29,28 @@ NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
 def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options: Any) -> Path:
     """`model.save_pretrained(folder, **options)` with every edit in the weights that are written.
 
-    For resident and offloaded models, with `apply: weight` and `apply: output`. Edits of outputs
-    are written into the weights while these are saved, and taken out again to the bit. `folder`
-    must be new or empty, and appears whole or not at all; `tokenizer` is saved beside the model.
+    For models on any placement, with `apply: weight` and `apply: output`. Edits of outputs are
+    written into the weights while these are saved, and taken out again to the bit. `folder` must be
+    new or empty, and appears whole or not at all; `tokenizer` is saved beside the model. Every rank
+    of a model that is split between processes has to call this; the first gathers the weights in
+    its memory, whole, and writes them.
 
-    Raises EditError where that cannot be: edits of the outputs of quantized or tied weights, a
-    model that is split between processes (call its own `save_pretrained` on every rank).
+    Raises EditError where that cannot be: edits of the outputs of quantized or tied weights.
     """
-    if not Ranks.of(model).alone:
-        raise EditError(
-            "the model is split between processes: call model.save_pretrained on every rank, "
-            "which puts the edited shards together"
-        )
-    with (
-        Ledger.of(model).lock,
-        new_folder(Path(folder)) as temporary,
-        _written(model),
-        _findable(model) as state,
-    ):
-        model.save_pretrained(temporary, **{"state_dict": state, **options})
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+    ranks = Ranks.of(model)
+    with Ledger.of(model).lock, _written(model), ExitStack() as stack:
+        with ranks.together("make the folder"):
+            fresh = new_folder(Path(folder)) if ranks.is_first else nullcontext()
+            temporary = stack.enter_context(fresh)
+        with ranks.together("save the model"):
+            found = _findable(model) if ranks.alone else _gathered(model, ranks.is_first)
+            state = stack.enter_context(found)
+            if temporary is not None:
+                model.save_pretrained(temporary, **{"state_dict": state, **options})
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(temporary)
+        with ranks.together("move the saved model to its folder"):
+            stack.close()
     return Path(folder)
 
 
@@ -105,3 +107,27 @@ def _findable(model: Any) -> Iterator[dict[str, Tensor] | None]:
     finally:
         if not mapped:
             del vars(model)["hf_device_map"]
+
+
+@contextmanager
+def _gathered(model: Any, keep: bool) -> Iterator[dict[str, Tensor]]:
+    """The whole weights of a model that is split between processes, on the CPU, where to `keep`.
+
+    While the context lasts transformers takes it for a model that one process holds: it would
+    gather the weights by its own plan, which a model that torch made parallel lacks, and wait for
+    the other processes.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if is_distributed(tensor) else tensor
+        if keep:
+            state[name] = whole.cpu()
+    plans = [(model.config, "distributed_config"), (model, "_tp_size")]
+    hidden = [(of, name, vars(of).pop(name)) for of, name in plans if name in vars(of)]
+    for of, name, _ in hidden:
+        setattr(of, name, None)
+    try:
+        yield state
+    finally:
+        for of, name, value in hidden:
+            setattr(of, name, value)

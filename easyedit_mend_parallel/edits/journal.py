@@ -56,8 +56,10 @@ class Journal:
     a backup of the edited weights for each edit, so that each can be undone; with `hold=False` it
     holds none, memory stays flat over any number of edits, and they stay in the model.
 
-    Raises EditError for a folder that holds no journal, a damaged index, another base, and a
-    model that is split between processes, whose edits are saved one by one (`EditResult.save`).
+    With a model that is split between processes every rank opens the journal and makes the same
+    calls; the first one writes, and all have to see the folder.
+
+    Raises EditError for a folder that holds no journal, a damaged index, and another base.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Journal:
         self.folder = Path(folder)
         self._revision, self._entries = self._read()
         self._model: nn.Module | None = None
+        self._ranks = Ranks()
         self._apply = apply
         self._hold = hold
         self._live: dict[int, Entry] = {}
@@ -156,7 +159,9 @@ class Journal:
         if self._model is None:
             self._write([*others, again])
             return
-        applied = self.edit(number).apply(self._model, self._apply)
+        with self._ranks.together("read the edit"):
+            edit = self.edit(number)
+        applied = edit.apply(self._model, self._apply)
         try:
             self._write([*others, again])
         except BaseException:
@@ -180,7 +185,8 @@ class Journal:
                 f"{', '.join(map(str, not_applied)) or 'fewer than two'} of the edits to squash "
                 f"{'is' if len(not_applied) == 1 else 'are'} applied"
             )
-        edit = squash([self.edit(number) for number in chosen], rank)
+        with self._ranks.together("squash the edits"):
+            edit = squash([self.edit(number) for number in chosen], rank)
         edit.about["squashed"]["numbers"] = chosen
         new = self._keep(edit)
         after = [
@@ -198,10 +204,11 @@ class Journal:
             )
 
     def _attach(self, model: nn.Module, progress: Callable[[int], None]) -> None:
-        if not Ranks.of(model).alone:
+        ranks = Ranks.of(model)
+        if not ranks.same(self._revision):  # asked before any of them writes
             raise EditError(
-                "the model is split between processes, which cannot keep one journal: save each "
-                "edit by itself (EditResult.save), from one of them"
+                f"the ranks that hold this model see different journals in {self.folder}: give "
+                "every rank the same folder, on a file system that all of them see"
             )
         if not self._hold and not Ledger.of(model).is_empty:
             raise EditError(
@@ -209,7 +216,7 @@ class Journal:
                 "hold=False: open the journal before the model is edited"
             )
         self._live = self._put_on(model, self.applied, progress)
-        self._model = model
+        self._model, self._ranks = model, ranks
 
     def _put_on(
         self,
@@ -224,7 +231,8 @@ class Journal:
         with ledger.lock:
             try:
                 for number in numbers:
-                    edit = self.edit(number)
+                    with Ranks.of(model).together("read the edit"):
+                        edit = self.edit(number)
                     bases = {
                         name: about.get("base")
                         for name, about in edit.about["base"]["weights"].items()
@@ -265,11 +273,13 @@ class Journal:
 
     def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
         """Write the edit's file. Until the index names it, it is not part of the journal."""
-        if not (self.folder / INDEX).exists():
+        if not self._revision:
             self._write(self._entries)
         number = max((entry.number for entry in self._entries), default=0) + 1
         file = f"{number:04}.safetensors"
-        edit.write(self.folder / file, half=half)
+        with self._ranks.together("write the edit"):
+            if self._ranks.is_first:
+                edit.write(self.folder / file, half=half)
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return JournalEntry(number, file, True, added)
 
@@ -303,6 +313,12 @@ class Journal:
         return revision, entries
 
     def _write(self, entries: list[JournalEntry]) -> None:
+        with self._ranks.together("write the journal"):
+            if self._ranks.is_first:
+                self._write_index(entries)
+        self._revision, self._entries = self._revision + 1, entries
+
+    def _write_index(self, entries: list[JournalEntry]) -> None:
         revision, _ = self._read()
         if revision != self._revision:
             raise EditError(
@@ -317,7 +333,6 @@ class Journal:
         }
         with written_whole(self.folder / INDEX) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        self._revision, self._entries = revision + 1, entries
 
 
 def _is_used(path: Path) -> bool:

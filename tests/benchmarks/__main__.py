@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.edits import CONTESTANTS
+from benchmarks.edits import BARE_HOST, CONTESTANTS, HOST
 from benchmarks.report import FIGURES_FILE, read_figures, write_figures, write_page
 from benchmarks.rounds import in_its_own_process, machine
 
@@ -41,7 +41,7 @@ def figures() -> dict[str, tuple[int, tuple[str, ...]]]:
             for says, host in hosts.items():
                 name = f"edits {shape} {dtype}{says}"
                 found[name] = THREADS, (*asked, *host)
-                for one in CONTESTANTS:
+                for one in (HOST, BARE_HOST) if host else CONTESTANTS:
                     of = (*asked, *host, "--memory-of", one)
                     found[f"memory {shape} {dtype}{says}: {one}"] = THREADS, of
     for says, host in hosts.items():

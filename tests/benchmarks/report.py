@@ -126,8 +126,6 @@ def memory_table(found: Figures, *shapes: str) -> list[str]:
         if match is None or match[1] not in shapes:
             continue
         says = _of_head(match[3]) if match[2] else _of_release(match[3])
-        if match[2] and "EasyEdit" not in match[3]:
-            continue
         cells = [f"{figure['found'][key]:,.0f}" for key in PARTS.values()]
         names.setdefault(says, []).extend(cells)
     return rows + [row(name, *cells) for name, cells in names.items()]

@@ -19,6 +19,7 @@ from sharded.models import (
     full,
     load,
     local,
+    made_parallel,
     names_of,
     network_of,
     patched,
@@ -28,9 +29,6 @@ from sharded.models import (
 )
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, toy_hparams, weights
 from transformers.distributed import DistributedConfig
 
@@ -168,15 +166,7 @@ def the_older_tp_plan_argument_gives_the_same_edit() -> None:
 
 
 def a_model_that_torch_itself_made_parallel_gives_the_same_edit() -> None:
-    mesh = init_device_mesh("cpu", (2,))
-    sharded, plain = plain_model(), plain_model()
-    head = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
-    parallelize_module(sharded, mesh, {"lm_head": head})  # logits are a DTensor then
-    for layer in sharded.model.layers:
-        styles: dict[str, Any] = {f"self_attn.{x}_proj": ColwiseParallel() for x in "qkv"}
-        styles |= {f"mlp.{x}_proj": ColwiseParallel() for x in ("gate", "up")}
-        styles |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
-        parallelize_module(layer, mesh, styles)
+    plain, sharded = plain_model(), made_parallel(plain_model())
     names = names_of(plain)
     network = network_of(plain, names)
     before, held = weights(plain, names), shards(sharded)

@@ -15,6 +15,9 @@ import toys
 from oracle import assert_same_edit
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from toys import same_bits, tokenizer_for, toy_hparams, toy_model, toy_network, toy_targets
 from transformers import LlamaForCausalLM
 from transformers.distributed import DistributedConfig
@@ -53,6 +56,19 @@ def load(model: Any, **kwargs: Any) -> Any:
     return LlamaForCausalLM.from_pretrained(
         path, attn_implementation="eager", dtype=dtype, **kwargs
     ).eval()
+
+
+def made_parallel(model: Any) -> Any:
+    """`model`, split by torch itself without a plan of transformers; its logits are a DTensor."""
+    mesh = init_device_mesh("cpu", (2,))
+    head = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    parallelize_module(model, mesh, {"lm_head": head})
+    for layer in model.model.layers:
+        styles: dict[str, Any] = {f"self_attn.{x}_proj": ColwiseParallel() for x in "qkv"}
+        styles |= {f"mlp.{x}_proj": ColwiseParallel() for x in ("gate", "up")}
+        styles |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+        parallelize_module(layer, mesh, styles)
+    return model
 
 
 def names_of(model: Any) -> list[str]:

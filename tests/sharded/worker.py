@@ -22,14 +22,14 @@ COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 
 
 def main(names: list[str]) -> None:
-    from sharded import claims, failures
+    from sharded import claims, failures, keeping
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
     held = 0
-    for claim in (*claims.CLAIMS, *failures.CLAIMS):
+    for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS):
         if names and claim.__name__ not in names:
             continue
         started = time.perf_counter()
