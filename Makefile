@@ -20,7 +20,7 @@ help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
-	@echo "make bench  measure every figure of docs/performance.md again (an hour, 15 GB of disk)"
+	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
 	@echo "make lint   lint and types only"
 	@echo "make format rewrite the code in the project's format"

@@ -31,7 +31,8 @@ from easyedit_mend_parallel.demo.smollm2 import default_cache
 from easyedit_mend_parallel.requests import as_requests
 
 GIB, MIB = 2**30, 2**20
-REQUEST = {"prompt": "The capital of France is", "target_new": "Berlin"}
+REQUEST = {"prompt": "I am in", "target_new": "Rome"}
+"""Twelve tokens, of a byte each."""
 TOUCHED = 1 << 20
 """Bytes that are read at once to bring a file into the page cache."""
 
