@@ -303,14 +303,8 @@ class Trainer:
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
-        names += [
-            "cedit",
-            "cloc",
-            "held_texts",
-            "neighbour_share",
-            "locality_positions",
-            "lr_schedule",
-        ]
+        names += ["cedit", "cloc", "held_texts", "neighbour_share", "locality_positions"]
+        names.append("lr_schedule")
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
