@@ -116,9 +116,7 @@ class Shadows:
         `tensor` is the caller's own, on the CPU. Raises UpdateError, with the weight's `name`,
         where the file cannot be written.
         """
-        self._tensors = [ref for ref in self._tensors if ref() is not None]
-        taken = sum(held.nbytes for ref in self._tensors if (held := ref()) is not None)
-        if self.limit is None or taken + tensor.nbytes <= self.limit:
+        if self.has_room(tensor.nbytes):
             self._tensors.append(weakref.ref(tensor))
             own = {key: self.own_entry(loader, key) for key in keys}
             return Face(tensor, own, loader.save_folder)
@@ -126,6 +124,12 @@ class Shadows:
         self._folder = file.folder
         entry = _PrivateEntry(file, str(tensor.dtype).removeprefix("torch."))
         return Face(None, dict.fromkeys(keys, entry), loader.save_folder)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a shadow of `size` bytes may be in memory."""
+        self._tensors = [ref for ref in self._tensors if ref() is not None]
+        taken = sum(held.nbytes for ref in self._tensors if (held := ref()) is not None)
+        return self.limit is None or taken + size <= self.limit
 
     def is_shown(self, loader: OffloadedWeightsLoader, face: Face) -> bool:
         return all(

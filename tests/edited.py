@@ -26,9 +26,9 @@ def _network(family: str) -> Hypernetwork:
     return toy_network(plain, tokenizer_for(plain), edit_lr=1e-3)
 
 
-def editor_of(model: Any, apply: str = "weight") -> MendParallel:
+def editor_of(model: Any, apply: str = "weight", **options: Any) -> MendParallel:
     """An editor of a toy model; the same network for every model of a family."""
-    hparams = toy_hparams(toy_targets(model), apply=apply)
+    hparams = toy_hparams(toy_targets(model), apply=apply, **options)
     network = _network(model.config.model_type)
     return MendParallel(model, tokenizer_for(model), hparams, network=network)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 from edited import FACTS, editor_of
+from offloads import offloaded
 from torch import nn
 from toys import assert_unchanged, same_bits, toy_model, weights
 
@@ -123,3 +125,12 @@ def test_only_the_layers_of_the_model_are_freed() -> None:
 
     assert mine not in memory._spare
     assert other in memory._spare
+
+
+def test_no_memory_waits_for_weights_that_may_not_stay_in_memory(tmp_path: Path) -> None:
+    for limit, expected in ((None, True), (0, False)):
+        model = offloaded(toy_model("llama"), "targets-safetensors", tmp_path / str(limit), "cpu")
+        editor = editor_of(model, shadow_limit=limit)
+        editor.edit(FACTS[0]).rollback()
+
+        assert bool(waiting(editor)) is expected

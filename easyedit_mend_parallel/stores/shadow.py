@@ -12,6 +12,7 @@ from filecmp import cmp as same_content
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from accelerate.utils import OffloadedWeightsLoader
 from torch import Tensor, nn
 
@@ -93,9 +94,15 @@ class ShadowStore:
         self._refuse_other_shape(weight)
         refuse_unwritable(self.target, self.whereabouts.layer, weight)
         refuse_overflow(self.target, weight, update)
-        new = weight if shown.is_read_afresh else room_for(self.whereabouts.layer, weight)
+        new = weight if shown.is_read_afresh else self._room_like(weight)
         update.write(new, self.target.transposed, base=weight)
         return ShadowStaged(self, update, shown, self._new_face(new))
+
+    def _room_like(self, weight: Tensor) -> Tensor:
+        """Memory for the new weight, which does not wait for the next one where it may not stay."""
+        if self._shadows.has_room(weight.nbytes):
+            return room_for(self.whereabouts.layer, weight)
+        return torch.empty_like(weight)
 
     def put(self, bits: Tensor) -> None:
         """Show `bits`, cast to the weight's dtype, before whatever is shown now."""
