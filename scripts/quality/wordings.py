@@ -1,4 +1,4 @@
-"""Further wordings of the relations that are trained on, for the larger training part.
+"""Further wordings of the relations that are trained on, for the larger training parts.
 
 Added after validation had shown that four wordings of eighteen relations are too few to learn from.
 None is a wording of validation or test, nor nearly one (`tests/test_quality_facts.py`).
