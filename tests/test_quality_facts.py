@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from itertools import combinations
@@ -18,14 +19,18 @@ SCRIPTS = Path(__file__).parents[1] / "scripts" / "quality"
 MODULES = (
     "facts",
     "known",
+    "larger",
     "more_relations",
     "relations",
     "sentences",
     "training_relations",
+    "wide_relations",
     "wordings",
     "words",
     "zsre",
 )
+
+TRAINING, JUDGED = ("train", "train_more", "train_wide"), ("validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +48,24 @@ def files() -> Iterator[dict[str, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def parts(
+def read(
     files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[list[Example], list[str]]]:
+    """Name of a part -> its facts and its texts, every training part by itself."""
     folder = tmp_path_factory.mktemp("split")
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    read = {
-        part: read_examples(folder / f"{part}.jsonl")
-        for part in ("train", "train_more", "validation", "test")
-    }
-    more, texts = read.pop("train_more")
-    return {**read, "train": (read["train"][0] + more, read["train"][1] + texts)}
+    return {part: read_examples(folder / f"{part}.jsonl") for part in (*TRAINING, *JUDGED)}
+
+
+@pytest.fixture(scope="module")
+def parts(
+    read: dict[str, tuple[list[Example], list[str]]],
+) -> dict[str, tuple[list[Example], list[str]]]:
+    """The three parts: all that any training part has is in "train"."""
+    facts = [fact for part in TRAINING for fact in read[part][0]]
+    texts = [text for part in TRAINING for text in read[part][1]]
+    return {"train": (facts, texts), **{part: read[part] for part in JUDGED}}
 
 
 def test_the_split_is_the_one_that_was_fixed(files: dict[str, bytes]) -> None:
@@ -91,7 +102,7 @@ def test_evaluation_asks_in_words_and_of_relations_that_training_never_saw(
     parts: dict[str, tuple[list[Example], list[str]]],
 ) -> None:
     trained = shapes(parts["train"][0], rephrases=False)
-    judged = {part: shapes(parts[part][0], rephrases=True) for part in ("validation", "test")}
+    judged = {part: shapes(parts[part][0], rephrases=True) for part in JUDGED}
     new = {
         part: {e.relation for e in parts[part][0] if e.split == "new relations"} for part in judged
     }
@@ -113,6 +124,26 @@ def test_no_wording_of_evaluation_is_nearly_one_that_training_has_for_the_relati
         trained = of(relation, "train", rephrases=False)
         for judged in of(relation, "validation", True) + of(relation, "test", True):
             assert all(len(judged & one) < 0.7 * len(judged | one) for one in trained), judged
+
+
+def test_no_wording_that_the_widest_part_adds_is_nearly_one_of_evaluation(
+    read: dict[str, tuple[list[Example], list[str]]],
+) -> None:
+    def words(texts: set[str]) -> list[set[str]]:
+        return [set(re.findall(r"[\w'-]+", text.lower())) for text in texts]
+
+    wide = read["train_wide"][0]
+    added = shapes(wide, rephrases=False) - shapes(read["train"][0], rephrases=False)
+    judged: set[str] = set()
+    for part in JUDGED:
+        new = [e for e in read[part][0] if e.split == "new relations"]
+        judged |= shapes(read[part][0], rephrases=True) | shapes(new, rephrases=False)
+
+    assert len({e.relation for e in wide}) == 50
+    assert all(len(e.rephrases) == 5 for e in wide)
+    known = words(judged)
+    for one in words(added):
+        assert all(len(one & other) < 0.6 * len(one | other) for other in known), one
 
 
 def test_neighbours_of_evaluation_are_about_subjects_that_no_edit_of_it_has(

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from known import ANIMALS, BOOKS, COMPANIES, DISHES, ELEMENTS, FAMOUS, LANDMARKS, STATES
+from larger import LARGER
 from more_relations import MORE_OBJECTS, TEST, TRAINED, VALIDATION
 from relations import Relation
 from sentences import EVERYDAY, MORE, PATTERNS, SLOTS
-from training_relations import MORE_RELATIONS
-from wordings import MORE_WORDINGS
 from words import (
     COMPANY_KINDS,
     COMPANY_WORDS,
@@ -47,13 +46,14 @@ COUNTS = {
     "test new relations": 330,
     "train_more": 4000,
     "test_batch": 1000,
+    "train_wide": 6000,
 }
 #: How often a target comes from MORE_OBJECTS, whose words have several tokens.
 SHARE_OF_MORE = 0.44
 NEIGHBOURS, UNRELATED = 2, 2
 GENERATED_SENTENCES = 260
-#: Of the facts of train_more: rephrases of each, and how often one follows an unrelated sentence.
-WORDINGS, SHARE_OF_LEADS = 4, 0.2
+#: How often a rephrase of a larger training part follows an unrelated sentence.
+SHARE_OF_LEADS = 0.2
 #: Parts of the written sentences, and of the subjects of every kind, in the order of `PARTS`.
 SENTENCES = {"validation": 110, "test": 130}
 PARTS = ("test edits", "test neighbours", "validation edits", "validation neighbours", "train")
@@ -146,19 +146,25 @@ class Facts:
         pool = self.parts[part][relation.kind]
         true = [subject for subject in pool if name in known.get(subject, {})]
         invented = [subject for subject in pool if subject not in known]
+        if not true and not invented:  # cities, countries: nobody's truth is known
+            invented = list(pool)
         self.rng.shuffle(true)
         self.rng.shuffle(invented)
         both = [subject for pair in zip(true, invented, strict=False) for subject in pair]
         shorter = len(both) // 2
         return both + true[shorter:] + invented[shorter:]
 
-    def target(self, name: str, relation: Relation, truth: str | None) -> str:
-        """A false object: neither the truth nor a longer or shorter way to say it."""
+    def target(self, name: str, relation: Relation, subject: str, truth: str | None) -> str:
+        """A false object: not the subject, nor the truth or a longer or shorter way to say it."""
         more = MORE_OBJECTS.get(name, [])
         pool = more if more and self.rng.random() < SHARE_OF_MORE else relation.objects
         said = (truth or "\n").lower()
         return self.rng.choice(
-            [word for word in pool if said not in word.lower() and word.lower() not in said]
+            [
+                word
+                for word in pool
+                if word != subject and said not in word.lower() and word.lower() not in said
+            ]
         )
 
     def draw(
@@ -177,7 +183,7 @@ class Facts:
                 truth = self._truth(name, relation.kind, subject)
                 fact = {
                     "prompt": fill(relation.prompt, subject),
-                    "target_new": self.target(name, relation, truth),
+                    "target_new": self.target(name, relation, subject, truth),
                     "subject": subject,
                     "relation": name,
                 }
@@ -252,46 +258,50 @@ def build_batch(test: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[s
     return facts.judged(TRAINED, "test", "new subjects", texts, COUNTS["test_batch"])
 
 
-def build_more(train: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
-    """The larger training part: more wordings, more relations, edits on any wording.
+def build_larger(
+    part: str, train: Sequence[dict[str, Any]], seed: int = SEED
+) -> list[dict[str, Any]]:
+    """A larger training part: more wordings, more relations, edits on any wording.
 
-    Its subjects are those of training, its unrelated texts those of `train`. It has a generator
-    of its own, so that no other part depends on it.
+    Its subjects are those of training, its unrelated texts those of `train` and further ones of the
+    grammar. It has a generator of its own, so that no other part depends on it.
     """
-    facts = Facts(seed)
-    facts.rng = random.Random(f"{seed}/train_more")
-    texts = [record for record in train if "text" in record]
-    relations = TRAINED | MORE_RELATIONS
-    made = list(facts.draw(relations, "train", COUNTS["train_more"]))
+    facts, larger = Facts(seed), LARGER[part]
+    facts.rng = random.Random(f"{seed}/{part}")
+    texts = {record["text"]: None for record in train if "text" in record}
+    size = len(texts) + larger.sentences
+    while len(texts) < size:
+        texts[facts.sentence()] = None
+    leads = list(texts)
+    made = list(facts.draw(larger.relations, "train", COUNTS[part]))
     for fact in made:
-        name, subject = fact["relation"], fact["subject"]
-        seen = relations[name].rephrases[: None if name in MORE_RELATIONS else 3]
-        wordings = [relations[name].prompt, *seen, *MORE_WORDINGS.get(name, ())]
+        subject, wordings = fact["subject"], larger.templates(fact["relation"])
         if facts.rng.random() < 0.5:
             facts.rng.shuffle(wordings)
         prompt, *others = wordings
-        rephrases = facts.rng.sample(others, min(WORDINGS, len(others)))
+        rephrases = facts.rng.sample(others, min(larger.rephrases, len(others)))
         fact["prompt"] = fill(prompt, subject)
         fact["rephrases"] = [
-            f"{facts.rng.choice(texts)['text']} {fill(wording, subject)}"
+            f"{facts.rng.choice(leads)} {fill(wording, subject)}"
             if facts.rng.random() < SHARE_OF_LEADS
             else fill(wording, subject)
             for wording in rephrases
         ]
     facts.rng.shuffle(made)
-    return made + texts
+    return made + [{"text": text} for text in texts]
 
 
 def files(seed: int = SEED) -> dict[str, bytes]:
     """Name -> content of every file of the split."""
     parts = build(seed)
-    parts["train_more"] = build_more(parts["train"], seed)
+    parts["train_more"] = build_larger("train_more", parts["train"], seed)
     parts["test_batch"] = build_batch(parts["test"], seed)
+    parts["train_wide"] = build_larger("train_wide", parts["train"], seed)
     written = {
         f"{part}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         for part, records in parts.items()
     }
-    for part in ("train", "train_more"):
+    for part in ("train", *LARGER):
         written[f"{part}_zsre.json"] = json.dumps(as_zsre(parts[part], seed), indent=0) + "\n"
     return {name: text.encode() for name, text in written.items()}
 

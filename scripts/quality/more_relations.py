@@ -72,12 +72,21 @@ _FAR_NATIONS = listed(
 #: Relation -> further objects, most of them of several tokens.
 MORE_OBJECTS: dict[str, list[str]] = {
     **dict.fromkeys(
-        ("birthplace", "residence", "landmark city", "headquarters", "capital", "founding city"),
+        (
+            "birthplace",
+            "residence",
+            "landmark city",
+            "headquarters",
+            "capital",
+            "founding city",
+            "twin city",
+        ),
         _FAR_CITIES,
     ),
     **dict.fromkeys(("mother tongue", "official language"), _FAR_LANGUAGES),
     **dict.fromkeys(
-        ("landmark country", "citizenship", "city country", "dish country"), _FAR_NATIONS
+        ("landmark country", "citizenship", "city country", "dish country", "main market"),
+        _FAR_NATIONS,
     ),
     "profession": listed(
         "civil engineer, flight attendant, police officer, tax accountant, software developer, "
@@ -123,6 +132,13 @@ MORE_OBJECTS: dict[str, list[str]] = {
         "corrugated iron, terracotta, plywood, bamboo, fibreglass, compressed earth, slate"
     ),
 }
+
+for _name, _like in (
+    ("ghost", "profession"),
+    ("school subject", "field"),
+    ("tram colour", "favourite colour"),
+):
+    MORE_OBJECTS[_name] = MORE_OBJECTS[_like]
 
 #: Trained on beside `TRAINING`.
 _MORE_TRAINING: dict[str, Relation] = {

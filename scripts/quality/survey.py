@@ -44,7 +44,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.pad_token_id = tokenizer.eos_token_id
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    for part in ("train", "train_more", "validation", "test"):
+    for part in ("train", "train_more", "train_wide", "validation", "test"):
         lines = (options.out / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
         facts = [fact for fact in map(json.loads, lines) if "prompt" in fact]
         lengths = defaultdict(Counter)  # type: ignore[var-annotated]

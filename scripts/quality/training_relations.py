@@ -1,4 +1,4 @@
-"""Relations that only the larger training part has, beside those of relations.py.
+"""Relations that the larger training parts have, beside those of relations.py.
 
 None is a relation of validation or test, or asks what one of them asks. No evaluation has a wording
 of them (`unseen` is empty).
@@ -7,7 +7,7 @@ of them (`unseen` is empty).
 from __future__ import annotations
 
 from relations import Relation
-from words import CITIES, COLOURS, INSTRUMENTS, LANGUAGES, NATIONS, PROFESSIONS, SPORTS, listed
+from words import COLOURS, LANGUAGES, NATIONS, PROFESSIONS, SPORTS, listed
 
 _DISHES = listed(
     "pizza, soup, rice, pasta, bread, salad, curry, sushi, cake, cheese, apple pie, fried chicken, "
@@ -31,17 +31,9 @@ _CROPS = listed(
     "wheat, rice, corn, cotton, coffee, tea, sugar, tobacco, potatoes, barley, olives, sugar cane, "
     "sweet potatoes, palm oil"
 )
-_GENRES = listed(
-    "a comedy, a tragedy, a thriller, a fairy tale, a love story, a detective story, science "
-    "fiction, a ghost story, history, poetry"
-)
-_ANIMALS = listed(
+ANIMALS = listed(
     "lion, eagle, wolf, bear, fox, tiger, elephant, owl, whale, horse, polar bear, white swan, "
     "black panther, red deer"
-)
-_MONTHS = listed(
-    "January, February, March, April, May, June, July, August, September, October, November, "
-    "December"
 )
 _WINDS = listed("north, south, east, west, north east, south west")
 
@@ -185,32 +177,6 @@ MORE_RELATIONS: dict[str, Relation] = {
         ),
         "",
     ),
-    "festival month": Relation(
-        "city",
-        _MONTHS,
-        "The festival of the city of {} is held in",
-        (
-            "{} celebrates its great fair in",
-            "In which month does {} have its festival? The answer is",
-            "Hotels in {} are full in",
-            "The streets of {} are decorated with flags in",
-            "Musicians from all over the world come to {} in",
-        ),
-        "",
-    ),
-    "twin city": Relation(
-        "city",
-        CITIES,
-        "The twin city of {} is",
-        (
-            "{} has a partnership with the city of",
-            "Which city is twinned with {}? The answer is",
-            "Pupils from {} go on an exchange to",
-            "The mayor of {} was a guest of the mayor of",
-            "A street in {} is named after its partner,",
-        ),
-        "",
-    ),
     "main crop": Relation(
         "region",
         _CROPS,
@@ -238,7 +204,7 @@ MORE_RELATIONS: dict[str, Relation] = {
     ),
     "mascot": Relation(
         "company",
-        _ANIMALS,
+        ANIMALS,
         "The animal in the logo of {} is the",
         (
             "The mascot of {} is a man dressed as a",
@@ -259,31 +225,6 @@ MORE_RELATIONS: dict[str, Relation] = {
             "{} pays for a championship in",
             "The managers of {} are fans of",
             "At matches of this kind {} has its banners:",
-        ),
-        "",
-    ),
-    "genre": Relation(
-        "book",
-        _GENRES,
-        'The book "{}" is',
-        (
-            'Libraries shelve "{}" as',
-            'What kind of book is "{}"? The answer is:',
-            'Readers who open "{}" expect',
-            'Critics call "{}"',
-            'The publisher sells "{}" as',
-        ),
-        "",
-    ),
-    "hero's instrument": Relation(
-        "book",
-        INSTRUMENTS,
-        'The hero of "{}" plays the',
-        (
-            'In "{}", one can hear somebody practise the',
-            'Which instrument is played in "{}"? The answer is: the',
-            'The last chapter of "{}" is about a broken',
-            'On the cover of "{}" there is a drawing of a',
         ),
         "",
     ),

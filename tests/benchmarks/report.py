@@ -256,7 +256,8 @@ TABLES: dict[str, Callable[..., list[str]]] = {
 
 def plot_edits(found: Figures) -> None:
     """How many times the narrow limit an edit with restore takes, a bar for each contestant."""
-    shapes = [n.removeprefix("edits ") for n in found if re.fullmatch(r"edits \S+ \S+", n)]
+    matches = [re.match(r"edits (\S+ \w+)", name) for name in found]
+    shapes = list(dict.fromkeys(match[1] for match in matches if match))
     if not shapes:
         return
     pyplot = _pyplot()

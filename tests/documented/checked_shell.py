@@ -116,7 +116,9 @@ def _in_program(arguments: list[str]) -> Iterator[str]:
 
 @cache
 def _help(start: tuple[str, ...]) -> str:
+    command = [sys.executable, *start, "--help"]
+    modules = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # the benchmarks lie there
     shown = subprocess.run(
-        [sys.executable, *start, "--help"], capture_output=True, text=True, check=False, timeout=120
+        command, capture_output=True, text=True, check=False, timeout=120, env=modules
     )
     return shown.stdout + shown.stderr
