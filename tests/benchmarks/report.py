@@ -297,9 +297,11 @@ def plot_growth(found: Figures) -> None:
     for width, amounts in copied["bytes"].items():
         axes[3].plot(copied["tokens"], amounts, marker="o", label=f"width {width}")
     axes[3].set(title="bytes between devices", xlabel="tokens", xscale="log", yscale="log")
+    axes[3].set_xticks(copied["tokens"], [str(tokens) for tokens in copied["tokens"]])
+    axes[3].minorticks_off()
     axes[3].legend()
     for axis in axes[:3]:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
     figure.tight_layout()
     figure.savefig(DOCS / "performance-growth.png", dpi=130)
 
