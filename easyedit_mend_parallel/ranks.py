@@ -71,12 +71,12 @@ class Ranks:
             yield
         except BaseException:
             try:
-                self._gathered(1.0)
+                self.gathered(1.0)
             except RuntimeError:  # what went wrong here matters more than that nobody listens
                 logger.warning("the other processes cannot be told that this one failed")
             raise
         try:
-            verdicts = self._gathered(0.0)
+            verdicts = self.gathered(0.0)
         except RuntimeError as error:
             raise UpdateError(
                 f"the other processes no longer answer, so it is not known whether they could "
@@ -96,12 +96,12 @@ class Ranks:
         """
         if self._mesh is None:
             return True
-        numbers = self._gathered(number)
+        numbers = self.gathered(number)
         apart = numbers.max() - numbers.min()
         return bool(apart <= tolerance * numbers.abs().max())
 
-    def _gathered(self, number: float) -> Tensor:
-        """Every process's number, in the order of their ranks; waits for all of them."""
+    def gathered(self, number: float) -> Tensor:
+        """Every process's number (ranks,), in their order, in fp64; waits for all of them."""
         assert self._mesh is not None
         group = self._mesh.get_group()
         numbers = torch.zeros(self._mesh.size(), dtype=torch.float64, device=self._mesh.device_type)

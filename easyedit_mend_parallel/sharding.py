@@ -1,7 +1,8 @@
 """Which side of a target's weight is split between processes, and how rows are made whole again.
 
-Asks the weight (a DTensor), never the plan by which it was loaded. Only token rows travel between
-processes, never weights. Knows nothing of hypernetworks or stores.
+Asks the weight (a DTensor), never the plan by which it was loaded. For an edit only token rows
+travel between processes; weights are made whole to be saved or summed. Knows nothing of
+hypernetworks or stores.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class Shard:
         Every process has to call this. Rows that are whole already come back as they are.
         """
         if is_distributed(rows):
-            whole: Tensor = rows.full_tensor()  # type: ignore[attr-defined]
-            return whole
+            return whole_tensor(rows)
         if not self._split(rows.shape[-1], side):
             return rows
         mine = rows.flatten(0, -2)
@@ -145,8 +145,7 @@ def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
     Raises PlacementError where it gives each process some columns and does not say which.
     """
     if is_distributed(logits):
-        whole: Tensor = logits.full_tensor()  # type: ignore[attr-defined]
-        return whole
+        return whole_tensor(logits)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     weight = getattr(head, "weight", None)
     if weight is not None and is_distributed(weight) and logits.shape[-1] < weight.shape[0]:
@@ -155,6 +154,25 @@ def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
             "process: give its output layer the style colwise_gather_output in the plan"
         )
     return logits
+
+
+def whole_tensor(part: Tensor, like: Tensor | None = None) -> Tensor:
+    """The whole of `part`, the same on every process. Not to be written to.
+
+    `part` is a DTensor, or this process's share of a tensor that is split as `like` is. What is
+    not split comes back as it is. Every process has to call this.
+    """
+    split: Any = part if like is None else like
+    if not is_distributed(split):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(part, DTensor):
+        part = DTensor.from_local(
+            part, split.device_mesh, split.placements, shape=split.shape, stride=split.stride()
+        )
+    whole: Tensor = part.full_tensor()
+    return whole
 
 
 def is_distributed(tensor: Tensor) -> bool:

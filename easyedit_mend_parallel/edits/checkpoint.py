@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
+from easyedit_mend_parallel.gathering import answer, asking
 from easyedit_mend_parallel.holder import tied_names
 from easyedit_mend_parallel.ledger import Ledger
 from easyedit_mend_parallel.ranks import Ranks
@@ -32,8 +35,9 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
     For models on any placement, with `apply: weight` and `apply: output`. Edits of outputs are
     written into the weights while these are saved, and taken out again to the bit. `folder` must be
     new or empty, and appears whole or not at all; `tokenizer` is saved beside the model. Every rank
-    of a model that is split between processes has to call this; the first gathers the weights in
-    its memory, whole, and writes them.
+    of a model that is split between processes has to call this. The first writes, and holds the
+    weights of one file whole (`max_shard_size` is an option of `save_pretrained`; before
+    transformers 5 those of all files), the others one weight at a time.
 
     Raises EditError where that cannot be: edits of the outputs of quantized or tied weights.
     """
@@ -42,9 +46,7 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
         with ranks.together("make the folder"):
             fresh = new_folder(Path(folder)) if ranks.is_first else nullcontext()
             temporary = stack.enter_context(fresh)
-        with ranks.together("save the model"):
-            found = _findable(model) if ranks.alone else _gathered(model, ranks.is_first)
-            state = stack.enter_context(found)
+        with ranks.together("save the model"), _findable(model, ranks) as state:
             if temporary is not None:
                 model.save_pretrained(temporary, **{"state_dict": state, **options})
                 if tokenizer is not None:
@@ -85,49 +87,71 @@ def _written(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _findable(model: Any) -> Iterator[dict[str, Tensor] | None]:
-    """While the context lasts transformers finds offloaded weights; the state dict to save.
+def _findable(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor] | None]:
+    """While the context lasts transformers finds weights that are not here; the state dict to save.
 
     It looks for them only where a device map says that there are any, which a model lacks that
     was offloaded as a whole; and it knows tied weights by their addresses, which placeholders
     lack: of each group one name is saved.
     """
+    if not ranks.alone:
+        with _gathered(model, ranks) as state:
+            yield state
+        return
     if all(parameter.device.type != "meta" for parameter in model.parameters()):
         yield None
         return
-    state: dict[str, Tensor] = model.state_dict()
+    state = model.state_dict()
     for name in list(state):  # embeddings come first, and those are what others are tied to
         for other in tied_names(model, name) - {name} if name in state else ():
             state.pop(other, None)
-    mapped = hasattr(model, "hf_device_map")
-    if not mapped:
-        vars(model)["hf_device_map"] = dict(NOT_MAPPED)
-    try:
+    mapped = {} if hasattr(model, "hf_device_map") else {"hf_device_map": NOT_MAPPED}
+    with _for_now(model, **mapped):
         yield state
-    finally:
-        if not mapped:
-            del vars(model)["hf_device_map"]
 
 
 @contextmanager
-def _gathered(model: Any, keep: bool) -> Iterator[dict[str, Tensor]]:
-    """The whole weights of a model that is split between processes, on the CPU, where to `keep`.
+def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
+    """`_findable` for a model that is split between processes: what is split looks offloaded.
 
-    While the context lasts transformers takes it for a model that one process holds: it would
-    gather the weights by its own plan, which a model that torch made parallel lacks, and wait for
-    the other processes.
+    Then each weight is gathered when the first process writes its file, and let go after it. The
+    others answer it and have nothing to save. transformers' own way would gather the whole model
+    on every process, by a plan that a model which torch made parallel lacks, and would leave the
+    others waiting where the first fails.
     """
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if is_distributed(tensor) else tensor
-        if keep:
-            state[name] = whole.cpu()
-    plans = [(model.config, "distributed_config"), (model, "_tp_size")]
-    hidden = [(of, name, vars(of).pop(name)) for of, name in plans if name in vars(of)]
-    for of, name, _ in hidden:
-        setattr(of, name, None)
+    with ranks.together("list the weights"):
+        from transformers import modeling_utils  # takes a second, which few need
+
+        state: dict[str, Tensor] = model.state_dict()
+        split = {name: tensor for name, tensor in state.items() if is_distributed(tensor)}
+    if not ranks.is_first:
+        answer(split, ranks)
+        yield {}
+        return
+    with (
+        asking(split, ranks) as whole,
+        _for_now(model.config, distributed_config=None),
+        # of `is_main_process`: the first of these processes may have any rank among all
+        _for_now(model, _tp_size=None, should_save_on_this_rank=bool),
+    ):
+        if not hasattr(modeling_utils, "load_offloaded_parameter"):  # before transformers 5
+            yield {**state, **whole}
+            return
+        for name, tensor in split.items():
+            state[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        hook = SimpleNamespace(weights_map=whole)
+        with _for_now(model, hf_device_map=NOT_MAPPED, _hf_hook=hook):
+            yield state
+
+
+@contextmanager
+def _for_now(of: Any, **values: Any) -> Iterator[None]:
+    """While the context lasts `of` has these attributes."""
+    had = {name: vars(of)[name] for name in values if name in vars(of)}
+    vars(of).update(values)
     try:
-        yield state
+        yield
     finally:
-        for of, name, value in hidden:
-            setattr(of, name, value)
+        for name in values:
+            vars(of).pop(name, None)
+        vars(of).update(had)

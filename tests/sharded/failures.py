@@ -3,8 +3,6 @@ none is undone. Every process runs every claim, in the order of `CLAIMS`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from sharded.models import (
     broken_on_rank_1,
     editor_of,
     editors,
+    fails_on_rank_1,
     load,
     local,
     names_of,
@@ -40,19 +39,6 @@ from easyedit_mend_parallel.errors import ArchiveError
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged, ResidentStore
-
-
-@contextmanager
-def fails_on_rank_1(error: BaseException, says: str) -> Iterator[None]:
-    """On rank 1 `error` is raised; on rank 0 an UpdateError that names rank 1 and what it did."""
-    if dist.get_rank() == 1:
-        with pytest.raises(type(error)) as raised:
-            yield
-        assert raised.value is error
-    else:
-        with pytest.raises(UpdateError, match=f"rank 1 could not {says}"):
-            yield
-
 
 STEPS = [
     (editing, "make_batch", RequestError("no room"), 0, "make the batch"),

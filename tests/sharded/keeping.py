@@ -4,14 +4,21 @@ checkpoint, and its journal is that of one process. Every process runs every cla
 
 from __future__ import annotations
 
+import os
+import weakref
+
 import pytest
+from safetensors import safe_open
 from sharded.models import (
     CHECKPOINTS,
+    HEAD,
     UNEVEN,
     assert_equal_edits,
     assert_shards,
+    broken_on,
     editor_of,
     editors,
+    fails_on,
     full,
     load,
     made_parallel,
@@ -21,11 +28,15 @@ from sharded.models import (
     plain_model,
     shards,
 )
+from torch import Tensor
 from torch import distributed as dist
 from toys import OBSERVED, REQUEST, same_bits, weights
 from transformers import LlamaForCausalLM
+from transformers.distributed import mixin
 
-from easyedit_mend_parallel import EditError, Journal, UpdateError, save_edited
+from easyedit_mend_parallel import EditError, Journal, gathering, save_edited
+from easyedit_mend_parallel.edits import checkpoint
+from easyedit_mend_parallel.sharding import whole_tensor
 
 
 def a_saved_model_is_an_ordinary_checkpoint_with_the_edits_in_it() -> None:
@@ -56,30 +67,75 @@ def a_saved_model_is_an_ordinary_checkpoint_with_the_edits_in_it() -> None:
         assert (folder / "tokenizer.json").is_file()
 
 
-def nothing_is_saved_where_the_first_process_cannot() -> None:
+def a_tied_weight_is_saved_once() -> None:
+    plain = plain_model(tied=True)
+    network = network_of(plain, [HEAD])
+    sharded = load(plain)
+    editor_of(sharded, network, [HEAD]).edit(REQUEST)
+
+    folder = save_edited(sharded, CHECKPOINTS / "edited-tied")
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert HEAD not in list(file.keys())
+    loaded = LlamaForCausalLM.from_pretrained(folder)
+    assert same_bits(loaded.lm_head.weight.detach(), full(sharded, HEAD))
+
+
+def the_first_process_of_a_model_need_not_be_the_first_of_all() -> None:
+    model = made_parallel(plain_model())
+    # as of a second model, on ranks 2 and 3
+    with patched(mixin, "_get_torch_distributed_rank", lambda: dist.get_rank() + 2):
+        folder = save_edited(model, CHECKPOINTS / "edited-second")
+    for name, weight in LlamaForCausalLM.from_pretrained(folder).named_parameters():
+        assert same_bits(weight.detach(), full(model, name)), name
+
+
+def no_more_than_a_file_is_gathered_at_a_time() -> None:
+    model = made_parallel(plain_model())
+    gathered: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watched(part: Tensor) -> Tensor:
+        tensors = [tensor for ref in gathered if (tensor := ref()) is not None]
+        alive.append(sum(tensor.nbytes for tensor in tensors))
+        whole = whole_tensor(part)
+        gathered.append(weakref.ref(whole))
+        return whole
+
+    with patched(gathering, "whole_tensor", watched):
+        folder = save_edited(model, CHECKPOINTS / "edited-files", max_shard_size="8KB")
+
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    assert len(sizes) > 4
+    assert len(gathered) == 6 * 7 + 1  # every split weight of six blocks and the head, once
+    assert max(alive) <= (max(sizes) if dist.get_rank() == 0 else 0)
+    for name, weight in LlamaForCausalLM.from_pretrained(folder).named_parameters():
+        assert same_bits(weight.detach(), full(model, name)), name
+
+
+def nothing_is_saved_where_one_process_cannot() -> None:
     sharded, _ = editors()
-    taken, failing = CHECKPOINTS / "taken", CHECKPOINTS / "failing"
-    if dist.get_rank() == 0:
-        taken.mkdir()
-        (taken / "file").touch()
-    dist.barrier()
-
-    def no_room(*_: object, **__: object) -> None:
-        raise OSError("no room")
-
-    of_first = dist.get_rank() == 0
-    for folder, error, says in (
-        (taken, EditError, "could not make the folder"),
-        (failing, OSError, "could not save the model"),
+    failing, held = CHECKPOINTS / "failing", shards(sharded.model)
+    attributes = set(vars(sharded.model))
+    no_room, no_memory = OSError("no room"), MemoryError()
+    gather, saving = (gathering, "whole_tensor"), "save the model"
+    for rank, where, error, call, says in (
+        (0, (checkpoint, "new_folder"), EditError("not empty"), 0, "make the folder"),
+        (0, (type(sharded.model), "save_pretrained"), no_room, 0, saving),
+        (0, gather, no_memory, 0, saving),
+        (0, gather, no_memory, 20, saving),
+        (1, gather, no_memory, 0, "gather a tensor"),
+        (1, gather, KeyboardInterrupt(), 20, "gather a tensor"),
+        (1, gather, no_memory, 42, "gather a tensor"),  # the last
+        (0, (os, "replace"), no_room, 0, "move the saved model"),
     ):
-        with (
-            patched(sharded.model, "save_pretrained", no_room),
-            pytest.raises(
-                error if of_first else UpdateError, match="" if of_first else f"rank 0 {says}"
-            ),
-        ):
-            save_edited(sharded.model, folder)
-    assert not failing.exists()
+        after = where is gather  # a collective that one leaves out holds up the others
+        with broken_on(rank, *where, error, call, after), fails_on(rank, error, says):
+            save_edited(sharded.model, failing)
+        dist.barrier()
+        assert not list(CHECKPOINTS.glob("*failing*"))
+        assert set(vars(sharded.model)) == attributes
+    assert_shards(sharded.model, held)
     sharded.edit(REQUEST).rollback()  # the processes are still in step
 
 
@@ -132,7 +188,10 @@ def ranks_that_see_other_journals_are_refused() -> None:
 
 CLAIMS = (
     a_saved_model_is_an_ordinary_checkpoint_with_the_edits_in_it,
-    nothing_is_saved_where_the_first_process_cannot,
+    a_tied_weight_is_saved_once,
+    the_first_process_of_a_model_need_not_be_the_first_of_all,
+    no_more_than_a_file_is_gathered_at_a_time,
+    nothing_is_saved_where_one_process_cannot,
     a_journal_is_that_of_one_process,
     ranks_that_see_other_journals_are_refused,
 )

@@ -8,9 +8,11 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import toys
 from oracle import assert_same_edit
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from toys import same_bits, tokenizer_for, toy_hparams, toy_model, toy_network, 
 from transformers import LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
-from easyedit_mend_parallel import MendParallel
+from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 
 CHECKPOINTS = Path(os.environ["SHARDED_CHECKPOINTS"])
@@ -144,15 +146,15 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def broken_on_rank_1(
-    owner: Any, name: str, error: BaseException, call: int = 0, after: bool = False
+def broken_on(
+    rank: int, owner: Any, name: str, error: BaseException, call: int = 0, after: bool = False
 ) -> Iterator[None]:
-    """On rank 1 only, the given call of `owner.name` raises `error`, before or after its work."""
+    """On that rank, the given call of `owner.name` raises `error`, before or after its work."""
     works: Callable[..., Any] = getattr(owner, name)
     calls = itertools.count()
 
     def breaks(*args: Any, **kwargs: Any) -> Any:
-        if dist.get_rank() != 1 or next(calls) != call:
+        if dist.get_rank() != rank or next(calls) != call:
             return works(*args, **kwargs)
         if after:
             works(*args, **kwargs)
@@ -160,3 +162,18 @@ def broken_on_rank_1(
 
     with patched(owner, name, breaks):
         yield
+
+
+@contextmanager
+def fails_on(rank: int, error: BaseException, says: str) -> Iterator[None]:
+    """On that rank `error` is raised; on the other an UpdateError that names it and what it did."""
+    if dist.get_rank() == rank:
+        with pytest.raises(type(error)) as raised:
+            yield
+        assert raised.value is error
+    else:
+        with pytest.raises(UpdateError, match=f"rank {rank} could not {says}"):
+            yield
+
+
+broken_on_rank_1, fails_on_rank_1 = partial(broken_on, 1), partial(fails_on, 1)
