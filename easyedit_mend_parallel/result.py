@@ -61,18 +61,20 @@ class EditResult:
         """{target name: ‖ΔW‖ (Frobenius)}, computed when asked for."""
         return {name: float(update.norm()) for name, update in self.updates.items()}
 
-    def saved(self) -> SavedEdit:
+    def saved(self, *, whole: bool = False) -> SavedEdit:
         """This edit without its model, to be written to a file or put onto the same base anew.
 
-        Reads every edited weight as it was before the edit, for its checksum. Raises EditError
-        where the edit was rolled back or its model is gone: those bits are then known no longer.
+        Reads every edited weight as it was before the edit, for its checksum. Weights that are
+        split between processes have one only with `whole`, which gathers them one by one: every
+        process has to call this then, and any of them may without it. Raises EditError where the
+        edit was rolled back or its model is gone: those bits are then known no longer.
         """
         if not self.entry.applied:
             raise EditError(
                 "the edit was rolled back, or its model is gone: save it while it is in the model"
             )
         about = {
-            "base": describe_base(self.entry, self.targets),
+            "base": describe_base(self.entry, self.targets, whole),
             "losses": self.losses,
             "losses_after": self.losses_after,
             "placements": {

@@ -13,7 +13,7 @@ from test_edits import close
 from toys import assert_unchanged, toy_model, weights
 
 from easyedit_mend_parallel import EditError, Journal, load_edit
-from easyedit_mend_parallel.edits import journal as journal_module
+from easyedit_mend_parallel.edits import journal_index
 from easyedit_mend_parallel.edits.squashing import squash, squashed_update
 from easyedit_mend_parallel.ledger import Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged
@@ -129,6 +129,19 @@ def test_another_base_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
     assert_unchanged(other, before)
 
 
+def test_an_edit_without_checksums_is_compared_by_what_else_is_known(tmp_path: Path) -> None:
+    _, journal = kept(tmp_path)
+    journal.undo(3)
+    journal.undo(2)
+    edit = journal.edit(1)
+    for about in edit.about["base"]["weights"].values():
+        del about["base"], about["before"]
+    edit.write(tmp_path / "0001.safetensors")
+    with pytest.raises(EditError, match=r"another base model .* norms and biases"):
+        Journal(tmp_path, toy_model("llama", seed=3))
+    assert Journal(tmp_path, toy_model("llama")).applied == [1]
+
+
 def test_opening_that_breaks_off_leaves_the_model_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +172,7 @@ def test_an_index_that_cannot_be_written_leaves_everything_as_it_was(
     def full(*_: Any) -> Any:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(journal_module, "written_whole", full)
+    monkeypatch.setattr(journal_index, "written_whole", full)
     for act in (journal.undo, lambda: journal.undo(1), lambda: journal.squash(4)):
         with pytest.raises(OSError, match="no space"):
             act()
@@ -169,7 +182,7 @@ def test_an_index_that_cannot_be_written_leaves_everything_as_it_was(
     monkeypatch.undo()
     assert journal.undo(1) == "recomputed"
     before = weights(model)
-    monkeypatch.setattr(journal_module, "written_whole", full)
+    monkeypatch.setattr(journal_index, "written_whole", full)
     with pytest.raises(OSError, match="no space"):
         journal.reapply(1)
     assert_unchanged(model, before)

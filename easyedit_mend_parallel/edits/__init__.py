@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from easyedit_mend_parallel.edits.checkpoint import save_edited
 from easyedit_mend_parallel.edits.delta import export_delta
-from easyedit_mend_parallel.edits.journal import Journal, JournalEntry
+from easyedit_mend_parallel.edits.journal import Journal
+from easyedit_mend_parallel.edits.journal_index import JournalEntry
 from easyedit_mend_parallel.edits.peft_adapter import export_peft
 from easyedit_mend_parallel.edits.saved import AppliedEdit, SavedEdit, load_edit
 from easyedit_mend_parallel.edits.squashing import squash

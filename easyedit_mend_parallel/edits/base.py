@@ -17,7 +17,7 @@ from easyedit_mend_parallel import holder
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.holder import tied_names
 from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.sharding import is_distributed
+from easyedit_mend_parallel.sharding import is_distributed, whole_tensor
 from easyedit_mend_parallel.stores.protocol import WRITABLE
 from easyedit_mend_parallel.target import Target
 
@@ -66,12 +66,15 @@ def agree(mine: Sums, dtype: str, saved: Sums) -> bool | None:
     return mine[common[0]] == saved[common[0]] if common else None
 
 
-def describe_base(entry: Entry, targets: Mapping[str, Target]) -> dict[str, Any]:
+def describe_base(
+    entry: Entry, targets: Mapping[str, Target], whole: bool = False
+) -> dict[str, Any]:
     """What `check_base` needs of the model that the change `entry` was made in; JSON can say it.
 
     Of each weight: its dtype, the weights tied to it, and the checksums of its bits before this
     change (`before`) and before any change of this package (`base`). Of the model: its name, its
     class, and the checksums of its vectors, which stay as they are when weights are quantized.
+    Weights that are split between processes have checksums where every process makes them `whole`.
     """
     model: Any = entry.model
     before, base = entry.before(), Ledger.of(model).before()
@@ -84,29 +87,31 @@ def describe_base(entry: Entry, targets: Mapping[str, Target]) -> dict[str, Any]
             "dtype": _name(earlier.dtype),
             "tied": sorted(tied_names(model, name) - {name}),
         }
-        if not is_distributed(model.get_parameter(name)):
-            about["before"] = sums_of(earlier)
-            about["base"] = sums_of(base[name]) if name in base else about["before"]
+        now = model.get_parameter(name)
+        if whole or not is_distributed(now):
+            first = base.get(name)
+            about["before"] = sums_of(whole_tensor(earlier, now))
+            about["base"] = about["before"] if first is None else sums_of(whole_tensor(first, now))
         weights[name] = about
     about_model = {
         "id": _identity(model),
         "class": type(model).__name__,
         "encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
-        "vectors": vectors(model),
+        "vectors": vectors(model, whole),
     }
     return {"model": about_model, "weights": weights}
 
 
-def vectors(model: nn.Module) -> Sums:
-    """The checksums of all one-dimensional parameters (norms, biases) together; none where the
-    model is split between processes or they have several dtypes."""
+def vectors(model: nn.Module, whole: bool) -> Sums:
+    """The checksums of all one-dimensional parameters (norms, biases) together; none where they
+    have several dtypes, or are split between processes and not to be made `whole`."""
     found = [name for name, parameter in model.named_parameters() if parameter.dim() == 1]
     tensors = [kept_weight(model, name) for name in sorted(found)]
     if not tensors or len({tensor.dtype for tensor in tensors}) > 1:
         return {}
-    if any(is_distributed(tensor) for tensor in tensors):
+    if not whole and any(is_distributed(tensor) for tensor in tensors):
         return {}
-    return sums_of(torch.cat([tensor.cpu() for tensor in tensors]))
+    return sums_of(torch.cat([whole_tensor(tensor).cpu() for tensor in tensors]))
 
 
 def check_base(
@@ -116,17 +121,14 @@ def check_base(
 
     A weight is the base's if its bits, now or before this package first changed them, are those
     from before the edit or from before all edits. Returns {target name: why it could not be
-    compared}, with what was compared instead. `what` names the edit in errors.
+    compared}, with what was compared instead. `what` names the edit in errors. Every process of a
+    model that is split between them has to call this.
     """
     first = Ledger.of(model).before()
     others: list[str] = []
     unknown: dict[str, str] = {}
     for target in targets:
         saved = about["weights"].get(target.name, {})
-        now = model.get_parameter(target.name)
-        if is_distributed(now):
-            unknown[target.name] = "it is split between processes"
-            continue
         now = kept_weight(model, target.name)
         if now.dtype not in WRITABLE:  # packed
             unknown[target.name] = f"it is quantized ({_name(now.dtype)})"
@@ -134,7 +136,7 @@ def check_base(
         if "base" not in saved:
             unknown[target.name] = "it had no checksum when the edit was saved"
             continue
-        verdict = _is_base([first.get(target.name, now), now], saved)
+        verdict = _is_base([first.get(target.name, now), now], now, saved)
         if verdict is None:
             unknown[target.name] = (
                 f"the edit was made on {saved['dtype']} and the weight is {_name(now.dtype)} here"
@@ -152,13 +154,14 @@ def check_base(
     return {name: f"{why}; {instead}" for name, why in unknown.items()}
 
 
-def _is_base(weights: Sequence[Tensor], saved: Mapping[str, Any]) -> bool | None:
-    """Whether one of `weights` is the base of the edit, or what the edit was computed on."""
+def _is_base(weights: Sequence[Tensor], like: Tensor, saved: Mapping[str, Any]) -> bool | None:
+    """Whether one of `weights`, which are split as `like` is, is the base of the edit, or what the
+    edit was computed on."""
     verdict: bool | None = None
     for number, weight in enumerate(weights):
         if number and weight is weights[0]:
             continue
-        mine = sums_of(weight)
+        mine = sums_of(whole_tensor(weight, like))
         for which in ("base", "before"):
             one = agree(mine, _name(weight.dtype), saved[which])
             if one:
@@ -174,7 +177,7 @@ def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) ->
             f"{what} was made on a {about['class']} ({about['id']}), and this model is a "
             f"{type(model).__name__}: load that base"
         )
-    mine, saved = vectors(model), about["vectors"]
+    mine, saved = vectors(model, whole=True), about["vectors"]
     common = sorted(mine.keys() & saved.keys())
     if not common:
         return "the model's class and the weights' shapes were compared instead"

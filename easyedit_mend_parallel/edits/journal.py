@@ -6,45 +6,30 @@ what is done to the journal is done to the model.
 
 from __future__ import annotations
 
-import json
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 
+from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
 from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, together
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.result import EditResult
 
-INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
-
 Undone: TypeAlias = Literal["restored", "recomputed", "marked"]
 """How an edit was taken out of the model. `restored`: nothing later touched its weights, which
 have the bits from before it again (or its rows no longer hang on outputs). `recomputed`: they got
 the bits from before it and the later updates were added again, in their order; nothing is left of
 it either, but sums are rounded anew. `marked`: there was no model; the next one goes without it."""
-
-
-@dataclass(frozen=True)
-class JournalEntry:
-    """One edit in a journal: its `number` (from 1, never used twice), the `file` in the folder,
-    whether it is `applied`, when it was `added` (UTC, ISO 8601), and the number of the edit that
-    it was `squashed_into`, if it was."""
-
-    number: int
-    file: str
-    applied: bool
-    added: str
-    squashed_into: int | None = None
 
 
 class Journal:
@@ -57,7 +42,8 @@ class Journal:
     holds none, memory stays flat over any number of edits, and they stay in the model.
 
     With a model that is split between processes every rank opens the journal and makes the same
-    calls; the first one writes, and all have to see the folder.
+    calls; the first one writes, and all have to see the folder. Where one fails all raise, and
+    journal and model are as they were.
 
     Raises EditError for a folder that holds no journal, a damaged index, and another base.
     """
@@ -72,7 +58,8 @@ class Journal:
         progress: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self.folder = Path(folder)
-        self._revision, self._entries = self._read()
+        with Ranks.of(model).together("read the journal"):
+            self._revision, self._entries = read_index(self.folder)
         self._model: nn.Module | None = None
         self._ranks = Ranks()
         self._apply = apply
@@ -113,7 +100,9 @@ class Journal:
                 f"the edit is in another model than the journal {self.folder} was opened with: "
                 "open it with the model before that is edited"
             )
-        entry = self._keep(result.saved(), half=half)
+        with self._ranks.together("read the edited weights"):
+            edit = result.saved(whole=True)
+        entry = self._keep(edit, half=half)
         self._write([*self._entries, entry])
         if self._hold:
             self._live[entry.number] = result.entry
@@ -205,7 +194,8 @@ class Journal:
 
     def _attach(self, model: nn.Module, progress: Callable[[int], None]) -> None:
         ranks = Ranks.of(model)
-        if not ranks.same(self._revision):  # asked before any of them writes
+        code = zlib.crc32(str((self._revision, self._entries)).encode())
+        if not ranks.same(code):  # asked before any of them writes
             raise EditError(
                 f"the ranks that hold this model see different journals in {self.folder}: give "
                 "every rank the same folder, on a file system that all of them see"
@@ -227,23 +217,24 @@ class Journal:
         """Put edits onto `model` in order, all or none."""
         live: dict[int, Entry] = {}
         known: dict[str, Any] = {}
-        ledger = Ledger.of(model)
+        ledger, ranks = Ledger.of(model), Ranks.of(model)
         with ledger.lock:
             try:
                 for number in numbers:
-                    with Ranks.of(model).together("read the edit"):
+                    with ranks.together("read the edit"):
                         edit = self.edit(number)
                     bases = {
                         name: about.get("base")
                         for name, about in edit.about["base"]["weights"].items()
                     }
                     # Weights are read and summed once, and not for each edit.
-                    check = any(known.get(name) != base for name, base in bases.items())
+                    check = not bases.items() <= known.items()
                     applied = edit.apply(model, self._apply, check=check)
                     if self._hold:
                         live[number] = applied.entry
                     known |= bases
-                    progress(number)
+                    with ranks.together("say how far it is"):
+                        progress(number)
             except BaseException:
                 for entry in reversed(live.values()):
                     entry.undo()
@@ -280,6 +271,12 @@ class Journal:
         with self._ranks.together("write the edit"):
             if self._ranks.is_first:
                 edit.write(self.folder / file, half=half)
+        with self._ranks.together("find the edit that the first rank wrote"):
+            if not (self.folder / file).exists():
+                raise EditError(
+                    f"{self.folder} is another folder here than for the rank that writes it: put "
+                    "it on a file system that all ranks see"
+                )
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return JournalEntry(number, file, True, added)
 
@@ -290,53 +287,8 @@ class Journal:
         known = ", ".join(str(entry.number) for entry in self._entries) or "none"
         raise EditError(f"there is no edit {number} in {self.folder}; its edits: {known}")
 
-    def _read(self) -> tuple[int, list[JournalEntry]]:
-        index = self.folder / INDEX
-        if not index.exists():
-            if _is_used(self.folder):
-                raise EditError(f"{self.folder} is no journal: it is not empty and has no {INDEX}")
-            return 0, []
-        try:
-            content = json.loads(index.read_text(encoding="utf-8"))
-            if content["kind"] != KIND or content["format_version"] != FORMAT_VERSION:
-                raise EditError(
-                    f"{index} is of another kind or format than version {FORMAT_VERSION} of a "
-                    "journal: use the easyedit-mend-parallel that wrote it"
-                )
-            entries = [JournalEntry(**entry) for entry in content["edits"]]
-            revision = int(content["revision"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EditError(f"{index} is damaged: {type(error).__name__} {error}") from error
-        for entry in entries:
-            if Path(entry.file).name != entry.file:
-                raise EditError(f"{index} names a file outside its folder: {entry.file}")
-        return revision, entries
-
     def _write(self, entries: list[JournalEntry]) -> None:
         with self._ranks.together("write the journal"):
             if self._ranks.is_first:
-                self._write_index(entries)
+                write_index(self.folder, self._revision, entries)
         self._revision, self._entries = self._revision + 1, entries
-
-    def _write_index(self, entries: list[JournalEntry]) -> None:
-        revision, _ = self._read()
-        if revision != self._revision:
-            raise EditError(
-                f"the journal {self.folder} was changed by somebody else since it was opened: "
-                "open it again"
-            )
-        content = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "revision": revision + 1,
-            "edits": [asdict(entry) for entry in entries],
-        }
-        with written_whole(self.folder / INDEX) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_used(path: Path) -> bool:
-    """Whether anything is there but an empty folder (or what an interrupted write left)."""
-    if not path.is_dir():
-        return path.exists()
-    return any(not found.name.startswith(".") for found in path.iterdir())

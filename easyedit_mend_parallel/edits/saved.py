@@ -110,9 +110,10 @@ class SavedEdit:
         `apply` is "weight" (written) or "output" (added to the layers' outputs, for quantized
         weights). The base is known by the checksums of the edited weights, as they are or as they
         were before this package first changed them; what has none that could be compared
-        (quantized, split between processes, another dtype) is known by the model's class, its
-        norms and biases, and says so in the result and in the log. Without `check` only the
-        names and shapes of targets have to fit.
+        (quantized, another dtype, saved by one of several processes) is known by the model's
+        class, its norms and biases, and says so in the result and in the log. Without `check` only
+        the names and shapes of targets have to fit. Every process of a model that is split between
+        them has to call this.
 
         Raises EditError for another base or other shapes, and what `Ledger.change` raises.
         """

@@ -30,13 +30,23 @@ from sharded.models import (
 )
 from torch import Tensor
 from torch import distributed as dist
-from toys import OBSERVED, REQUEST, same_bits, weights
+from toys import OBSERVED, REQUEST, same_bits, toy_model, weights
 from transformers import LlamaForCausalLM
 from transformers.distributed import mixin
 
-from easyedit_mend_parallel import EditError, Journal, gathering, save_edited
-from easyedit_mend_parallel.edits import checkpoint
+from easyedit_mend_parallel import (
+    EditError,
+    Journal,
+    UpdateError,
+    gathering,
+    load_edit,
+    save_edited,
+)
+from easyedit_mend_parallel.edits import checkpoint, journal_index
+from easyedit_mend_parallel.edits import journal as journals
+from easyedit_mend_parallel.edits.journal_index import JournalEntry, write_index
 from easyedit_mend_parallel.sharding import whole_tensor
+from easyedit_mend_parallel.stores.resident import ResidentStaged
 
 
 def a_saved_model_is_an_ordinary_checkpoint_with_the_edits_in_it() -> None:
@@ -176,14 +186,103 @@ def a_journal_is_that_of_one_process() -> None:
     assert_shards(sharded.model, held)
 
 
+def a_journal_keeps_the_checksums_that_one_process_would() -> None:
+    sharded, plain = editors()
+    folder = CHECKPOINTS / "journal-sums"
+    journal = Journal(folder, sharded.model)
+    for number, request in enumerate((REQUEST, OBSERVED[0]), 1):
+        journal.add(sharded.edit(request))
+        ours = journal.edit(number).about["base"]
+        theirs = plain.edit(request).saved().about["base"]
+        assert ours["model"]["vectors"] == theirs["model"]["vectors"]
+        if number == 1:
+            assert ours["weights"] == theirs["weights"]
+        for name, about in theirs["weights"].items():
+            assert ours["weights"][name]["base"] == about["base"]
+            assert ours["weights"][name]["before"].keys() == about["before"].keys()
+
+    assert not Journal(folder).edit(2).apply(load(plain_model())).unchecked
+    other = toy_model("llama", seed=3)
+    for base in (other, load(other)):
+        before = shards(base)
+        with pytest.raises(EditError, match="another base model"):
+            Journal(folder, base)
+        assert_shards(base, before)
+
+
+def an_edit_that_one_process_saved_has_no_checksums_and_says_so() -> None:
+    sharded, _ = editors()
+    result = sharded.edit(REQUEST)
+    path = CHECKPOINTS / "by-one.safetensors"
+    if dist.get_rank() == 0:  # would hang if it waited for rank 1
+        result.save(path)
+    dist.barrier()
+    unchecked = load_edit(path).apply(load(plain_model())).unchecked
+    assert unchecked.keys() == result.updates.keys()
+    assert all("it had no checksum when the edit was saved" in why for why in unchecked.values())
+
+
+def a_journal_and_its_model_stay_as_they_were_where_one_process_fails() -> None:
+    sharded, _ = editors()
+    folder = CHECKPOINTS / "journal-failing"
+    journal = Journal(folder, sharded.model)
+    for request in [REQUEST, *OBSERVED[:2]]:
+        journal.add(sharded.edit(request))
+    held, entries = shards(sharded.model), Journal(folder).entries
+    no_room, broken = OSError("no room"), RuntimeError("broken")
+    write, read = (journal_index, "written_whole"), (journals, "load_edit")
+    for act, rank, where, error, says in (
+        (journal.undo, 0, write, no_room, "write the journal"),
+        (journal.undo, 1, (ResidentStaged, "undo"), broken, "undo the change"),
+        (lambda: journal.undo(1), 1, (ResidentStaged, "undo"), broken, "take the change out"),
+        (lambda: journal.squash(4), 0, write, no_room, "write the journal"),
+        (lambda: journal.squash(4), 1, (ResidentStaged, "commit"), broken, "write the update"),
+        (lambda: journal.squash(4), 1, read, broken, "squash the edits"),
+    ):
+        with broken_on(rank, *where, error), fails_on(rank, error, says):
+            act()
+        dist.barrier()
+        assert_shards(sharded.model, held)
+        assert Journal(folder).entries == entries
+        assert journal.applied == [1, 2, 3]
+
+    journal.undo()
+    undone = shards(sharded.model)
+    with broken_on(0, *write, no_room), fails_on(0, no_room, "write the journal"):
+        journal.reapply(3)
+    assert_shards(sharded.model, undone)
+    journal.reapply(3)
+    assert_shards(sharded.model, held)
+
+    again = load(plain_model())
+    fresh = shards(again)
+    with broken_on(1, *read, broken, call=1), fails_on(1, broken, "read the edit"):
+        Journal(folder, again)
+    assert_shards(again, fresh)
+
+
 def ranks_that_see_other_journals_are_refused() -> None:
     sharded, _ = editors()
-    mine = CHECKPOINTS / f"mine-{dist.get_rank()}"
-    if dist.get_rank() == 0:
-        Journal(mine)._write([])
+    entry = JournalEntry(1, "0001.safetensors", False, "")
+    for number in range(2):
+        mine = CHECKPOINTS / f"mine-{number}-{dist.get_rank()}"
+        if dist.get_rank() == 0:
+            write_index(mine, 0, [entry])
+        elif number == 1:  # as many revisions, but not the same
+            write_index(mine, 0, [])
+        with pytest.raises(EditError, match="see different journals"):
+            Journal(mine, sharded.model)
 
-    with pytest.raises(EditError, match="see different journals"):
-        Journal(mine, sharded.model)
+    journal = Journal(CHECKPOINTS / f"own-{dist.get_rank()}", sharded.model)  # both yet to be
+    result = sharded.edit(REQUEST)
+    error, says = (
+        (EditError, "is another folder here")
+        if dist.get_rank() == 1
+        else (UpdateError, "rank 1 could not find the edit")
+    )
+    with pytest.raises(error, match=says):
+        journal.add(result)
+    assert journal.entries == []
 
 
 CLAIMS = (
@@ -193,5 +292,8 @@ CLAIMS = (
     no_more_than_a_file_is_gathered_at_a_time,
     nothing_is_saved_where_one_process_cannot,
     a_journal_is_that_of_one_process,
+    a_journal_keeps_the_checksums_that_one_process_would,
+    an_edit_that_one_process_saved_has_no_checksums_and_says_so,
+    a_journal_and_its_model_stay_as_they_were_where_one_process_fails,
     ranks_that_see_other_journals_are_refused,
 )
