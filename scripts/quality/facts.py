@@ -45,8 +45,15 @@ COUNTS = {
     "test new subjects": 360,
     "test new relations": 330,
     "train_more": 4000,
-    "test_batch": 1000,
+    "test_batch new subjects": 1000,
+    "test_again new subjects": 360,
+    "test_again new relations": 330,
     "train_wide": 6000,
+}
+#: Parts about the test part's subjects, drawn anew: label -> relations.
+FURTHER = {
+    "test_batch": {"new subjects": TRAINED},
+    "test_again": {"new subjects": TRAINED, "new relations": TEST},
 }
 #: How often a target comes from MORE_OBJECTS, whose words have several tokens.
 SHARE_OF_MORE = 0.44
@@ -250,12 +257,15 @@ def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     return parts
 
 
-def build_batch(test: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
-    """A thousand facts to edit at once, about subjects of the test part and its unrelated texts."""
+def build_further(part: str, test: Sequence[Any], seed: int = SEED) -> list[dict[str, Any]]:
+    """Further facts about the test part's subjects, with its unrelated texts; see `FURTHER`."""
     facts = Facts(seed)
-    facts.rng = random.Random(f"{seed}/test_batch")
+    facts.rng = random.Random(f"{seed}/{part}")
     texts = sorted({text for fact in test for text in fact["unrelated"]})
-    return facts.judged(TRAINED, "test", "new subjects", texts, COUNTS["test_batch"])
+    made = []
+    for label, relations in FURTHER[part].items():
+        made += facts.judged(relations, "test", label, texts, COUNTS[f"{part} {label}"])
+    return made
 
 
 def build_larger(
@@ -294,9 +304,8 @@ def build_larger(
 def files(seed: int = SEED) -> dict[str, bytes]:
     """Name -> content of every file of the split."""
     parts = build(seed)
-    parts["train_more"] = build_larger("train_more", parts["train"], seed)
-    parts["test_batch"] = build_batch(parts["test"], seed)
-    parts["train_wide"] = build_larger("train_wide", parts["train"], seed)
+    parts |= {part: build_larger(part, parts["train"], seed) for part in LARGER}
+    parts |= {part: build_further(part, parts["test"], seed) for part in FURTHER}
     written = {
         f"{part}.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         for part, records in parts.items()
@@ -315,9 +324,7 @@ def described(contents: dict[str, bytes], seed: int = SEED) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the split of facts into a folder.")
     parser.add_argument("out", type=Path, help="folder to write into; it is made")
-    parser.add_argument(
-        "--check", action="store_true", help="compare with split.json; exit 1 if not"
-    )
+    parser.add_argument("--check", action="store_true", help="exit 1 if split.json differs")
     parser.add_argument("--fix", action="store_true", help="write split.json (before any run)")
     options = parser.parse_args()
     contents = files()
