@@ -19,8 +19,6 @@ html_static_path: list[str] = []
 
 # Pages are read on a forge too, where every heading is an anchor.
 myst_heading_anchors = 4
-# index.md may name a page that is still to come. A page that it does not name is a warning.
-suppress_warnings = ["toc.not_readable"]
 
 # Docstrings say `code` as Markdown does.
 default_role = "code"

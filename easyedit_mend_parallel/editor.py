@@ -6,7 +6,7 @@ The last room that sees hyperparameters; everything it calls takes targets, rows
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.mend import Proposal, propose_together
+from easyedit_mend_parallel.mend import NetworkUpdates, OwnUpdates, Proposal, propose_together
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests, without_repeats
@@ -35,7 +35,7 @@ from easyedit_mend_parallel.trained import (
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.untrained import Reach, propose_untrained, say_unanswered
+from easyedit_mend_parallel.untrained import Reach, SearchedUpdates, say_unanswered
 from easyedit_mend_parallel.weight_norm import weight_norm
 
 __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
@@ -119,18 +119,18 @@ class MendParallel:
                     asked,
                     special_tokens_in_labels=self._special_tokens_in_labels,
                 )
-                answers = batch.answers(self.tokenizer.all_special_ids)
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            proposal = self._propose(batch, answers, asked)
+            proposal = self._propose(batch, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
                 if self.untrained:
-                    say_unanswered(self.model, answers, asked)
+                    answers = batch.answers(self.tokenizer.all_special_ids)
+                    say_unanswered(self.model, list(self._parts(answers)), asked)
                 after = self._losses(batch) if losses_after else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
@@ -152,36 +152,39 @@ class MendParallel:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
 
-    def _propose(self, batch: Batch, answers: Batch, asked: Sequence[Request]) -> Proposal:
+    def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
+        return propose_together(
+            self.model,
+            self.targets,
+            batch,
+            self._own_updates(asked),
+            self.aggregate,
+            limit=self._batch_limit,
+            held=self._held_still() if len(asked) > 1 else None,
+        )
+
+    def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
         if not self.untrained:
-            return propose_together(
-                self.model,
-                self.targets,
-                batch,
-                self.network,
-                self.aggregate,
-                limit=self._batch_limit,
-                held=self._held_still() if len(asked) > 1 else None,
-            )
+            return NetworkUpdates(self.model, self.network)
         norms = {target.name: weight_norm(self.model, target) for target in self.targets}
         limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
-        reach = Reach(limits, self._step_margin)
-        return propose_untrained(
-            self.model, self.targets, batch, answers, self.network, reach, asked
+        return SearchedUpdates(
+            self.model,
+            self.targets,
+            self.network,
+            Reach(limits, self._step_margin),
+            asked,
+            self.tokenizer.all_special_ids,
         )
 
     def _prepare(self) -> None:
         prepare(self.model, self.targets, self.apply, self._shadow_limit)
 
     def _losses(self, batch: Batch) -> list[float]:
-        return [
-            loss
-            for part in batch.parts(self._tokens_at_once())
-            for loss in part.losses_on(self.model).tolist()
-        ]
+        return [loss for part in self._parts(batch) for loss in part.losses_on(self.model).tolist()]
 
-    def _tokens_at_once(self) -> int:
-        return self._batch_limit // bytes_for_a_token(self.targets)
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        return batch.parts(self._batch_limit // bytes_for_a_token(self.targets))
 
     def _held_still(self) -> HeldStill | None:
         """What the targets see of unrelated text, gathered when a batch first needs it."""
@@ -191,8 +194,8 @@ class MendParallel:
         if self.trained.held is None or self.trained.held[0] != lines:
             with Ranks.of(self.model).together("make the batch of text to hold still"):
                 batch = make_text_batch(self.model, self.tokenizer, lines)
-            parts = batch.parts(self._tokens_at_once())
-            self.trained.held = lines, HeldStill.gathered(self.model, self.targets, parts)
+            held = HeldStill.gathered(self.model, self.targets, self._parts(batch))
+            self.trained.held = lines, held
         return self.trained.held[1]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +57,35 @@ def propose(
     return Proposal(updates, losses)
 
 
+class OwnUpdates(Protocol):
+    """What makes each request's own update. Every process that holds the model has to call it."""
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> Mapping[str, LowRankUpdate]:
+        """Of the requests of `batch`, part of a larger one from its request `first` on, with
+        the `rows` and `losses` (R,) that `capture` gave for it."""
+
+
+class NetworkUpdates:
+    """`OwnUpdates` by a trained hypernetwork."""
+
+    def __init__(self, model: nn.Module, network: Hypernetwork) -> None:
+        self._ranks, self._network = Ranks.of(model), network
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> Mapping[str, LowRankUpdate]:
+        with self._ranks.together("compute the update"):
+            updates: dict[str, LowRankUpdate] = self._network(rows)
+        return updates
+
+
 def propose_together(
     model: nn.Module,
     targets: Sequence[Target],
     batch: Batch,
-    network: Hypernetwork,
+    own_updates: OwnUpdates,
     options: Aggregate,
     *,
     limit: int,
@@ -68,17 +93,30 @@ def propose_together(
 ) -> Proposal:
     """One update for the requests of `batch`, combined as `options` say; nothing is written.
 
-    For one request this is `propose`. More go through the model in parts, so that the rows of a
-    part and the systems stay within `limit` bytes; the model's own activations come on top.
-    `held` are the inputs that a least-squares system holds still.
+    For one request this is what `own_updates` gives. More go through the model in parts, so that
+    the rows of a part and the systems stay within `limit` bytes; the model's own activations come
+    on top. `held` are the inputs that a least-squares system holds still.
 
-    Raises what `capture` raises; UpdateError for systems that do not fit the limit or cannot be
-    solved.
+    Raises what `capture` and `own_updates` raise; UpdateError for systems that do not fit the
+    limit or cannot be solved.
     """
     if batch.n_requests == 1:
-        return propose(model, targets, batch, network)
+        rows, losses = capture(model, targets, batch)
+        return Proposal(dict(own_updates(0, batch, rows, losses)), losses)
     if options.how == "least_squares":
-        return _solved(model, targets, batch, network, options, limit, held)
+        return _solved(model, targets, batch, own_updates, options, limit, held)
+    return _summed(model, targets, batch, own_updates, options, limit)
+
+
+def _summed(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    own_updates: OwnUpdates,
+    options: Aggregate,
+    limit: int,
+) -> Proposal:
+    """Every request's own update, from its own loss or its share of one mean loss, added up."""
     rows: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
     losses = []
     shares = batch.label_shares() if options.how == "mean_loss" else None
@@ -87,9 +125,8 @@ def propose_together(
         losses.append(loss)
         if shares is not None:
             captured = _weighed(captured, shares[first : first + part.n_requests])
-        with Ranks.of(model).together("compute the update"):
-            for name, update in network(captured).items():
-                rows[name].append(replace(update, request=update.request + first))
+        for name, update in own_updates(first, part, captured, loss).items():
+            rows[name].append(replace(update, request=update.request + first))
     updates = {
         name: LowRankUpdate(
             torch.cat([part.keys for part in parts]),
@@ -105,7 +142,7 @@ def _solved(
     model: nn.Module,
     targets: Sequence[Target],
     batch: Batch,
-    network: Hypernetwork,
+    own_updates: OwnUpdates,
     options: Aggregate,
     limit: int,
     held: HeldStill | None,
@@ -120,8 +157,8 @@ def _solved(
         for first, part in _parts(batch, left // bytes_for_a_token(targets)):
             rows, loss = runs.captured(first, part)
             losses.append(loss)
-            with Ranks.of(model).together("make every request's update"):
-                updates = network(rows)
+            updates = own_updates(first, part, rows, loss)
+            with Ranks.of(model).together("look at every request's update"):
                 refuse_non_finite(updates)
             own = runs.own(first, part, rows, updates if own_run else {})
             now = runs.together(first, part, together) if together else own

@@ -28,13 +28,14 @@ GROWTH = 2.0
 
 @dataclass(frozen=True)
 class Steps:
-    """What a search found: `updates`, each request's rows scaled by its step.
+    """What a search found: each request's step (R,), and `updates`, its rows scaled by that.
 
-    `answered` (R,), on the CPU, says whose answer was reached. Where it was not, the step is the
-    longest one.
+    `answered` (R,) says whose answer was reached. Where it was not, the step is the longest one.
+    Steps and answers are on the CPU.
     """
 
     updates: dict[str, LowRankUpdate]
+    steps: Tensor
     answered: Tensor
 
 
@@ -96,7 +97,7 @@ def search_steps(
     ranks = Ranks.of(model)
 
     def trial(steps: Tensor) -> Tensor:
-        with evaluating(model), attached(model, targets, _scaled(updates, steps), batch.request):
+        with evaluating(model), attached(model, targets, scaled(updates, steps), batch.request):
             answered = batch.answered(model)
         if not ranks.alone and not ranks.same(zlib.crc32(bytes(answered.tolist()))):
             raise UpdateError(
@@ -113,10 +114,11 @@ def search_steps(
     if margin > 1:
         further = torch.where(answered, torch.minimum(margin * steps, last), steps)
         steps = torch.where(trial(further), further, steps)
-    return Steps(_scaled(updates, steps), answered)
+    return Steps(scaled(updates, steps), steps, answered)
 
 
-def _scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:
+def scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:
+    """`updates` with each request's rows as long as its step of `steps` (R,)."""
     return {
         name: LowRankUpdate(
             update.keys,

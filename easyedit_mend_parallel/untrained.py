@@ -6,7 +6,7 @@ What `untrained: true` means. Knows the network and its statistics; writes nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.archive import Archive
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import capture, evaluating
+from easyedit_mend_parallel.capture import TokenRows, evaluating
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
-from easyedit_mend_parallel.mend import Proposal
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import Steps, downhill, longest, search_steps
+from easyedit_mend_parallel.step_search import Steps, downhill, longest, scaled, search_steps
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import attached, refuse_non_finite
+from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -72,61 +71,83 @@ class Reach:
     margin: float = 1.0
 
 
-def untrained_steps(
-    model: nn.Module,
-    targets: Sequence[Target],
-    batch: Batch,
-    answers: Batch,
-    network: Hypernetwork,
-    reach: Reach,
-) -> tuple[Steps, Tensor]:
-    """Edits of `batch` down its losses, each as far as it takes until the model gives `answers`,
-    the same batch with labels on nothing but the answers' own tokens; and the losses before, (R,).
+class SearchedUpdates:
+    """Each request's own update without a trained network: an `OwnUpdates` of `mend`.
 
-    The steps tried lie about the one at which a straight line would bring the request's loss to
-    zero (Polyak 1969). Writes nothing. Raises UpdateError for a gradient that is not finite, and
-    what `capture` raises.
+    Down the request's losses, as far as it takes until the model gives the answer: `requests`'
+    targets, without the tokenizer's `special_ids`. A step that was found is found once, however
+    often the update is asked for.
     """
-    rows, losses = capture(model, targets, batch)
-    with Ranks.of(model).together("compute the update"):
-        updates, slopes = downhill(network(rows), rows, batch.n_requests)
-        refuse_non_finite(updates)
-        last = longest(updates, reach.limits, batch.n_requests)
-        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
-    by_name = {target.name: target for target in targets}
-    return search_steps(model, by_name, answers, updates, straight, last, reach.margin), losses
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        network: Hypernetwork,
+        reach: Reach,
+        requests: Sequence[Request],
+        special_ids: Collection[int],
+    ) -> None:
+        self._model, self._network, self._reach = model, network, reach
+        self._by_name = {target.name: target for target in targets}
+        self._requests, self._special_ids = requests, special_ids
+        self._steps: dict[int, Tensor] = {}
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> Mapping[str, LowRankUpdate]:
+        """Raises UpdateError, naming them, for requests whose answer is not reached."""
+        if first in self._steps:
+            with Ranks.of(self._model).together("compute the update"):
+                updates, _ = downhill(self._network(rows), rows, batch.n_requests)
+                return scaled(updates, self._steps[first])
+        answers = batch.answers(self._special_ids)
+        found = searched(
+            self._model, self._by_name, rows, losses, answers, self._network, self._reach
+        )
+        if not found.answered.all():
+            with torch.no_grad(), evaluating(self._model):
+                with attached(self._model, self._by_name, found.updates, answers.request):
+                    reached = answers.losses_on(self._model)
+                before = answers.losses_on(self._model)
+            asked = self._requests[first : first + batch.n_requests]
+            raise _unanswered(asked, found.answered, before, reached)
+        self._steps[first] = found.steps
+        return found.updates
 
 
-def propose_untrained(
+def searched(
     model: nn.Module,
-    targets: Sequence[Target],
-    batch: Batch,
+    targets: Mapping[str, Target],
+    rows: Mapping[str, TokenRows],
+    losses: Tensor,
     answers: Batch,
     network: Hypernetwork,
     reach: Reach,
-    requests: Sequence[Request],
-) -> Proposal:
-    """The edit of `batch` by `untrained_steps`. Raises UpdateError, naming those of `requests`
-    whose answer is not reached."""
-    steps, losses = untrained_steps(model, targets, batch, answers, network, reach)
-    if not steps.answered.all():
-        by_name = {target.name: target for target in targets}
-        with torch.no_grad(), evaluating(model):
-            with attached(model, by_name, steps.updates, answers.request):
-                reached = answers.losses_on(model)
-            before = answers.losses_on(model)
-        raise _unanswered(requests, steps.answered, before, reached)
-    return Proposal(steps.updates, losses)
+) -> Steps:
+    """For each request the step down its loss after which the model gives its answer.
+
+    `rows` and `losses` (R,) are what `capture` gave for a batch, and `answers` is that batch with
+    labels on nothing but the answers' own tokens. The steps tried lie about the one at which a
+    straight line would bring the request's loss to zero (Polyak 1969). Writes nothing. Raises
+    UpdateError for a gradient that is not finite.
+    """
+    with Ranks.of(model).together("compute the update"):
+        updates, slopes = downhill(network(rows), rows, answers.n_requests)
+        refuse_non_finite(updates)
+        last = longest(updates, reach.limits, answers.n_requests)
+        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
+    return search_steps(model, targets, answers, updates, straight, last, reach.margin)
 
 
-def say_unanswered(model: nn.Module, answers: Batch, requests: Sequence[Request]) -> None:
+def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:
     """Log a warning that names the requests whose answer the model, now edited, does not give.
 
-    Each got its own step alone; written together they can disturb each other, and so can the
-    rounding of a weight in half precision.
+    `answers` are the parts of the requests' batch. Each request got its own step alone; written
+    together they can disturb each other, and so can the rounding of a weight in half precision.
     """
     with torch.no_grad(), evaluating(model):
-        answered = answers.answered(model)
+        answered = torch.cat([part.answered(model) for part in answers])
     lost = _named(requests, answered)
     if lost:
         log.warning(

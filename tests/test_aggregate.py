@@ -30,7 +30,7 @@ from easyedit_mend_parallel import MendParallel, RequestError, UpdateError
 from easyedit_mend_parallel.aggregate import HOW, Aggregate, System
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.mend import propose, propose_together
+from easyedit_mend_parallel.mend import NetworkUpdates, propose, propose_together
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.trunk import Trunk
@@ -199,7 +199,7 @@ def together(editor: MendParallel, limit: int, requests: Any = BATCH, **options:
             editor.model,
             editor.targets,
             batch,
-            editor.network,
+            NetworkUpdates(editor.model, editor.network),
             Aggregate(held_still_weight=0, passes=1, **options),
             limit=limit,
         )

@@ -129,6 +129,17 @@ def test_requests_that_disturb_each_other_are_named(caplog: pytest.LogCaptureFix
         assert (f"-> {request['target_new']!r}" in said) is not answered
 
 
+def test_one_system_keeps_the_answers_of_requests_that_disturb_each_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = editor(aggregate="least_squares")
+    with caplog.at_level(logging.WARNING):
+        one.edit(NEAR)
+
+    assert answers(one, NEAR) == [True, True]
+    assert not [m for m in caplog.messages if "not answered by the edited model" in m]
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_bos_among_the_labels_is_no_part_of_the_answer(bos: bool) -> None:
     # The model would have to say <s> in the middle of the prompt, which no edit is to bring about.

@@ -26,13 +26,14 @@ from torch import Tensor
 from easyedit_mend_parallel.archive import Archive, load_archive
 from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.calibration import calibrate
+from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo import demo_archive
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.training.data import Example, read_examples
 from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, Scores, evaluate
 from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.untrained import Reach, identity_network, untrained_steps
+from easyedit_mend_parallel.untrained import Reach, identity_network, searched
 from easyedit_mend_parallel.update import LowRankUpdate
 from easyedit_mend_parallel.weight_norm import weight_norm
 
@@ -48,7 +49,9 @@ def untrained(
     def edit(requests: Sequence[Text]) -> dict[str, LowRankUpdate]:
         batch = texts.batch(requests)
         answers = batch.answers(texts.tokenizer.all_special_ids)
-        steps, _ = untrained_steps(texts.model, targets, batch, answers, network, reach)
+        rows, losses = capture(texts.model, targets, batch)
+        by_name = {target.name: target for target in targets}
+        steps = searched(texts.model, by_name, rows, losses, answers, network, reach)
         return {
             name: _kept(update, steps.answered, norms[name], lengths, first=name == targets[0].name)
             for name, update in steps.updates.items()
