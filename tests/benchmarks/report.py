@@ -120,15 +120,19 @@ def batch_table(found: Figures, shape: str, dtype: str = "float32") -> list[str]
 
 def memory_table(found: Figures, *shapes: str) -> list[str]:
     rows = table("MiB at most", *(f"{shape}: {part}" for shape in shapes for part in PARTS))
-    names: dict[str, list[str]] = {}
+    names: dict[str, dict[str, list[str]]] = {}
     for name, figure in found.items():
         match = re.fullmatch(r"memory (\S+) float32(.*?): (.*)", name)
         if match is None or match[1] not in shapes:
             continue
         says = _of_head(match[3]) if match[2] else _of_release(match[3])
         cells = [f"{figure['found'][key]:,.0f}" for key in PARTS.values()]
-        names.setdefault(says, []).extend(cells)
-    return rows + [row(name, *cells) for name, cells in names.items()]
+        names.setdefault(says, {})[match[1]] = cells
+    none = [""] * len(PARTS)
+    return rows + [
+        row(name, *(cell for shape in shapes for cell in of.get(shape, none)))
+        for name, of in names.items()
+    ]
 
 
 PARTS = {
