@@ -51,10 +51,7 @@ def propose(
     loss. Differentiable in the network's parameters when gradients are enabled. Raises what
     `capture` raises.
     """
-    rows, losses = capture(model, targets, batch)
-    with Ranks.of(model).together("compute the update"):
-        updates = network(rows)
-    return Proposal(updates, losses)
+    return _own(model, targets, batch, NetworkUpdates(model, network))
 
 
 class OwnUpdates(Protocol):
@@ -62,9 +59,9 @@ class OwnUpdates(Protocol):
 
     def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
-    ) -> Mapping[str, LowRankUpdate]:
+    ) -> dict[str, LowRankUpdate]:
         """Of the requests of `batch`, part of a larger one from its request `first` on, with
-        the `rows` and `losses` (R,) that `capture` gave for it."""
+        the `rows` and `losses` (R,) that `capture` gave for it, both weighed or neither."""
 
 
 class NetworkUpdates:
@@ -75,7 +72,7 @@ class NetworkUpdates:
 
     def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
-    ) -> Mapping[str, LowRankUpdate]:
+    ) -> dict[str, LowRankUpdate]:
         with self._ranks.together("compute the update"):
             updates: dict[str, LowRankUpdate] = self._network(rows)
         return updates
@@ -101,11 +98,18 @@ def propose_together(
     limit or cannot be solved.
     """
     if batch.n_requests == 1:
-        rows, losses = capture(model, targets, batch)
-        return Proposal(dict(own_updates(0, batch, rows, losses)), losses)
+        return _own(model, targets, batch, own_updates)
     if options.how == "least_squares":
         return _solved(model, targets, batch, own_updates, options, limit, held)
     return _summed(model, targets, batch, own_updates, options, limit)
+
+
+def _own(
+    model: nn.Module, targets: Sequence[Target], batch: Batch, own_updates: OwnUpdates
+) -> Proposal:
+    """Every request's own update, of all requests at once."""
+    rows, losses = capture(model, targets, batch)
+    return Proposal(own_updates(0, batch, rows, losses), losses)
 
 
 def _summed(
@@ -124,7 +128,8 @@ def _summed(
         captured, loss = capture(model, targets, part)
         losses.append(loss)
         if shares is not None:
-            captured = _weighed(captured, shares[first : first + part.n_requests])
+            share = shares[first : first + part.n_requests]
+            captured, loss = _weighed(captured, share), loss * share.to(loss.device)
         for name, update in own_updates(first, part, captured, loss).items():
             rows[name].append(replace(update, request=update.request + first))
     updates = {

@@ -95,7 +95,7 @@ class SearchedUpdates:
 
     def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
-    ) -> Mapping[str, LowRankUpdate]:
+    ) -> dict[str, LowRankUpdate]:
         """Raises UpdateError, naming them, for requests whose answer is not reached."""
         if first in self._steps:
             with Ranks.of(self._model).together("compute the update"):

@@ -99,9 +99,12 @@ def test_with_statistics_rows_are_normalised_where_the_hyperparameters_say_norm(
     assert answers(one, ONE) == [True]
 
 
-@pytest.mark.parametrize("requests", [TWO, NEAR], ids=["apart", "alike"])
-def test_several_requests_have_a_step_each_the_one_they_have_alone(requests: Any) -> None:
-    one = editor()
+@pytest.mark.parametrize("requests", [TWO, NEAR, [*TWO, NEAR[1]]], ids=["apart", "alike", "three"])
+@pytest.mark.parametrize("aggregate", ["sum", "mean_loss"])
+def test_several_requests_have_a_step_each_the_one_they_have_alone(
+    requests: Any, aggregate: str
+) -> None:
+    one = editor(aggregate=aggregate)
     alone = []
     for request in requests:
         result = one.edit(request)

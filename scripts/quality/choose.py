@@ -23,8 +23,6 @@ from easyedit_mend_parallel.training.evaluation import MEASURES, evaluate
 
 OWN_HEADER = ("targets", "config", "format_version")
 """What `save_archive` writes into every header itself."""
-BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model's name; the header of a run has the folder that it was read from."""
 
 
 def main() -> None:
@@ -61,7 +59,8 @@ def main() -> None:
     if options.write:
         network.edit_lrs.data = rates * best
         kept = {k: v for k, v in archive.header.items() if k not in OWN_HEADER}
-        kept |= {"base": BASE, "strength": best, "scores": scores[str(best)]}
+        # the header of a run has the folder that the model was read from
+        kept |= {"base": hparams.model_name, "strength": best, "scores": scores[str(best)]}
         save_archive(options.write, network, half=True, **kept)
         print(f"{options.write} at strength {best:g}")
 
