@@ -22,6 +22,7 @@ from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Ledger
+from easyedit_mend_parallel.longer_steps import LongerSteps
 from easyedit_mend_parallel.mend import NetworkUpdates, OwnUpdates, Proposal, propose_together
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.ranks import Ranks
@@ -71,6 +72,7 @@ class MendParallel:
         self.untrained = hparams.untrained
         self._max_relative_norm = hparams.max_relative_norm
         self._step_margin = hparams.step_margin
+        self._max_step = hparams.max_step
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._shadow_limit = hparams.shadow_bytes
         self._about = asdict(hparams.network_config()) | {
@@ -102,7 +104,8 @@ class MendParallel:
 
         Several requests are one update, made of their own updates as `aggregate` in the
         hyperparameters says. The model is changed wholly or not at all. `losses_after` costs one
-        more forward pass, and `untrained: true` one for each step tried and one for a last look.
+        more forward pass; `max_step` above 1 and `untrained: true` cost one for each step tried,
+        and the latter one for a last look.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
@@ -164,8 +167,12 @@ class MendParallel:
         )
 
     def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
+        special_ids = self.tokenizer.all_special_ids
         if not self.untrained:
-            return NetworkUpdates(self.model, self.network)
+            own = NetworkUpdates(self.model, self.network)
+            if self._max_step == 1:
+                return own
+            return LongerSteps(self.model, self.targets, own, self._max_step, asked, special_ids)
         norms = {target.name: weight_norm(self.model, target) for target in self.targets}
         limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
         return SearchedUpdates(
@@ -174,7 +181,7 @@ class MendParallel:
             self.network,
             Reach(limits, self._step_margin),
             asked,
-            self.tokenizer.all_special_ids,
+            special_ids,
         )
 
     def _prepare(self) -> None:

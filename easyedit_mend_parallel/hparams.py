@@ -138,6 +138,9 @@ class MendHparams:
     batch_limit: int | str = "2GiB"
     #: Labels have the special tokens that EasyEdit leaves in them; `false`: they are left out.
     special_tokens_in_labels: bool = True
+    #: How many times its own length a trained edit may get where the model would not give its
+    #: target yet; 1 leaves every edit as MEND makes it. See [what edits reach](quality.md).
+    max_step: float = 1.0
     #: Edit with the identity network and a step that is searched for each request.
     untrained: bool = False
     #: The longest step of an untrained edit, as a share of each weight's norm.

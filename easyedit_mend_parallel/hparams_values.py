@@ -110,6 +110,12 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
             f"step_margin is {margin}; it multiplies the shortest step of an untrained edit that "
             "brings the answer, so it has to be 1 or more"
         )
+    most = values.get("max_step", 1.0)
+    if not 1 <= most < math.inf:
+        problems.append(
+            f"max_step is {most}; it is how many times its own length a trained edit may get where "
+            "the model would not give its target yet, so it has to be 1 (as MEND makes it) or more"
+        )
     network = {name: values[name] for name in NETWORK_FIELDS if name in values}
     try:
         HypernetworkConfig(**{"rank": 1, **network})

@@ -20,8 +20,6 @@ from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, attached
 
-BEGIN = 1 / 4
-"""Where a search begins, as a share of the step that a straight line would take."""
 GROWTH = 2.0
 """The factor from one trial to the next."""
 
@@ -79,18 +77,19 @@ def search_steps(
     targets: Mapping[str, Target],
     batch: Batch,
     updates: Mapping[str, LowRankUpdate],
-    straight: Tensor,
+    first: Tensor,
     last: Tensor,
+    *,
+    growth: float = GROWTH,
     margin: float = 1.0,
 ) -> Steps:
     """For each request of `batch` a step along its part of `updates` after which every label of
     `batch` is the model's answer: the first one found, so about the shortest.
 
-    The steps tried grow from below `straight` (R,), where a straight line would bring the loss
-    to zero, to `last` (R,). They begin low since a loss is no straight line: a step can be too long
-    for the answer as well as too short. Where the answer is found, `margin` times the step is
-    tried too, and taken if it is there still. Each request feels its own step only, all of them in
-    one forward for each trial.
+    The steps tried are `first` (R,) and, until the answer is there, `growth` times the one before,
+    up to `last` (R,). Where the answer is found, `margin` times the step is tried too, and taken if
+    it is there still. Each request feels its own step only, all of them in one forward for each
+    trial.
 
     Raises UpdateError where the processes that hold the model together come to other answers.
     """
@@ -106,10 +105,10 @@ def search_steps(
             )
         return answered
 
-    steps = torch.minimum(BEGIN * straight, last)
+    steps = torch.minimum(first, last)
     answered = trial(steps)
     while (growing := ~answered & (steps < last)).any():
-        steps = torch.where(growing, torch.minimum(GROWTH * steps, last), steps)
+        steps = torch.where(growing, torch.minimum(growth * steps, last), steps)
         answered |= trial(steps)
     if margin > 1:
         further = torch.where(answered, torch.minimum(margin * steps, last), steps)

@@ -25,6 +25,10 @@ from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_fi
 
 log = logging.getLogger(__name__)
 
+BEGIN = 1 / 4
+"""Where a search begins, as a share of the step that a straight line would take: low, since a loss
+is no straight line, and a step can be too long for the answer as well as too short."""
+
 
 def identity_network(
     targets: Sequence[Target], config: HypernetworkConfig, archive: Archive | None
@@ -137,7 +141,9 @@ def searched(
         refuse_non_finite(updates)
         last = longest(updates, reach.limits, answers.n_requests)
         straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
-    return search_steps(model, targets, answers, updates, straight, last, reach.margin)
+    return search_steps(
+        model, targets, answers, updates, BEGIN * straight, last, margin=reach.margin
+    )
 
 
 def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:

@@ -28,7 +28,7 @@ from easyedit_mend_parallel import (
 )
 from easyedit_mend_parallel.batch import Batch, make_batch
 from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.step_search import BEGIN, downhill, longest, search_steps
+from easyedit_mend_parallel.step_search import downhill, longest, search_steps
 from easyedit_mend_parallel.stores import resident
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate, attached
@@ -69,7 +69,7 @@ def test_the_step_is_about_the_shortest_one() -> None:
 
     def brings_the_answer(factor: float) -> bool:
         step = torch.tensor([factor])
-        found = search_steps(one.model, by_name, batch, result.updates, step / BEGIN, step)
+        found = search_steps(one.model, by_name, batch, result.updates, step, step)
         return bool(found.answered)
 
     assert brings_the_answer(1.0)
