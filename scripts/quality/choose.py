@@ -3,12 +3,15 @@
     python scripts/quality/choose.py OUT/validation.jsonl --archive run/archive.safetensors
 
 The strength with the largest sum of the measures is what `--write` puts into the archive's rates.
+`--max-step` edits as `max_step` in the hyperparameters does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +20,39 @@ from rich.table import Table
 from smollm2 import loaded
 
 from easyedit_mend_parallel.archive import load_archive, save_archive
+from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.longer_steps import LongerSteps
+from easyedit_mend_parallel.mend import NetworkUpdates
+from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.training.data import read_examples
-from easyedit_mend_parallel.training.evaluation import MEASURES, evaluate
+from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, evaluate
+from easyedit_mend_parallel.training.texts import Text, Texts
+from easyedit_mend_parallel.update import LowRankUpdate
 
 OWN_HEADER = ("targets", "config", "format_version")
 """What `save_archive` writes into every header itself."""
+
+
+def longer(
+    texts: Texts, targets: Sequence[Target], network: Hypernetwork, max_step: float
+) -> Editing:
+    """Edits as long as their answers take, `max_step` times MEND's own at most."""
+
+    def editing(asked: Sequence[Text]) -> dict[str, LowRankUpdate]:
+        batch = texts.batch(asked)
+        own = LongerSteps(
+            texts.model,
+            targets,
+            NetworkUpdates(texts.model, network),
+            max_step,
+            [Request(text.prompt, text.target) for text in asked],
+            texts.tokenizer.all_special_ids,
+        )
+        return own(0, batch, *capture(texts.model, targets, batch))
+
+    return editing
 
 
 def main() -> None:
@@ -30,9 +60,11 @@ def main() -> None:
     parser.add_argument("facts", type=Path)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--strength", type=float, action="append", help="default: 1")
+    parser.add_argument("--max-step", type=float, default=1.0)
     parser.add_argument("--write", type=Path, help="the archive at the best strength, halved")
     parser.add_argument("--out", type=Path, help="also write the scores to this JSON file")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # a request that is not answered is counted, not named
     torch.set_num_threads(1)
     texts, targets, hparams = loaded()
     network = Hypernetwork(targets, hparams.network_config())
@@ -45,7 +77,8 @@ def main() -> None:
     for strength in options.strength or [1.0]:
         network.edit_lrs.data = rates * strength
         network.eval().requires_grad_(False)
-        scores = evaluate(texts, targets, network, examples, unrelated)
+        editing = longer(texts, targets, network, options.max_step)
+        scores = evaluate(texts, targets, editing, examples, unrelated)
         found[strength] = scores
         for one in scores:
             cells = [one.scores[name] for name in MEASURES]

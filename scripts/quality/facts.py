@@ -49,11 +49,14 @@ COUNTS = {
     "test_again new subjects": 360,
     "test_again new relations": 330,
     "train_wide": 6000,
+    "test_third new subjects": 360,
+    "test_third new relations": 330,
 }
 #: Parts about the test part's subjects, drawn anew: label -> relations.
 FURTHER = {
     "test_batch": {"new subjects": TRAINED},
     "test_again": {"new subjects": TRAINED, "new relations": TEST},
+    "test_third": {"new subjects": TRAINED, "new relations": TEST},
 }
 #: How often a target comes from MORE_OBJECTS, whose words have several tokens.
 SHARE_OF_MORE = 0.44
