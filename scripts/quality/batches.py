@@ -40,8 +40,11 @@ from easyedit_mend_parallel.demo.smollm2 import prepare
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean_loss": ("mean_loss", {}),
     "sum": ("sum", {}),
-    "malmen": ("least_squares", {"rows": "unedited_run", "predicting_weight": 1}),
-    "one pass": ("least_squares", {"passes": 1, "predicting_weight": 1}),
+    "malmen": (
+        "least_squares",
+        {"rows": "unedited_run", "predicting_weight": 1, "held_still_weight": 0.1},
+    ),
+    "one pass": ("least_squares", {"passes": 1, "predicting_weight": 1, "held_still_weight": 0.1}),
     "least_squares": ("least_squares", {}),
 }
 """{name here: (aggregate, its options)}; what an archive keeps comes beneath them."""
