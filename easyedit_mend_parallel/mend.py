@@ -21,7 +21,7 @@ from easyedit_mend_parallel.aggregate import (
     bytes_for_a_token,
 )
 from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.capture import TokenRows, capture
+from easyedit_mend_parallel.capture import SeenRows, TokenRows, capture
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
@@ -156,27 +156,55 @@ def _solved(
     runs = Runs(model, targets)
     together: dict[str, LowRankUpdate] = {}
     own_run = options.rows == "own_run"
+    kept: dict[int, _OwnRun] = {}
     for _ in range(options.passes if own_run else 1):
         systems, left = _systems(targets, batch, options, limit, held)
+        parts = _parts(batch, left // bytes_for_a_token(targets))
         losses = []
-        for first, part in _parts(batch, left // bytes_for_a_token(targets)):
-            rows, loss = runs.captured(first, part)
-            losses.append(loss)
-            updates = own_updates(first, part, rows, loss)
-            with Ranks.of(model).together("look at every request's update"):
-                refuse_non_finite(updates)
-            own = runs.own(first, part, rows, updates if own_run else {})
-            now = runs.together(first, part, together) if together else own
+        for first, part in parts:
+            own = kept.get(first) or _OwnRun.of(model, runs, first, part, own_updates, own_run)
+            if len(parts) == 1:  # the limit has room for the rows of one part
+                kept[first] = own
+            losses.append(own.losses)
+            now = runs.together(first, part, together) if together else own.seen
             with Ranks.of(model).together("add to the system"):
                 for name, seen in now.items():
                     if together:
-                        d = own[name].y.float() - seen.y.float() + together[name].added(seen.x)
+                        d = own.seen[name].y.float() - seen.y.float()
+                        d += together[name].added(seen.x)
                     else:
-                        d = updates[name].added(seen.x, route=seen.request)
+                        d = own.updates[name].added(seen.x, route=seen.request)
                     systems[name].add(seen.x, d, seen.request + first, seen.predicting)
         with Ranks.of(model).together("solve for the update"):
             together = {name: system.solved() for name, system in systems.items()}
     return Proposal(together, torch.cat(losses))
+
+
+@dataclass(frozen=True)
+class _OwnRun:
+    """Of a part of a batch: every request's loss (R,) and own update, and what targets see and
+    put out while each request feels its own (with `own_run`) or none."""
+
+    losses: Tensor
+    updates: dict[str, LowRankUpdate]
+    seen: dict[str, SeenRows]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        runs: Runs,
+        first: int,
+        part: Batch,
+        own_updates: OwnUpdates,
+        own_run: bool,
+    ) -> _OwnRun:
+        """Of the part that begins with request `first`."""
+        rows, losses = runs.captured(first, part)
+        updates = own_updates(first, part, rows, losses)
+        with Ranks.of(model).together("look at every request's update"):
+            refuse_non_finite(updates)
+        return cls(losses, updates, runs.own(first, part, rows, updates if own_run else {}))
 
 
 def _systems(
