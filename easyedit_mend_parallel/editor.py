@@ -36,7 +36,7 @@ from easyedit_mend_parallel.trained import (
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.untrained import Reach, SearchedUpdates, say_unanswered
+from easyedit_mend_parallel.untrained import Reach, UntrainedUpdates, say_unanswered
 from easyedit_mend_parallel.weight_norm import weight_norm
 
 __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
@@ -175,7 +175,7 @@ class MendParallel:
             return LongerSteps(self.model, self.targets, own, self._max_step, asked, special_ids)
         norms = {target.name: weight_norm(self.model, target) for target in self.targets}
         limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
-        return SearchedUpdates(
+        return UntrainedUpdates(
             self.model,
             self.targets,
             self.network,

@@ -7,7 +7,8 @@ batches, and nothing of hyperparameters, hypernetworks or where weights lie.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.capture import TokenRows, evaluating
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.requests import Request
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, attached
 
@@ -35,6 +37,55 @@ class Steps:
     updates: dict[str, LowRankUpdate]
     steps: Tensor
     answered: Tensor
+
+
+class SearchedUpdates(ABC):
+    """Each request's own update, as long as a search found: an `OwnUpdates` of `mend`.
+
+    `requests` are those of the whole batch, and `special_ids` the tokenizer's tokens that are no
+    part of an answer. The length of an update is found once, however often it is asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        requests: Sequence[Request],
+        special_ids: Collection[int],
+    ) -> None:
+        self.model = model
+        self.by_name = {target.name: target for target in targets}
+        self._requests, self._special_ids = requests, special_ids
+        self._steps: dict[int, Tensor] = {}
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> dict[str, LowRankUpdate]:
+        """Raises UpdateError for an update that is not finite, and what `search` raises."""
+        updates = self.directions(first, batch, rows, losses)
+        if first not in self._steps:
+            asked = self._requests[first : first + batch.n_requests]
+            answers = batch.answers(self._special_ids)
+            self._steps[first] = self.search(asked, answers, rows, losses, updates)
+        return scaled(updates, self._steps[first])
+
+    @abstractmethod
+    def directions(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> dict[str, LowRankUpdate]:
+        """Every request's own update at step 1; see `OwnUpdates`."""
+
+    @abstractmethod
+    def search(
+        self,
+        asked: Sequence[Request],
+        answers: Batch,
+        rows: Mapping[str, TokenRows],
+        losses: Tensor,
+        updates: Mapping[str, LowRankUpdate],
+    ) -> Tensor:
+        """The step (R,) of each request in `asked`. `answers` is their batch, with labels on
+        nothing but the answers' own tokens, and `updates` are their `directions`."""
 
 
 def downhill(

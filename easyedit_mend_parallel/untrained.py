@@ -19,7 +19,13 @@ from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import Steps, downhill, longest, scaled, search_steps
+from easyedit_mend_parallel.step_search import (
+    SearchedUpdates,
+    Steps,
+    downhill,
+    longest,
+    search_steps,
+)
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
 
@@ -75,13 +81,9 @@ class Reach:
     margin: float = 1.0
 
 
-class SearchedUpdates:
-    """Each request's own update without a trained network: an `OwnUpdates` of `mend`.
-
-    Down the request's losses, as far as it takes until the model gives the answer: `requests`'
-    targets, without the tokenizer's `special_ids`. A step that was found is found once, however
-    often the update is asked for.
-    """
+class UntrainedUpdates(SearchedUpdates):
+    """Own updates without a trained network: down the request's losses, as far as it takes until
+    the model gives the answer."""
 
     def __init__(
         self,
@@ -92,32 +94,35 @@ class SearchedUpdates:
         requests: Sequence[Request],
         special_ids: Collection[int],
     ) -> None:
-        self._model, self._network, self._reach = model, network, reach
-        self._by_name = {target.name: target for target in targets}
-        self._requests, self._special_ids = requests, special_ids
-        self._steps: dict[int, Tensor] = {}
+        super().__init__(model, targets, requests, special_ids)
+        self._network, self._reach = network, reach
 
-    def __call__(
+    def directions(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
     ) -> dict[str, LowRankUpdate]:
+        with Ranks.of(self.model).together("compute the update"):
+            updates, _ = downhill(self._network(rows), rows, batch.n_requests)
+        return updates
+
+    def search(
+        self,
+        asked: Sequence[Request],
+        answers: Batch,
+        rows: Mapping[str, TokenRows],
+        losses: Tensor,
+        updates: Mapping[str, LowRankUpdate],
+    ) -> Tensor:
         """Raises UpdateError, naming them, for requests whose answer is not reached."""
-        if first in self._steps:
-            with Ranks.of(self._model).together("compute the update"):
-                updates, _ = downhill(self._network(rows), rows, batch.n_requests)
-                return scaled(updates, self._steps[first])
-        answers = batch.answers(self._special_ids)
         found = searched(
-            self._model, self._by_name, rows, losses, answers, self._network, self._reach
+            self.model, self.by_name, rows, losses, answers, self._network, self._reach
         )
-        if not found.answered.all():
-            with torch.no_grad(), evaluating(self._model):
-                with attached(self._model, self._by_name, found.updates, answers.request):
-                    reached = answers.losses_on(self._model)
-                before = answers.losses_on(self._model)
-            asked = self._requests[first : first + batch.n_requests]
-            raise _unanswered(asked, found.answered, before, reached)
-        self._steps[first] = found.steps
-        return found.updates
+        if found.answered.all():
+            return found.steps
+        with torch.no_grad(), evaluating(self.model):
+            with attached(self.model, self.by_name, found.updates, answers.request):
+                reached = answers.losses_on(self.model)
+            before = answers.losses_on(self.model)
+        raise _unanswered(asked, found.answered, before, reached)
 
 
 def searched(
