@@ -166,8 +166,8 @@ def welford(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return mean, deviations, (deviations / (len(rows) - 1)) ** 0.5
 
 
-def assert_same_edit(package: Tensor, oracle: Tensor, before: Tensor) -> None:
-    """max|W_package - W_oracle| is within 1e-5 · max|ΔW| and one unit in the last place of W.
+def assert_same_edit(package: Tensor, oracle: Tensor, before: Tensor, share: float = 1e-5) -> None:
+    """max|W_package - W_oracle| is within `share` · max|ΔW| and one unit in the last place of W.
 
     `package` is the weight that was written, in its own dtype; the unit in the last place is each
     entry's own, in that dtype.
@@ -178,7 +178,7 @@ def assert_same_edit(package: Tensor, oracle: Tensor, before: Tensor) -> None:
     info = torch.finfo(package.dtype)
     # frexp gives size = m · 2^e with m in [1/2, 1): neighbours are 2^(e-1) · eps apart.
     unit = info.eps * 2.0 ** (torch.frexp(size)[1] - 1).double()
-    bound = 1e-5 * change.abs().max() + unit.clamp(min=info.smallest_normal * info.eps)
+    bound = share * change.abs().max() + unit.clamp(min=info.smallest_normal * info.eps)
     apart = (package.double() - oracle.double()).abs()
     worst = (apart / bound).max().item()
     assert worst <= 1, (

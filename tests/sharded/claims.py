@@ -31,9 +31,11 @@ from torch import Tensor
 from torch import distributed as dist
 from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, toy_hparams, weights
 from transformers.distributed import DistributedConfig
+from untrained_toys import answers
 
 from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.batch import make_batch
+from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.requests import as_requests
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate, attached
@@ -280,6 +282,24 @@ def an_edit_without_a_trained_network_takes_the_step_that_one_process_takes() ->
     assert_shards(sharded, held)
 
 
+def an_edit_gets_as_long_as_its_answer_takes_in_one_process() -> None:
+    plain = plain_model(EVEN)
+    names = names_of(plain)
+    sharded = load(plain)
+    before = weights(plain, names)
+    hparams = toy_hparams(names, max_step=1e6, edit_lr=-1e-3, norm=False)
+    network = Hypernetwork(find_targets(plain, names), hparams.network_config()).eval()
+    request = {"prompt": "the sun rises in the", "target_new": "Paris"}
+
+    for model in (plain, sharded):
+        editor = MendParallel(model, tokenizer_for(model), hparams, network=network)
+        assert answers(editor, request) == [False]
+        editor.edit(request)
+        assert answers(editor, request) == [True]
+
+    assert_equal_edits(sharded, plain, before)
+
+
 CLAIMS = (
     an_edit_equals_that_of_one_process_and_rolls_back_to_the_bit,
     so_it_does_where_the_widths_are_uneven,
@@ -294,4 +314,5 @@ CLAIMS = (
     updates_attached_to_outputs_are_felt_and_differentiated_as_in_one_process,
     a_model_that_one_process_holds_alone_asks_nobody,
     an_edit_without_a_trained_network_takes_the_step_that_one_process_takes,
+    an_edit_gets_as_long_as_its_answer_takes_in_one_process,
 )

@@ -145,6 +145,7 @@ def nothing_is_saved_where_one_process_cannot() -> None:
         dist.barrier()
         assert not list(CHECKPOINTS.glob("*failing*"))
         assert set(vars(sharded.model)) == attributes
+        dist.barrier()  # before one process makes its next folder, the other has looked
     assert_shards(sharded.model, held)
     sharded.edit(REQUEST).rollback()  # the processes are still in step
 

@@ -122,10 +122,15 @@ def full(model: nn.Module, name: str) -> Tensor:
     return whole
 
 
+SHARE = 5e-5
+"""The bound for split models, of the largest change: their products are sums of parts, and
+in which order a product is summed is up to the machine (AVX2 and AVX-512 differ)."""
+
+
 def assert_equal_edits(sharded: nn.Module, plain: nn.Module, before: dict[str, Tensor]) -> None:
     """The weights named in `before` are the same in both models, within the contract's bound."""
     for name, was in before.items():
-        assert_same_edit(full(sharded, name), plain.get_parameter(name).detach(), was)
+        assert_same_edit(full(sharded, name), plain.get_parameter(name).detach(), was, SHARE)
 
 
 def same_everywhere(tensor: Tensor) -> bool:
