@@ -259,9 +259,10 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
             axis.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15)
         axis.set(title=measure, xlabel="requests in one batch", xscale="log", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="upper center", ncols=len(names), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
