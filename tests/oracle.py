@@ -32,6 +32,20 @@ class Oracle:
         return self.before + self.change
 
 
+@dataclass
+class OracleSum:
+    """One target of several requests' edits, added up. `largest` is what its bound is a share of:
+    the sum of max|ΔW| of each request, since each may be off by its own bound."""
+
+    after: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, edits: Sequence[Oracle]) -> OracleSum:
+        changes = torch.stack([edit.change for edit in edits])
+        return cls(edits[0].before + changes.sum(0), changes.abs().amax((1, 2)).sum())
+
+
 def oracle_edit(
     model: nn.Module,
     tokenizer: Any,
@@ -166,11 +180,14 @@ def welford(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return mean, deviations, (deviations / (len(rows) - 1)) ** 0.5
 
 
-def assert_same_edit(package: Tensor, oracle: Tensor, before: Tensor, share: float = 1e-5) -> None:
-    """max|W_package - W_oracle| is within `share` · max|ΔW| and one unit in the last place of W.
+def assert_same_edit(
+    package: Tensor, oracle: Tensor, before: Tensor, largest: Tensor | None = None
+) -> None:
+    """max|W_package - W_oracle| is within 1e-5 · `largest` and one unit in the last place of W.
 
     `package` is the weight that was written, in its own dtype; the unit in the last place is each
-    entry's own, in that dtype.
+    entry's own, in that dtype. `largest` is max|ΔW|; where ΔW is the sum of several requests'
+    changes, the sum of max|ΔW| of each, since each may be off by its own bound.
     """
     change = oracle.double() - before.double()
     assert change.abs().max() > 0, "the oracle changed nothing: the comparison would be empty"
@@ -178,7 +195,8 @@ def assert_same_edit(package: Tensor, oracle: Tensor, before: Tensor, share: flo
     info = torch.finfo(package.dtype)
     # frexp gives size = m · 2^e with m in [1/2, 1): neighbours are 2^(e-1) · eps apart.
     unit = info.eps * 2.0 ** (torch.frexp(size)[1] - 1).double()
-    bound = share * change.abs().max() + unit.clamp(min=info.smallest_normal * info.eps)
+    largest = change.abs().max() if largest is None else largest.double()
+    bound = 1e-5 * largest + unit.clamp(min=info.smallest_normal * info.eps)
     apart = (package.double() - oracle.double()).abs()
     worst = (apart / bound).max().item()
     assert worst <= 1, (
