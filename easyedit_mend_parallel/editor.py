@@ -22,12 +22,13 @@ from easyedit_mend_parallel.held_still import HeldStill
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.longer_steps import LongerSteps
+from easyedit_mend_parallel.longer_steps import longer_steps
 from easyedit_mend_parallel.mend import NetworkUpdates, OwnUpdates, Proposal, propose_together
 from easyedit_mend_parallel.placement import place
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.result import EditResult
+from easyedit_mend_parallel.step_search import SearchedUpdates
 from easyedit_mend_parallel.stores import prepare
 from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.trained import (
@@ -36,7 +37,7 @@ from easyedit_mend_parallel.trained import (
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.untrained import Reach, UntrainedUpdates, say_unanswered
+from easyedit_mend_parallel.untrained import Downhill, Reach, say_unanswered, shortest_steps
 from easyedit_mend_parallel.weight_norm import weight_norm
 
 __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
@@ -167,22 +168,19 @@ class MendParallel:
         )
 
     def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
-        special_ids = self.tokenizer.all_special_ids
-        if not self.untrained:
-            own = NetworkUpdates(self.model, self.network)
-            if self._max_step == 1:
-                return own
-            return LongerSteps(self.model, self.targets, own, self._max_step, asked, special_ids)
-        norms = {target.name: weight_norm(self.model, target) for target in self.targets}
-        limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
-        return UntrainedUpdates(
-            self.model,
-            self.targets,
-            self.network,
-            Reach(limits, self._step_margin),
-            asked,
-            special_ids,
-        )
+        own: OwnUpdates = NetworkUpdates(self.model, self.network)
+        by_name = {target.name: target for target in self.targets}
+        if self.untrained:
+            norms = {target.name: weight_norm(self.model, target) for target in self.targets}
+            limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
+            own = Downhill(self.model, own)
+            reach = Reach(limits, self._step_margin)
+            search = partial(shortest_steps, self.model, by_name, reach)
+        elif self._max_step > 1:
+            search = partial(longer_steps, self.model, by_name, self._max_step)
+        else:
+            return own
+        return SearchedUpdates(self.model, own, search, asked, self.tokenizer.all_special_ids)
 
     def _prepare(self) -> None:
         prepare(self.model, self.targets, self.apply, self._shadow_limit)

@@ -30,6 +30,11 @@ METHOD_FIELDS = ("alg_name", "alg")
 APPLY = ("weight", "output")
 """How an update gets into the model: written, or added to the layer's output."""
 
+FACTORS = {
+    "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
+    "max_step": "is how many times its own length a trained edit may get for its answer",
+}
+"""The fields that make an edit longer, and what each does."""
 COUNTS = ("held_texts", "locality_positions")
 """The fields that count what every edit needs at least one of."""
 SIZES = ("shadow_limit", "batch_limit", "trunk_memory", "trunk_disk")
@@ -104,18 +109,11 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
             f"max_relative_norm is {longest}; it has to be a positive number, the longest step of "
             "an untrained edit as a share of each weight's norm"
         )
-    margin = values.get("step_margin", 1.0)
-    if not 1 <= margin < math.inf:
-        problems.append(
-            f"step_margin is {margin}; it multiplies the shortest step of an untrained edit that "
-            "brings the answer, so it has to be 1 or more"
-        )
-    most = values.get("max_step", 1.0)
-    if not 1 <= most < math.inf:
-        problems.append(
-            f"max_step is {most}; it is how many times its own length a trained edit may get where "
-            "the model would not give its target yet, so it has to be 1 (as MEND makes it) or more"
-        )
+    problems += [
+        f"{name} is {values[name]}; it {what}, so it has to be 1 or more"
+        for name, what in FACTORS.items()
+        if not 1 <= values.get(name, 1.0) < math.inf
+    ]
     network = {name: values[name] for name in NETWORK_FIELDS if name in values}
     try:
         HypernetworkConfig(**{"rank": 1, **network})

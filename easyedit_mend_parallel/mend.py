@@ -156,15 +156,14 @@ def _solved(
     runs = Runs(model, targets)
     together: dict[str, LowRankUpdate] = {}
     own_run = options.rows == "own_run"
-    kept: dict[int, _OwnRun] = {}
+    kept: _OwnRun | None = None
     for _ in range(options.passes if own_run else 1):
         systems, left = _systems(targets, batch, options, limit, held)
         parts = _parts(batch, left // bytes_for_a_token(targets))
         losses = []
         for first, part in parts:
-            own = kept.get(first) or _OwnRun.of(model, runs, first, part, own_updates, own_run)
-            if len(parts) == 1:  # the limit has room for the rows of one part
-                kept[first] = own
+            own = kept or _OwnRun.of(model, runs, first, part, own_updates, own_run)
+            kept = own if len(parts) == 1 else None  # the limit has room for one part's rows
             losses.append(own.losses)
             now = runs.together(first, part, together) if together else own.seen
             with Ranks.of(model).together("add to the system"):

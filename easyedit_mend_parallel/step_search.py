@@ -7,8 +7,7 @@ batches, and nothing of hyperparameters, hypernetworks or where weights lie.
 from __future__ import annotations
 
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.capture import TokenRows, evaluating
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.mend import OwnUpdates
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
 
 GROWTH = 2.0
 """The factor from one trial to the next."""
@@ -39,53 +39,50 @@ class Steps:
     answered: Tensor
 
 
-class SearchedUpdates(ABC):
-    """Each request's own update, as long as a search found: an `OwnUpdates` of `mend`.
+@dataclass(frozen=True)
+class Part:
+    """The part of a batch that a search is for: its R requests, their batch with labels on nothing
+    but the `answers`' own tokens, and the `rows` and `losses` (R,) that `capture` gave for it."""
 
-    `requests` are those of the whole batch, and `special_ids` the tokenizer's tokens that are no
-    part of an answer. The length of an update is found once, however often it is asked for.
+    requests: Sequence[Request]
+    answers: Batch
+    rows: Mapping[str, TokenRows]
+    losses: Tensor
+
+
+class SearchedUpdates:
+    """`own`'s updates, each request's as long as `search` found: an `OwnUpdates` of `mend`.
+
+    `search` gives the step (R,) of each request along its part of finite updates, and raises what
+    it likes; it is asked once for a part of a batch, however often the update is. `requests` are
+    those of the whole batch, and `special_ids` the tokenizer's tokens that are no part of an
+    answer.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        targets: Sequence[Target],
+        own: OwnUpdates,
+        search: Callable[[Part, Mapping[str, LowRankUpdate]], Tensor],
         requests: Sequence[Request],
         special_ids: Collection[int],
     ) -> None:
-        self.model = model
-        self.by_name = {target.name: target for target in targets}
+        self._model, self._own, self._search = model, own, search
         self._requests, self._special_ids = requests, special_ids
         self._steps: dict[int, Tensor] = {}
 
     def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
     ) -> dict[str, LowRankUpdate]:
-        """Raises UpdateError for an update that is not finite, and what `search` raises."""
-        updates = self.directions(first, batch, rows, losses)
+        """Raises UpdateError for an update that is not finite, and what the search raises."""
+        updates = self._own(first, batch, rows, losses)
         if first not in self._steps:
+            with Ranks.of(self._model).together("look at every request's update"):
+                refuse_non_finite(updates)
             asked = self._requests[first : first + batch.n_requests]
-            answers = batch.answers(self._special_ids)
-            self._steps[first] = self.search(asked, answers, rows, losses, updates)
+            part = Part(asked, batch.answers(self._special_ids), rows, losses)
+            self._steps[first] = self._search(part, updates)
         return scaled(updates, self._steps[first])
-
-    @abstractmethod
-    def directions(
-        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
-    ) -> dict[str, LowRankUpdate]:
-        """Every request's own update at step 1; see `OwnUpdates`."""
-
-    @abstractmethod
-    def search(
-        self,
-        asked: Sequence[Request],
-        answers: Batch,
-        rows: Mapping[str, TokenRows],
-        losses: Tensor,
-        updates: Mapping[str, LowRankUpdate],
-    ) -> Tensor:
-        """The step (R,) of each request in `asked`. `answers` is their batch, with labels on
-        nothing but the answers' own tokens, and `updates` are their `directions`."""
 
 
 def downhill(

@@ -6,7 +6,7 @@ What `untrained: true` means. Knows the network and its statistics; writes nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,17 +17,12 @@ from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.capture import TokenRows, evaluating
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.mend import OwnUpdates
 from easyedit_mend_parallel.ranks import Ranks
 from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import (
-    SearchedUpdates,
-    Steps,
-    downhill,
-    longest,
-    search_steps,
-)
+from easyedit_mend_parallel.step_search import Part, Steps, downhill, longest, search_steps
 from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
+from easyedit_mend_parallel.update import LowRankUpdate, attached
 
 log = logging.getLogger(__name__)
 
@@ -81,74 +76,59 @@ class Reach:
     margin: float = 1.0
 
 
-class UntrainedUpdates(SearchedUpdates):
-    """Own updates without a trained network: down the request's losses, as far as it takes until
-    the model gives the answer."""
+class Downhill:
+    """`own`'s updates, each turned down its request's loss: an `OwnUpdates` of `mend`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        targets: Sequence[Target],
-        network: Hypernetwork,
-        reach: Reach,
-        requests: Sequence[Request],
-        special_ids: Collection[int],
-    ) -> None:
-        super().__init__(model, targets, requests, special_ids)
-        self._network, self._reach = network, reach
+    def __init__(self, model: nn.Module, own: OwnUpdates) -> None:
+        self._own, self._ranks = own, Ranks.of(model)
 
-    def directions(
+    def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
     ) -> dict[str, LowRankUpdate]:
-        with Ranks.of(self.model).together("compute the update"):
-            updates, _ = downhill(self._network(rows), rows, batch.n_requests)
-        return updates
+        updates = self._own(first, batch, rows, losses)
+        with self._ranks.together("turn the update"):
+            return downhill(updates, rows, batch.n_requests)[0]
 
-    def search(
-        self,
-        asked: Sequence[Request],
-        answers: Batch,
-        rows: Mapping[str, TokenRows],
-        losses: Tensor,
-        updates: Mapping[str, LowRankUpdate],
-    ) -> Tensor:
-        """Raises UpdateError, naming them, for requests whose answer is not reached."""
-        found = searched(
-            self.model, self.by_name, rows, losses, answers, self._network, self._reach
-        )
-        if found.answered.all():
-            return found.steps
-        with torch.no_grad(), evaluating(self.model):
-            with attached(self.model, self.by_name, found.updates, answers.request):
-                reached = answers.losses_on(self.model)
-            before = answers.losses_on(self.model)
-        raise _unanswered(asked, found.answered, before, reached)
+
+def shortest_steps(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    reach: Reach,
+    part: Part,
+    updates: Mapping[str, LowRankUpdate],
+) -> Tensor:
+    """The steps (R,) of `searched`; raises UpdateError, naming them, for requests of `part` whose
+    answer is not reached."""
+    found = searched(model, targets, reach, part, updates)
+    if found.answered.all():
+        return found.steps
+    answers = part.answers
+    with torch.no_grad(), evaluating(model):
+        with attached(model, targets, found.updates, answers.request):
+            reached = answers.losses_on(model)
+        before = answers.losses_on(model)
+    raise _unanswered(part.requests, found.answered, before, reached)
 
 
 def searched(
     model: nn.Module,
     targets: Mapping[str, Target],
-    rows: Mapping[str, TokenRows],
-    losses: Tensor,
-    answers: Batch,
-    network: Hypernetwork,
     reach: Reach,
+    part: Part,
+    updates: Mapping[str, LowRankUpdate],
 ) -> Steps:
     """For each request the step down its loss after which the model gives its answer.
 
-    `rows` and `losses` (R,) are what `capture` gave for a batch, and `answers` is that batch with
-    labels on nothing but the answers' own tokens. The steps tried lie about the one at which a
-    straight line would bring the request's loss to zero (Polyak 1969). Writes nothing. Raises
-    UpdateError for a gradient that is not finite.
+    The steps tried lie about the one at which a straight line would bring the request's loss to
+    zero (Polyak 1969). `updates` are turned downhill where they are not. Writes nothing.
     """
-    with Ranks.of(model).together("compute the update"):
-        updates, slopes = downhill(network(rows), rows, answers.n_requests)
-        refuse_non_finite(updates)
-        last = longest(updates, reach.limits, answers.n_requests)
-        straight = torch.where(slopes < 0, -losses.cpu() / slopes, last)
-    return search_steps(
-        model, targets, answers, updates, BEGIN * straight, last, margin=reach.margin
-    )
+    n = part.answers.n_requests
+    with Ranks.of(model).together("look for the step"):
+        turned, slopes = downhill(updates, part.rows, n)
+        last = longest(turned, reach.limits, n)
+        straight = torch.where(slopes < 0, -part.losses.cpu() / slopes, last)
+    first = BEGIN * straight
+    return search_steps(model, targets, part.answers, turned, first, last, margin=reach.margin)
 
 
 def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:

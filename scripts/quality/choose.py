@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,10 @@ from smollm2 import loaded
 from easyedit_mend_parallel.archive import load_archive, save_archive
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.longer_steps import LongerSteps
+from easyedit_mend_parallel.longer_steps import longer_steps
 from easyedit_mend_parallel.mend import NetworkUpdates
 from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.step_search import SearchedUpdates
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.training.data import read_examples
 from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, evaluate
@@ -40,17 +42,15 @@ def longer(
 ) -> Editing:
     """Edits as long as their answers take, `max_step` times MEND's own at most."""
 
-    def editing(asked: Sequence[Text]) -> dict[str, LowRankUpdate]:
-        batch = texts.batch(asked)
-        own = LongerSteps(
-            texts.model,
-            targets,
-            NetworkUpdates(texts.model, network),
-            max_step,
-            [Request(text.prompt, text.target) for text in asked],
-            texts.tokenizer.all_special_ids,
-        )
-        return own(0, batch, *capture(texts.model, targets, batch))
+    own = NetworkUpdates(texts.model, network)
+    by_name = {target.name: target for target in targets}
+    search = partial(longer_steps, texts.model, by_name, max_step)
+
+    def editing(texts_asked: Sequence[Text]) -> dict[str, LowRankUpdate]:
+        batch = texts.batch(texts_asked)
+        asked = [Request(text.prompt, text.target) for text in texts_asked]
+        updates = SearchedUpdates(texts.model, own, search, asked, texts.tokenizer.all_special_ids)
+        return updates(0, batch, *capture(texts.model, targets, batch))
 
     return editing
 
@@ -77,7 +77,9 @@ def main() -> None:
     for strength in options.strength or [1.0]:
         network.edit_lrs.data = rates * strength
         network.eval().requires_grad_(False)
-        editing = longer(texts, targets, network, options.max_step)
+        editing: Hypernetwork | Editing = network
+        if options.max_step > 1:
+            editing = longer(texts, targets, network, options.max_step)
         scores = evaluate(texts, targets, editing, examples, unrelated)
         found[strength] = scores
         for one in scores:

@@ -29,6 +29,8 @@ from easyedit_mend_parallel.calibration import calibrate
 from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo import demo_archive
 from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.step_search import Part
 from easyedit_mend_parallel.target import Target
 from easyedit_mend_parallel.training.data import Example, read_examples
 from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, Scores, evaluate
@@ -51,7 +53,9 @@ def untrained(
         answers = batch.answers(texts.tokenizer.all_special_ids)
         rows, losses = capture(texts.model, targets, batch)
         by_name = {target.name: target for target in targets}
-        steps = searched(texts.model, by_name, rows, losses, answers, network, reach)
+        asked = [Request(text.prompt, text.target) for text in requests]
+        part = Part(asked, answers, rows, losses)
+        steps = searched(texts.model, by_name, reach, part, network(rows))
         return {
             name: _kept(update, steps.answered, norms[name], lengths, first=name == targets[0].name)
             for name, update in steps.updates.items()
