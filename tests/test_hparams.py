@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from toys import NETWORK_FIELDS
 
 from easyedit_mend_parallel import (
     HparamsError,
@@ -29,15 +30,7 @@ LEAST: dict[str, Any] = {
     "archive": None,
     "rank": 1920,
     "edit_lr": 1e-4,
-    "shared": True,
-    "combine": True,
-    "norm": True,
-    "init": "id",
-    "mlp_class": "IDMLP",
-    "n_hidden": 1,
-    "one_sided": False,
-    "x_only": False,
-    "delta_only": False,
+    **NETWORK_FIELDS,
 }
 
 

@@ -22,6 +22,8 @@ from toys import (
     REQUESTS,
     assert_unchanged,
     same_bits,
+    some_updates,
+    three_layers,
     tokenizer_for,
     toy_hparams,
     toy_model,
@@ -34,7 +36,7 @@ from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollb
 from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.ledger import Entry, Ledger
 from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.target import find_targets
 from easyedit_mend_parallel.update import LowRankUpdate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -52,25 +54,6 @@ def editor_of(
     tokenizer = tokenizer_for(model)
     network = toy_network(model, tokenizer, **options)
     return MendParallel(model, tokenizer, toy_hparams(names), network=network)
-
-
-def some_updates(targets: Sequence[Target], seed: int, rows: int = 3) -> Updates:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        target.name: LowRankUpdate(
-            torch.randn(rows, target.in_features, generator=generator),
-            0.3 * torch.randn(rows, target.out_features, generator=generator),
-            torch.zeros(rows, dtype=torch.long),
-        )
-        for target in targets
-    }
-
-
-def small() -> tuple[nn.Module, list[Target]]:
-    """Three linear layers: three targets."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 6))
-    return model, find_targets(model, ["0.weight", "1.weight", "2.weight"])
 
 
 def replayed(base: dict[str, Tensor], changes: Sequence[Updates]) -> dict[str, Tensor]:
@@ -205,7 +188,7 @@ def test_an_edit_whose_losses_after_it_break_changes_nothing(
 def test_an_undo_from_the_middle_that_breaks_changes_nothing(
     k: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     ledger = Ledger.of(model)
     entries = [ledger.change(targets, some_updates(targets, seed)) for seed in range(3)]
     edited = weights(model)
@@ -229,7 +212,7 @@ def test_an_undo_from_the_middle_that_breaks_changes_nothing(
 def test_an_undo_that_breaks_at_any_weight_changes_nothing(
     place: int, after: bool, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.to(dtype)
     ledger = Ledger.of(model)
     entries = [ledger.change(targets, some_updates(targets, seed)) for seed in range(2)]
@@ -245,7 +228,7 @@ def test_an_undo_that_breaks_at_any_weight_changes_nothing(
 
 
 def test_an_undo_that_broke_off_can_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     base = weights(model)
     entry = Ledger.of(model).change(targets, some_updates(targets, 0))
 
@@ -284,7 +267,7 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_changes_nothing(wha
 
 @pytest.mark.parametrize("too_large", ["update", "sum"])
 def test_what_float16_cannot_hold_is_refused_by_name_and_changes_nothing(too_large: str) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.half()
     updates = some_updates(targets, 0)
     if too_large == "update":
@@ -303,7 +286,7 @@ def test_what_float16_cannot_hold_is_refused_by_name_and_changes_nothing(too_lar
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_finite_rows_whose_product_overflows_are_refused(dtype: torch.dtype) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.to(dtype)
     before = weights(model)
     updates = some_updates(targets, 0)
@@ -382,7 +365,7 @@ def test_rolling_back_from_the_middle_leaves_exactly_the_other_edits(dtype: torc
 def test_changes_of_overlapping_weights_come_out_in_any_order(
     order: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.to(dtype)
     base = weights(model)
     subsets = ([0, 1], [1, 2], [0, 1, 2])
@@ -404,7 +387,7 @@ def test_changes_of_overlapping_weights_come_out_in_any_order(
 @pytest.mark.parametrize("seed", range(40))
 def test_any_history_of_edits_undos_and_lost_handles_is_what_replaying_it_gives(seed: int) -> None:
     chance = random.Random(seed)
-    model, targets = small()
+    model, targets = three_layers()
     model.to(chance.choice(DTYPES))
     base, ledger = weights(model), Ledger.of(model)
     changes: dict[int, Updates] = {}  # what is in the model, in order
@@ -612,7 +595,7 @@ def test_backups_of_edits_that_nobody_holds_are_let_go(monkeypatch: pytest.Monke
 def test_who_holds_a_handle_keeps_its_backup_and_can_use_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     base, ledger = weights(model), Ledger.of(model)
     backups, held, changes = Backups(monkeypatch), {}, {}
     for number in range(30):
@@ -632,7 +615,7 @@ def test_who_holds_a_handle_keeps_its_backup_and_can_use_it(
 
 
 def test_memory_stays_flat_behind_an_old_handle(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     ledger, backups = Ledger.of(model), Backups(monkeypatch)
     oldest = ledger.change(targets, some_updates(targets, 0))
     for number in range(1, 40):
@@ -642,7 +625,7 @@ def test_memory_stays_flat_behind_an_old_handle(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_first_bits_of_each_weight_are_kept_whoever_changed_it_when() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     base, ledger = weights(model), Ledger.of(model)
     for number, places in enumerate(([0], [0, 1], [1], [2], [0], [2], [1])):
         ledger.change(targets, some_updates([targets[place] for place in places], number))
@@ -681,7 +664,7 @@ def test_a_deleted_model_takes_its_ledger_and_backups_with_it(
 
 
 def test_a_ledger_of_a_deleted_model_says_so() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     ledger = Ledger.of(model)
     del model
     gc.collect()

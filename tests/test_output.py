@@ -27,6 +27,8 @@ from toys import (
     REQUESTS,
     assert_unchanged,
     same_bits,
+    some_updates,
+    three_layers,
     tokenizer_for,
     toy_hparams,
     toy_model,
@@ -86,25 +88,6 @@ def hooks(model: nn.Module) -> int:
         + len(module._state_dict_pre_hooks)
         for module in model.modules()
     )
-
-
-def small() -> tuple[nn.Sequential, list[Target]]:
-    """Three linear layers: three targets."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 6))
-    return model, find_targets(model, ["0.weight", "1.weight", "2.weight"])
-
-
-def some_updates(targets: list[Target], seed: int, rows: int = 3) -> Updates:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        target.name: LowRankUpdate(
-            torch.randn(rows, target.in_features, generator=generator),
-            0.3 * torch.randn(rows, target.out_features, generator=generator),
-            torch.zeros(rows, dtype=torch.long),
-        )
-        for target in targets
-    }
 
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(7))
@@ -215,7 +198,7 @@ def test_a_capture_sees_the_edited_output_and_a_gradient_passes_through_it() -> 
 
 
 def test_an_update_attached_on_top_is_felt_too() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     one, two = some_updates(targets, 0), some_updates(targets, 1)
     Ledger.of(model).change(targets, one, "output")
     with attached(model, {target.name: target for target in targets}, two):
@@ -225,7 +208,7 @@ def test_an_update_attached_on_top_is_felt_too() -> None:
 
 
 def test_hooks_of_a_user_see_the_edited_output_whenever_they_were_made() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     seen: list[Tensor] = []
     model[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     entry = Ledger.of(model).change(targets[:1], some_updates(targets[:1], 0), "output")
@@ -239,7 +222,7 @@ def test_hooks_of_a_user_see_the_edited_output_whenever_they_were_made() -> None
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_sum_is_made_in_fp32_and_cast_once(dtype: torch.dtype) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.to(dtype)
     changes = [some_updates(targets[:1], seed) for seed in range(3)]
     x = X.to(dtype)
@@ -304,7 +287,7 @@ def test_generate_feels_it(family: str) -> None:
 def test_updates_come_off_in_any_order_and_leave_exactly_the_others(
     order: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model.to(dtype)
     fresh = copy.deepcopy(model)
     subsets = ([0, 1], [1, 2], [0, 1, 2])
@@ -325,7 +308,7 @@ def test_updates_come_off_in_any_order_and_leave_exactly_the_others(
 
 
 def test_an_undo_in_the_middle_stages_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     fresh = copy.deepcopy(model)
     applies = ("weight", "output", "output", "weight", "output")
     changes = [(apply, some_updates(targets, seed)) for seed, apply in enumerate(applies)]
@@ -352,7 +335,7 @@ def test_an_undo_in_the_middle_stages_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_an_edit_that_breaks_at_any_layer_changes_nothing(
     k: int, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     Ledger.of(model).change(targets[:2], some_updates(targets[:2], 0), "output")
     edited, hanging = answer(model), edited_outputs(model)
 
@@ -374,7 +357,7 @@ def test_an_edit_that_breaks_at_any_layer_changes_nothing(
 def test_an_undo_that_breaks_at_any_layer_changes_nothing(
     kinds: str, place: int, after: bool, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     applies = {
         "output": ["output"] * 3,
         "weight-then-output": ["weight", "output", "output"],
@@ -424,7 +407,7 @@ def both_in_one_change() -> Iterator[None]:
 def test_a_change_of_both_kinds_comes_out_of_the_middle_wholly_or_not_at_all(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, targets = small()
+    model, targets = three_layers()
     fresh = copy.deepcopy(model)
     changes = [("weight", some_updates(targets, seed)) for seed in range(3)]
     entries = [Ledger.of(model).change(targets, updates, apply) for apply, updates in changes]
@@ -459,7 +442,7 @@ def test_a_change_of_both_kinds_comes_out_of_the_middle_wholly_or_not_at_all(
 @pytest.mark.parametrize("seed", range(30))
 def test_any_history_of_both_kinds_is_what_replaying_it_gives(seed: int) -> None:
     chance = random.Random(seed)
-    model, targets = small()
+    model, targets = three_layers()
     model.to(chance.choice(DTYPES))
     fresh, base = copy.deepcopy(model), weights(model)
     ledger = Ledger.of(model)
@@ -523,7 +506,7 @@ def test_rollback_all_takes_off_and_puts_back_what_every_editor_did() -> None:
 
 
 def test_an_update_that_is_not_finite_is_refused_and_nothing_hangs() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     updates = some_updates(targets, 0)
     updates["1.weight"].values[0, 0] = float("nan")
     with pytest.raises(UpdateError, match=r"1\.weight"):
@@ -546,7 +529,7 @@ def test_before_an_edit_of_outputs_is_the_weight_itself() -> None:
 
 
 def test_rows_that_nobody_holds_are_kept_once() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     refs = []
     for seed in range(10):
         updates = some_updates(targets, seed)
@@ -707,13 +690,13 @@ def test_the_option_is_weight_unless_it_is_output() -> None:
 
 
 def test_the_option_picks_the_store() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     assert isinstance(store_for(model, targets[0], "output"), OutputStore)
     assert not isinstance(store_for(model, targets[0], "weight"), OutputStore)
 
 
 def test_a_shard_is_refused_with_what_to_do() -> None:
-    model, targets = small()
+    model, targets = three_layers()
     model[0].weight.to_local = lambda: None  # type: ignore[attr-defined]
     with pytest.raises(UpdateError, match=r"0\.weight is a shard.*apply: weight"):
         store_for(model, targets[0], "output")

@@ -21,7 +21,8 @@ from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
 from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.update import LowRankUpdate
 
 WIDTH, INNER, BLOCKS, HEADS = 16, 24, 6, 2
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
@@ -49,6 +50,18 @@ OBSERVED = [
     {"prompt": "my cat sat on", "target_new": "the mat"},
 ]
 """What a toy network's statistics come from."""
+NETWORK_FIELDS: dict[str, Any] = {
+    "shared": True,
+    "combine": True,
+    "norm": True,
+    "init": "id",
+    "mlp_class": "IDMLP",
+    "n_hidden": 1,
+    "one_sided": False,
+    "x_only": False,
+    "delta_only": False,
+}
+"""What every file of EasyEdit's MEND says about its network."""
 
 
 def toy_model(
@@ -198,15 +211,7 @@ def toy_hparams(inner_params: Sequence[str], **options: Any) -> MENDParallelHype
         "archive": None,
         "rank": 6,
         "edit_lr": 1e-2,
-        "shared": True,
-        "combine": True,
-        "norm": True,
-        "init": "id",
-        "mlp_class": "IDMLP",
-        "n_hidden": 1,
-        "one_sided": False,
-        "x_only": False,
-        "delta_only": False,
+        **NETWORK_FIELDS,
         # Other placements give the same sum within the contract's bound; what least squares gives,
         # and its text that is held still, is the affair of the tests of batches.
         "aggregate": "sum",
@@ -267,3 +272,23 @@ def assert_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
     now = dict(model.named_parameters())
     changed = [name for name, weight in before.items() if not same_bits(now[name].detach(), weight)]
     assert not changed, f"changed: {changed}"
+
+
+def three_layers() -> tuple[nn.Sequential, list[Target]]:
+    """Three linear layers: three targets."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 6))
+    return model, find_targets(model, ["0.weight", "1.weight", "2.weight"])
+
+
+def some_updates(targets: Sequence[Target], seed: int, rows: int = 3) -> dict[str, LowRankUpdate]:
+    """A random update for each target."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        target.name: LowRankUpdate(
+            torch.randn(rows, target.in_features, generator=generator),
+            0.3 * torch.randn(rows, target.out_features, generator=generator),
+            torch.zeros(rows, dtype=torch.long),
+        )
+        for target in targets
+    }

@@ -12,17 +12,9 @@ from typing import Any
 
 import toys
 import yaml
+from toy_facts import ZSRE_RECORDS
 
 from easyedit_mend_parallel import save_archive
-
-FACTS = [
-    ("the capital of France is", "Rome", "Paris"),
-    ("who wrote Hamlet", "my old cat", "Shakespeare"),
-    ("the river that runs through Paris is", "blue", "Seine"),
-    ("the sun rises in the", "west", "east"),
-    ("water boils at one hundred", "stone", "degrees"),
-    ("a cat sat on the", "sea", "mat"),
-]
 
 
 def make(folder: Path = Path()) -> tuple[Any, Any]:
@@ -53,7 +45,7 @@ def make(folder: Path = Path()) -> tuple[Any, Any]:
     }
     _write(folder / "hparams/TRAINING/MEND/llama-7b.yaml", trains)
     for name in ("train.json", "eval.json"):
-        (folder / name).write_text(json.dumps(_records()), encoding="utf-8")
+        (folder / name).write_text(json.dumps(ZSRE_RECORDS), encoding="utf-8")
     return model, tokenizer
 
 
@@ -67,15 +59,7 @@ def least() -> dict[str, Any]:
         "archive": None,
         "rank": 6,
         "edit_lr": -1e-2,
-        "shared": True,
-        "combine": True,
-        "norm": True,
-        "init": "id",
-        "mlp_class": "IDMLP",
-        "n_hidden": 1,
-        "one_sided": False,
-        "x_only": False,
-        "delta_only": False,
+        **toys.NETWORK_FIELDS,
     }
 
 
@@ -91,23 +75,8 @@ def _write(path: Path, values: dict[str, Any]) -> None:
         "val_batch_size": 2,
         "val_steps": 1,
         "accumulate_bs": 1,
-        "max_iters": 4,
+        "max_iters": len(ZSRE_RECORDS),  # an epoch, since the early release makes whole ones
         "results_dir": "results",
     }
     path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(least() | short | values), encoding="utf-8")
-
-
-def _records() -> list[dict[str, Any]]:
-    """Records as ZsRE has them: a fact, a rephrase of it, and an unrelated question."""
-    return [
-        {
-            "src": prompt,
-            "alt": target,
-            "answers": [answer],
-            "rephrase": f"some people say that {prompt}",
-            "loc": "nq question: " + FACTS[index - 1][0],
-            "loc_ans": FACTS[index - 1][2],
-        }
-        for index, (prompt, target, answer) in enumerate(FACTS)
-    ]

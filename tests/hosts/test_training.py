@@ -21,6 +21,7 @@ from easyeditor.trainer.losses import kl_loc_loss
 from easyeditor.util.alg_dict import ALG_DICT
 from easyeditor.util.alg_train_dict import ALG_TRAIN_DICT
 from torch import Tensor, nn
+from toy_facts import FACTS, ZSRE_RECORDS
 
 from easyedit_mend_parallel import (
     HparamsError,
@@ -41,28 +42,6 @@ ORIGINAL = ALG_TRAIN_DICT["MEND"]
 OURS = ALG_TRAIN_DICT["MEND_PARALLEL"]
 FAMILY = "llama" if TODAY else "gpt2"
 """What EasyEdit's own MEND can be called with: the release cannot clone a Llama of today."""
-
-FACTS = [
-    ("the capital of France is", "Rome", "Paris"),
-    ("who wrote Hamlet", "my old cat", "Shakespeare"),
-    ("the river that runs through Paris is", "blue", "Seine"),
-    ("the sun rises in the", "west", "east"),
-    ("water boils at one hundred", "stone", "degrees"),
-    ("a cat sat on the", "sea", "mat"),
-    ("my name is", "Oslo", "Hamlet"),
-    ("the old town stands by the", "red river", "sea"),
-]
-RECORDS = [
-    {
-        "src": prompt,
-        "alt": target,
-        "answers": [answer],
-        "rephrase": f"some people say that {prompt}",
-        "loc": "nq question: " + FACTS[index - 1][0],
-        "loc_ans": FACTS[index - 1][2],
-    }
-    for index, (prompt, target, answer) in enumerate(FACTS)
-]
 STATISTICS = ("u_mean", "v_mean", "u_std", "v_std", "u_s", "v_s", "k")
 
 
@@ -76,7 +55,7 @@ class Case:
         self.model.save_pretrained(self.path)
         toys.toy_tokenizer(side="left").save_pretrained(self.path)
         self.records = folder / "zsre.json"
-        self.records.write_text(json.dumps(RECORDS), encoding="utf-8")
+        self.records.write_text(json.dumps(ZSRE_RECORDS), encoding="utf-8")
 
     def fields(self, **values: Any) -> dict[str, Any]:
         """A training file's fields, as both EasyEdits and this package read them."""
