@@ -95,13 +95,8 @@ def read_examples(
     path = Path(path)
     try:
         with path.open("rb") as file:
-            listed = format in ("zsre", "counterfact")
-            if format == "auto":
-                listed = is_list(file, path)
-            if listed:
-                examples, texts = _read_list(file, path, format), list[str]()
-            else:
-                examples, texts = _read_lines(file, path)
+            listed = is_list(file, path) if format == "auto" else format != "jsonl"
+            examples, texts = _read_list(file, path, format) if listed else _read_lines(file, path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if not examples:
@@ -201,7 +196,7 @@ def _read_lines(file: BinaryIO, path: Path) -> tuple[list[Example], list[str]]:
     return examples, texts
 
 
-def _read_list(file: BinaryIO, path: Path, format: str) -> list[Example]:
+def _read_list(file: BinaryIO, path: Path, format: str) -> tuple[list[Example], list[str]]:
     records = from_list(file, path)
     if format == "auto":
         format = "zsre" if records and "src" in records[0] else "counterfact"
@@ -210,4 +205,4 @@ def _read_list(file: BinaryIO, path: Path, format: str) -> list[Example]:
     if len(examples) < len(records):
         skipped = len(records) - len(examples)
         log.warning("%s: left out %d of %d: their alt is empty", path, skipped, len(records))
-    return examples
+    return examples, []
