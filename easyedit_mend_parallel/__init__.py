@@ -6,7 +6,6 @@ EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
 
 from importlib import metadata
 
-from easyedit_mend_parallel.archive import Archive, load_archive, save_archive
 from easyedit_mend_parallel.easyedit.registration import (
     join_when_imported,
     replace_mend,
@@ -36,8 +35,9 @@ from easyedit_mend_parallel.errors import (
     TrainingError,
     UpdateError,
 )
+from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallelTrainingHparams
-from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.method.archive import Archive, load_archive, save_archive
 
 __all__ = [
     "AppliedEdit",

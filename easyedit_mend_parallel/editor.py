@@ -15,30 +15,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyedit_mend_parallel.aggregate import bytes_for_a_token
-from easyedit_mend_parallel.batch import Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.errors import RequestError
-from easyedit_mend_parallel.held_still import HeldStill
+from easyedit_mend_parallel.forward.batch import Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.longer_steps import longer_steps
-from easyedit_mend_parallel.mend import NetworkUpdates, OwnUpdates, Proposal, propose_together
-from easyedit_mend_parallel.placement import place
-from easyedit_mend_parallel.ranks import Ranks
-from easyedit_mend_parallel.requests import Request, as_requests, without_repeats
-from easyedit_mend_parallel.result import EditResult
-from easyedit_mend_parallel.step_search import SearchedUpdates
-from easyedit_mend_parallel.stores import prepare
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.trained import (
+from easyedit_mend_parallel.method.extend_steps import extend_steps
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
+from easyedit_mend_parallel.method.load import (
     Trained,
-    aggregate_of,
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.untrained import Downhill, Reach, say_unanswered, shortest_steps
-from easyedit_mend_parallel.weight_norm import weight_norm
+from easyedit_mend_parallel.method.mend import NetworkUpdates, OwnUpdates, Proposal, propose_batch
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.method.step_search import SearchedUpdates
+from easyedit_mend_parallel.method.untrained import Downhill, Reach, say_unanswered, shortest_steps
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.norm import weight_norm
+from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.stores import prepare
+from easyedit_mend_parallel.weights.target import find_targets
 
 __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
 
@@ -75,20 +74,28 @@ class MendParallel:
         self._step_margin = hparams.step_margin
         self._max_step = hparams.max_step
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
-        self._shadow_limit = hparams.shadow_bytes
+        self._overlay_limit = hparams.overlay_bytes
         self._about = asdict(hparams.network_config()) | {
             "alg": hparams.alg,
             "apply": hparams.apply,
             "archive": hparams.archive and Path(hparams.archive).name,
         }
         self._batch_limit = hparams.batch_bytes
-        with Ranks.of(model).together("prepare the editor"):
+        with Ranks.of(model).agree("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
-            self.trained = network or read_trained(model, self.targets, hparams)
-            self.aggregate = aggregate_of(hparams, self.trained)
+            self.trained = network or read_trained(
+                model,
+                self.targets,
+                hparams.archive,
+                hparams.network_config(),
+                untrained=hparams.untrained,
+                device=hparams.network_device,
+                special_tokens_in_labels=hparams.special_tokens_in_labels,
+            )
+            self.aggregate = hparams.aggregation(self.trained.aggregate)
             refuse_other_targets(self.network, hparams.inner_params)
 
     @property
@@ -115,7 +122,7 @@ class MendParallel:
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
             ranks = Ranks.of(self.model)
-            with ranks.together("make the batch"):
+            with ranks.agree("make the batch"):
                 self._prepare()
                 batch = make_batch(
                     self.model,
@@ -157,14 +164,14 @@ class MendParallel:
         rollback_all(self.model)
 
     def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
-        return propose_together(
+        return propose_batch(
             self.model,
             self.targets,
             batch,
             self._own_updates(asked),
             self.aggregate,
             limit=self._batch_limit,
-            held=self._held_still() if len(asked) > 1 else None,
+            preserved=self._preserved_inputs() if len(asked) > 1 else None,
         )
 
     def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
@@ -177,13 +184,13 @@ class MendParallel:
             reach = Reach(limits, self._step_margin)
             search = partial(shortest_steps, self.model, by_name, reach)
         elif self._max_step > 1:
-            search = partial(longer_steps, self.model, by_name, self._max_step)
+            search = partial(extend_steps, self.model, by_name, self._max_step)
         else:
             return own
         return SearchedUpdates(self.model, own, search, asked, self.tokenizer.all_special_ids)
 
     def _prepare(self) -> None:
-        prepare(self.model, self.targets, self.apply, self._shadow_limit)
+        prepare(self.model, self.targets, self.apply, self._overlay_limit)
 
     def _losses(self, batch: Batch) -> list[float]:
         return [loss for part in self._parts(batch) for loss in part.losses_on(self.model).tolist()]
@@ -191,20 +198,20 @@ class MendParallel:
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         return batch.parts(self._batch_limit // bytes_for_a_token(self.targets))
 
-    def _held_still(self) -> HeldStill | None:
+    def _preserved_inputs(self) -> PreservedInputs | None:
         """What the targets see of unrelated text, gathered when a batch first needs it."""
-        lines = self.aggregate.held_still
-        if not lines or not self.aggregate.held_still_weight:
+        lines = self.aggregate.preserved_text
+        if not lines or not self.aggregate.preserved_text_weight:
             return None
-        if self.trained.held is None or self.trained.held[0] != lines:
-            with Ranks.of(self.model).together("make the batch of text to hold still"):
+        if self.trained.preserved is None or self.trained.preserved[0] != lines:
+            with Ranks.of(self.model).agree("make the batch of text to preserve"):
                 batch = make_text_batch(self.model, self.tokenizer, lines)
-            held = HeldStill.gathered(self.model, self.targets, self._parts(batch))
-            self.trained.held = lines, held
-        return self.trained.held[1]
+            preserved = PreservedInputs.gathered(self.model, self.targets, self._parts(batch))
+            self.trained.preserved = lines, preserved
+        return self.trained.preserved[1]
 
 
 def rollback_all(model: nn.Module) -> None:
     """Undo every edit of `model` that this package made: each weight gets back, to the bit, what
-    it held before its first edit, however many edits there were and whoever made them."""
+    it preserved before its first edit, however many edits there were and whoever made them."""
     Ledger.of(model).undo_all()

@@ -20,10 +20,10 @@ from toys import VOCABULARY, tokenizer_for, toy_hparams, toy_targets
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyedit_mend_parallel import MendParallel
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.target import find_targets
 
 REQUEST = {
     "prompt": "the river that runs through the old town by the sea is the name of my cat in",

@@ -9,9 +9,9 @@ import torch
 from toys import tokenizer_for, toy_hparams, toy_model, toy_network, toy_targets
 
 from easyedit_mend_parallel import EditResult, MendParallel
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 FACTS = [
     {"prompt": "the capital of France is", "target_new": "Rome"},

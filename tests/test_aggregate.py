@@ -27,14 +27,14 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, RequestError, UpdateError
-from easyedit_mend_parallel.aggregate import HOW, Aggregate, System
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.mend import NetworkUpdates, propose, propose_together
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.trunk import Trunk
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.method.least_squares import HOW, Aggregate, System
+from easyedit_mend_parallel.method.mend import NetworkUpdates, propose, propose_batch
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 BATCH = [
     REQUEST,
@@ -45,7 +45,7 @@ BATCH = [
 targets of unequal length. 15 rows."""
 WIDE = 40
 """A width at which so many rows are independent."""
-EXACT = {"ridge": 1e-10, "held_still_weight": 0}
+EXACT = {"ridge": 1e-10, "preserved_text_weight": 0}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def seen(editor: MendParallel, requests: Any, number: int) -> Tensor:
     batch = make_batch(editor.model, editor.tokenizer, as_requests(requests))
     with torch.no_grad():
         logits = batch.logits(editor.model)
-    return logits[number][batch.counted(logits.shape[1])[number]]
+    return logits[number][batch.token_mask(logits.shape[1])[number]]
 
 
 def apart_from_own_edits(editor: MendParallel) -> float:
@@ -113,7 +113,7 @@ def test_each_request_finds_exactly_its_own_edit_in_the_batch(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_with_rows_of_the_unedited_run_it_does_not(family: str, wide: None) -> None:
-    editor = editor_of(toy_model(family), aggregate_options={**EXACT, "rows": "unedited_run"})
+    editor = editor_of(toy_model(family), aggregate_options={**EXACT, "keys_from": "unedited"})
 
     assert apart_from_own_edits(editor) > 0.05
 
@@ -157,7 +157,7 @@ def test_mean_loss_is_the_edit_of_one_loss_over_all_labels() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_all_runs_of_a_batch_pass_the_blocks_below_the_targets_once(family: str) -> None:
     model = toy_model(family)
-    editor = editor_of(model, aggregate_options={"held_still_weight": 0})
+    editor = editor_of(model, aggregate_options={"preserved_text_weight": 0})
     blocks = model.model.layers if family == "llama" else model.transformer.h
     calls = [0] * len(blocks)
 
@@ -195,12 +195,12 @@ def test_where_resuming_changes_what_targets_see_the_model_is_run_whole(
 def together(editor: MendParallel, limit: int, requests: Any = BATCH, **options: Any) -> Any:
     batch = make_batch(editor.model, editor.tokenizer, as_requests(requests))
     with torch.no_grad():
-        return propose_together(
+        return propose_batch(
             editor.model,
             editor.targets,
             batch,
             NetworkUpdates(editor.model, editor.network),
-            Aggregate(**{"held_still_weight": 0, "passes": 1, **options}),
+            Aggregate(**{"preserved_text_weight": 0, "passes": 1, **options}),
             limit=limit,
         )
 
@@ -208,7 +208,7 @@ def together(editor: MendParallel, limit: int, requests: Any = BATCH, **options:
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many requests each captured part has."""
-    from easyedit_mend_parallel import mend, own_run
+    from easyedit_mend_parallel.method import edited_forward, mend
 
     parts: list[int] = []
 
@@ -217,12 +217,12 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return capture(model, targets, batch)
 
     monkeypatch.setattr(mend, "capture", counted)
-    monkeypatch.setattr(own_run, "capture", counted)
+    monkeypatch.setattr(edited_forward, "capture", counted)
     return parts
 
 
 @pytest.mark.parametrize(
-    "options", [{"how": "sum"}, {"how": "mean_loss"}, {}, {"passes": 3}, {"rows": "unedited_run"}]
+    "options", [{"how": "sum"}, {"how": "mean_loss"}, {}, {"passes": 3}, {"keys_from": "unedited"}]
 )
 def test_in_parts_a_batch_gives_the_update_that_it_gives_at_once(
     options: dict[str, Any], forwards: list[int], wide: None

@@ -29,8 +29,9 @@ from toys import (
     weights,
 )
 
-from easyedit_mend_parallel import ArchiveError, MendParallel, archive, load_archive, save_archive
-from easyedit_mend_parallel.hypernetwork import STATISTICS, Hypernetwork
+from easyedit_mend_parallel import ArchiveError, MendParallel, load_archive, save_archive
+from easyedit_mend_parallel.method import archive
+from easyedit_mend_parallel.method.hypernetwork import STATISTICS, Hypernetwork
 
 FORMATS = ["network.safetensors", "network.pt", "network"]
 

@@ -25,12 +25,12 @@ from toys import (
 from transformers import PreTrainedTokenizerFast
 
 from easyedit_mend_parallel import MendParallel, Request, RequestError
-from easyedit_mend_parallel.batch import IGNORED, make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.batch import IGNORED, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 ATTENTION = [(family, "eager") for family in FAMILIES] + [
     (family, "sdpa") for family in ("llama", "mistral", "qwen2", "gpt2")
@@ -133,9 +133,9 @@ def test_the_loss_of_a_request_is_its_own_mean_and_no_one_elses(family: str) -> 
 
     for number, loss in enumerate(losses):
         (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
-        felt = gradient.ne(0).any(-1)
-        assert torch.equal(felt[number], batch.labels[number] != IGNORED)
-        assert not felt[torch.arange(len(REQUESTS)) != number].any()
+        with_update = gradient.ne(0).any(-1)
+        assert torch.equal(with_update[number], batch.labels[number] != IGNORED)
+        assert not with_update[torch.arange(len(REQUESTS)) != number].any()
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -23,11 +23,11 @@ from easyedit_mend_parallel import (
     load_archive,
     save_archive,
 )
-from easyedit_mend_parallel.aggregate import Aggregate
-from easyedit_mend_parallel.archive import keep_aggregate
-from easyedit_mend_parallel.batch import make_text_batch
-from easyedit_mend_parallel.capture import seen_by
-from easyedit_mend_parallel.held_still import HeldStill, lines_of
+from easyedit_mend_parallel.forward.batch import make_text_batch
+from easyedit_mend_parallel.forward.capture import layer_rows
+from easyedit_mend_parallel.method.archive import keep_aggregate
+from easyedit_mend_parallel.method.least_squares import Aggregate
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
 
 TEXT = ["the sun rises in the east", "my cat sat on the mat", "some people say that"]
 
@@ -53,8 +53,8 @@ def reading(archive: Path, **values: Any) -> MendParallel:
 def test_by_default_a_batch_is_solved_from_own_runs_with_the_shipped_text(tmp_path: Path) -> None:
     options = reading(archive_of(tmp_path)).aggregate
 
-    assert (options.how, options.rows) == ("least_squares", "own_run")
-    assert options.held_still == lines_of(None)
+    assert (options.how, options.keys_from) == ("least_squares", "edited")
+    assert options.preserved_text == lines_of(None)
     assert len(lines_of(None)) == 500
 
 
@@ -63,7 +63,9 @@ def test_what_an_archive_keeps_is_followed_and_hyperparameters_come_before_it(
 ) -> None:
     archive = archive_of(tmp_path)
     before = load_archive(archive)
-    kept = Aggregate(ridge=0.02, rows="unedited_run", held_still=tuple(TEXT), held_still_weight=0.5)
+    kept = Aggregate(
+        ridge=0.02, keys_from="unedited", preserved_text=tuple(TEXT), preserved_text_weight=0.5
+    )
 
     keep_aggregate(archive, kept)
 
@@ -72,7 +74,7 @@ def test_what_an_archive_keeps_is_followed_and_hyperparameters_come_before_it(
     assert {**before.header, "aggregate": after.header["aggregate"]} == after.header
     assert reading(archive).aggregate == kept
     mixed = reading(archive, aggregate_options={"ridge": "3e-3"}).aggregate
-    assert (mixed.ridge, mixed.rows, mixed.held_still) == (3e-3, "unedited_run", tuple(TEXT))
+    assert (mixed.ridge, mixed.keys_from, mixed.preserved_text) == (3e-3, "unedited", tuple(TEXT))
     assert reading(archive, aggregate="mean_loss").aggregate.how == "mean_loss"
 
 
@@ -92,7 +94,7 @@ def test_an_archive_of_easyedits_format_keeps_no_options(tmp_path: Path) -> None
         ({"how": "at random"}, "how is 'at random'"),
         ({"riddge": 1.0}, r"unknown option 'riddge'; did you mean 'ridge'\?"),
         (["sum"], "does not map options to their values"),
-        ({"held_still": "one line"}, "list of lines"),
+        ({"preserved_text": "one line"}, "list of lines"),
     ],
 )
 def test_an_archive_that_keeps_nonsense_is_refused(kept: Any, says: str, tmp_path: Path) -> None:
@@ -108,7 +110,10 @@ def test_an_archive_that_keeps_nonsense_is_refused(kept: Any, says: str, tmp_pat
     ("values", "says"),
     [
         ({"aggregate": "leest_squares"}, "did you mean 'least_squares'"),
-        ({"aggregate_options": {"rows": "both"}}, "rows is 'both'; it has to be one of own_run"),
+        (
+            {"aggregate_options": {"rows": "both"}},
+            "keys_from is 'both'; it has to be one of edited",
+        ),
         ({"aggregate_options": {"ridge": -1}}, "ridge is -1; it has to be 0 or more"),
         ({"aggregate_options": {"ridge": "much"}}, "ridge is 'much', not a number"),
         ({"aggregate_options": {"ridge": float("nan")}}, "it has to be 0 or more"),
@@ -126,7 +131,7 @@ def test_options_that_cannot_be_used_are_refused(values: dict[str, Any], says: s
 def test_options_are_read_from_yaml(tmp_path: Path) -> None:
     fields = toy_hparams(["w"]).to_dict() | {
         "aggregate": "least_squares",
-        "aggregate_options": {"ridge": "1e-3", "held_still": "text.txt"},
+        "aggregate_options": {"ridge": "1e-3", "preserved_text": "text.txt"},
         "batch_limit": "500MB",
     }
     (tmp_path / "mend.json").write_text(json.dumps(fields))
@@ -134,7 +139,7 @@ def test_options_are_read_from_yaml(tmp_path: Path) -> None:
     hparams = MENDParallelHyperParams.from_hparams(tmp_path / "mend.json")
 
     assert hparams.aggregation({}) == Aggregate(ridge=1e-3)
-    assert (hparams.held_still, hparams.batch_bytes) == ("text.txt", 500_000_000)
+    assert (hparams.preserved_text, hparams.batch_bytes) == ("text.txt", 500_000_000)
 
 
 # Text that is held still
@@ -143,7 +148,7 @@ def test_options_are_read_from_yaml(tmp_path: Path) -> None:
 def outputs_on(model: Any, editor: MendParallel, texts: list[str]) -> dict[str, Tensor]:
     """How far an edit moves what each target puts out for what it sees of `texts`, unedited."""
     batch = make_text_batch(model, editor.tokenizer, texts)
-    seen = seen_by(model, editor.targets, batch)
+    seen = layer_rows(model, editor.targets, batch)
     result = editor.edit(BATCH)
     moved = {name: result.updates[name].added(one.x).norm() for name, one in seen.items()}
     result.rollback()
@@ -156,21 +161,25 @@ def test_text_that_is_held_still_is_moved_less(tmp_path: Path) -> None:
     free, held = (
         editor_of(
             toy_model("llama"),
-            aggregate_options={"held_still": str(file), "held_still_weight": weight, "ridge": 1e-2},
+            aggregate_options={
+                "preserved_text": str(file),
+                "preserved_text_weight": weight,
+                "ridge": 1e-2,
+            },
         )
         for weight in (0, 10.0)
     )
 
-    assert held.aggregate.held_still == tuple(TEXT)
+    assert held.aggregate.preserved_text == tuple(TEXT)
     loose, still = (outputs_on(editor.model, editor, TEXT) for editor in (free, held))
     for name, moved in loose.items():
         assert still[name] < 0.5 * moved
 
 
 def test_text_is_gathered_once_for_a_model_and_its_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered, calls = HeldStill.gathered, []
+    gathered, calls = PreservedInputs.gathered, []
     monkeypatch.setattr(
-        HeldStill, "gathered", lambda *args: calls.append(1) or gathered(*args), raising=True
+        PreservedInputs, "gathered", lambda *args: calls.append(1) or gathered(*args), raising=True
     )
     editor = editor_of(toy_model("llama"), aggregate_options=None)
 
@@ -191,8 +200,8 @@ def test_text_that_cannot_be_read_is_refused(content: bytes | None, tmp_path: Pa
     if content is not None:
         file.write_bytes(content)
 
-    with pytest.raises(HparamsError, match=r"held_still: .*text\.txt"):
-        editor_of(toy_model("llama"), aggregate_options={"held_still": str(file)})
+    with pytest.raises(HparamsError, match=r"preserved_text: .*text\.txt"):
+        editor_of(toy_model("llama"), aggregate_options={"preserved_text": str(file)})
 
 
 def test_more_text_than_inputs_is_kept_as_its_gram_matrix() -> None:
@@ -200,10 +209,10 @@ def test_more_text_than_inputs_is_kept_as_its_gram_matrix() -> None:
     editor = editor_of(model)
     batches = [make_text_batch(model, editor.tokenizer, [text]) for text in TEXT * 3]
 
-    held = HeldStill.gathered(model, editor.targets, batches)
+    held = PreservedInputs.gathered(model, editor.targets, batches)
 
     name = editor.targets[0].name
-    x = torch.cat([seen_by(model, editor.targets, one)[name].x for one in batches])
+    x = torch.cat([layer_rows(model, editor.targets, one)[name].x for one in batches])
     one = held.of[name]
     assert (one.rows, one.count) == (None, len(x))
     assert one.gram is not None

@@ -15,10 +15,10 @@ from benchmarks.shapes import Shape, requests, tokenizer, twin
 from toys import same_bits
 
 from easyedit_mend_parallel import MendParallel
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.weights.target import find_targets
 
 SHAPE = Shape("tiny", 4, 32, 48, 2, 2, 300, rank=8)
 

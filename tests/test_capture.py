@@ -22,10 +22,10 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, TargetError
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.capture import TokenRows, capture
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import Target, find_targets
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import TokenRows, capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.weights.target import Target, find_targets
 
 ATTENTION = [(family, "eager") for family in FAMILIES] + [
     (family, "sdpa") for family in ("llama", "mistral", "qwen2", "gpt2")

@@ -21,12 +21,12 @@ from easyedit_mend_parallel import (
     MENDParallelHyperParams,
     load_archive,
 )
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.calibration import calibrate
 from easyedit_mend_parallel.cli.app import app
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.training.calibration import calibrate
+from easyedit_mend_parallel.weights.target import find_targets
 
 LINES = [{**request, "relation": "anything"} for request in REQUESTS]
 

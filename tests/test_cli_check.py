@@ -14,10 +14,10 @@ from plan_toys import Toy
 from typer.testing import CliRunner, Result
 
 import easyedit_mend_parallel
-from easyedit_mend_parallel import plugins
 from easyedit_mend_parallel.cli.app import app, main
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
-from easyedit_mend_parallel.plugins import offers, plugin_manager
+from easyedit_mend_parallel.plugins import manager as plugins
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
+from easyedit_mend_parallel.plugins.manager import offers, plugin_manager
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_packages_own_plugin_is_listed_with_its_version() -> None:
     assert ours["package"] == "easyedit-mend-parallel"
     assert ours["version"] == easyedit_mend_parallel.__version__
     assert (ours["offers_methods"], ours["methods"]) == (True, [])
-    assert set(about["own_stores"]) >= {"resident", "ram", "shadow", "output", "sharded"}
+    assert set(about["own_stores"]) >= {"resident", "ram", "overlay", "output", "sharded"}
     assert "mend_parallel" in run("plugins").stdout
 
 

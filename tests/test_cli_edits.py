@@ -97,8 +97,8 @@ def test_edits_are_made_shown_and_kept(toy: Toy) -> None:
 def test_the_table_of_an_edit_has_the_probabilities_that_the_model_gives(toy: Toy) -> None:
     facts = toy.folder / "facts.jsonl"
     found = printed("edit", config(toy), "--requests", facts, "--save", toy.folder / "edits")
-    from easyedit_mend_parallel.batch import make_batch
-    from easyedit_mend_parallel.requests import as_requests
+    from easyedit_mend_parallel.forward.batch import make_batch
+    from easyedit_mend_parallel.forward.requests import as_requests
 
     new = [row for row in found["answers"] if row["role"] == "new"]
     for when, model in (("before", reference(toy)), ("after", reference(toy, 1, 2, 3))):

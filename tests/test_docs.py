@@ -186,8 +186,8 @@ def test_blocks_share_names_and_hidden_ones_come_before(tmp_path: Path) -> None:
         ),
         (
             "python\nfrom easyedit_mend_parallel import MENDParallelHyperParams as H\n"
-            "hparams = H.from_hparams('x')\nhparams.shadowlimit = 0",
-            "hparams has no shadowlimit",
+            "hparams = H.from_hparams('x')\nhparams.overlaylimit = 0",
+            "hparams has no overlaylimit",
         ),
         ("sh\nmend-paralel plugins", "no command mend-paralel"),
         ("sh\nmend-parallel pluggins", "no command pluggins"),

@@ -35,7 +35,7 @@ from easyedit_mend_parallel import (
     rollback_all,
 )
 from easyedit_mend_parallel.files import HEADER
-from easyedit_mend_parallel.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
 
 
 def header_of(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import torch
 from toys import toy_model, toy_tokenizer
 
 from easyedit_mend_parallel import RequestError
-from easyedit_mend_parallel.edits.answers import answers_of, probabilities
-from easyedit_mend_parallel.requests import Request
+from easyedit_mend_parallel.evaluation.answers import answers_of, probabilities
+from easyedit_mend_parallel.forward.requests import Request
 
 REQUEST = Request(
     "the capital of France is",

@@ -183,9 +183,9 @@ def _mapped(model: Any, where: dict[str, str], folder: Path) -> Any:
     )
 
 
-def test_past_the_shadow_limit_a_checkpoint_has_the_edits_too(tmp_path: Path) -> None:
+def test_past_the_overlay_limit_a_checkpoint_has_the_edits_too(tmp_path: Path) -> None:
     model = offloaded(toy_model("llama"), "all-dat", tmp_path, "cpu")
-    hparams = toy_hparams(toy_targets(model), shadow_limit=0)
+    hparams = toy_hparams(toy_targets(model), overlay_limit=0)
     editor = editor_of(toy_model("llama"))
     MendParallel(model, tokenizer_for(model), hparams, network=editor.network).edit(FACTS)
     expected = logits_on_facts(model)

@@ -15,9 +15,9 @@ from toys import assert_unchanged, toy_model, weights
 from easyedit_mend_parallel import EditError, Journal, load_edit
 from easyedit_mend_parallel.edits import journal_index
 from easyedit_mend_parallel.edits.squashing import squash, squashed_update
-from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def kept(folder: Path, apply: str = "weight") -> tuple[Any, Journal]:

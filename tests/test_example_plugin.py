@@ -19,11 +19,11 @@ import torch
 import toys
 
 from easyedit_mend_parallel import MendParallel, UpdateError, rollback_all
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.plugins.manager import plugin_manager
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.target import find_targets
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLE = DOCS / "examples" / "easyedit-gradient-steps"

@@ -25,14 +25,14 @@ from easyedit_mend_parallel import (
     load_archive,
     save_archive,
 )
-from easyedit_mend_parallel.batch import IGNORED, Batch, make_batch, without_special_tokens
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.training.data import Example, Held
-from easyedit_mend_parallel.training.fitting import Data
-from easyedit_mend_parallel.training.texts import Text
+from easyedit_mend_parallel.evaluation.data import Example, LocalityText
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch, without_special_tokens
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.forward.texts import Text
+from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.trainer import Trainer
+from easyedit_mend_parallel.weights.target import find_targets
 
 BOS = 1
 
@@ -138,8 +138,8 @@ def test_the_trainer_makes_labels_the_way_its_archive_says(way: bool, tmp_path: 
         Example(
             one,
             rephrases=(f"some people say that {one.prompt}",),
-            neighbours=(Held("water boils at"),),
-            unrelated=(Held("a cat sat on the mat"),),
+            neighbours=(LocalityText("water boils at"),),
+            unrelated=(LocalityText("a cat sat on the mat"),),
         )
         for one in as_requests(REQUESTS)
     ]

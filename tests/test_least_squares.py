@@ -12,9 +12,9 @@ from test_aggregate import assert_same_change, dense
 from torch import Tensor
 
 from easyedit_mend_parallel import UpdateError
-from easyedit_mend_parallel.aggregate import OF_ALL, Aggregate, HeldRows, System
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.method.least_squares import OF_ALL, Aggregate, PreservedRows, System
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def rows(n: int, width: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,12 +23,14 @@ def rows(n: int, width: int, out: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, d, torch.arange(n)
 
 
-def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7) -> LowRankUpdate:
+def solved(
+    by_rows: bool, options: Aggregate, held: PreservedRows | None, n: int = 7
+) -> LowRankUpdate:
     system = System(Target("w", 12, 5), by_rows, options, held)
     x, d, request = rows(n, 12, 5)
-    predicting = request % 3 == 2
-    system.add(x[:3], d[:3], request[:3], predicting[:3])
-    system.add(x[3:], d[3:], request[3:], predicting[3:])
+    label_mask = request % 3 == 2
+    system.add(x[:3], d[:3], request[:3], label_mask[:3])
+    system.add(x[3:], d[3:], request[3:], label_mask[3:])
     return system.solved()
 
 
@@ -38,7 +40,7 @@ def solved(by_rows: bool, options: Aggregate, held: HeldRows | None, n: int = 7)
 def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: int) -> None:
     x, d, request = rows(n, 12, 5)
     still = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
-    options = Aggregate(ridge=0.01, held_still_weight=0.3, predicting_weight=4.0)
+    options = Aggregate(ridge=0.01, preserved_text_weight=0.3, label_weight=4.0)
     mean = x.double().square().sum(1).mean()
     root = torch.where(request % 3 == 2, 2.0, 1.0).double().unsqueeze(1)
     left = [root * x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
@@ -48,7 +50,7 @@ def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: i
         right.append(torch.zeros(4, 5).double())
     expected = torch.linalg.lstsq(torch.cat(left), torch.cat(right)).solution.T
 
-    update = solved(by_rows, options, HeldRows(4, still) if held else None, n)
+    update = solved(by_rows, options, PreservedRows(4, still) if held else None, n)
 
     assert (dense(update) - expected).abs().max() <= 1e-5 * expected.abs().max()
     if by_rows:
@@ -61,11 +63,11 @@ def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: i
 
 def test_held_rows_and_their_gram_matrix_are_the_same() -> None:
     still = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
-    gram = HeldRows(30, None, still.double().T @ still.double())
-    options = Aggregate(held_still_weight=0.3)
+    gram = PreservedRows(30, None, still.double().T @ still.double())
+    options = Aggregate(preserved_text_weight=0.3)
 
     assert_same_change(
-        solved(False, options, gram), solved(True, options, HeldRows(30, still)), 1e-5
+        solved(False, options, gram), solved(True, options, PreservedRows(30, still)), 1e-5
     )
 
 

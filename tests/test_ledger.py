@@ -33,11 +33,11 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
-from easyedit_mend_parallel.batch import Batch
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Updates = dict[str, LowRankUpdate]

@@ -12,9 +12,9 @@ from toys import same_bits, toy_hparams, toy_model, toy_targets, toy_tokenizer
 from untrained_toys import ONE, TWO, answers
 
 from easyedit_mend_parallel import HparamsError, MendParallel
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.longer_steps import GROWTH
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.method.extend_steps import GROWTH
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.target import find_targets
 
 SHORT = -1e-3
 """A rate that goes downhill, and not far enough for any answer."""

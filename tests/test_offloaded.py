@@ -47,15 +47,16 @@ from easyedit_mend_parallel import (
     MendParallelError,
     PlacementError,
     UpdateError,
-    private_files,
     rollback_all,
 )
-from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
-from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.shadows import Shadows
-from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.stores.shadow import ShadowStaged
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.plugins.hookspecs import hookimpl
+from easyedit_mend_parallel.plugins.manager import plugin_manager
+from easyedit_mend_parallel.weights import scratch_files
+from easyedit_mend_parallel.weights.overlay import Overlays
+from easyedit_mend_parallel.weights.stores.overlay import OverlayStaged
+from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 CPU = torch.device("cpu")
 UP = "model.layers.5.mlp.up_proj.weight"
@@ -175,7 +176,7 @@ def files_in(folder: Path) -> list[Path]:
 def test_an_edit_of_offloaded_weights_is_the_edit_of_the_plain_model(
     way: str, limit: Any, tmp_path: Path, private: Path
 ) -> None:
-    toy = Toy(way, tmp_path / "model", shadow_limit=limit)
+    toy = Toy(way, tmp_path / "model", overlay_limit=limit)
     files, unedited = digests(toy.folder), logits_of(toy.model)
 
     result = toy.editor.edit(REQUESTS, losses_after=True)
@@ -204,7 +205,7 @@ def test_any_number_of_edits_comes_out_again(way: str, tmp_path: Path, private: 
     # Small edits: eight large ones in a row magnify the last place's rounding.
     with torch.no_grad():
         toy.network.edit_lrs.mul_(1e-2)
-    toy.editor = toy.editor_of(toy.model, shadow_limit=4 * SIZE)
+    toy.editor = toy.editor_of(toy.model, overlay_limit=4 * SIZE)
     files = digests(toy.folder)
     plain = toy.editor_of(toy.plain)
     kept: list[tuple[EditResult, EditResult]] = []
@@ -243,7 +244,7 @@ def test_a_checkpoint_in_fp32_loaded_as_bf16_is_edited_as_bf16(tmp_path: Path) -
     base = weights(plain, names)
 
     result = MendParallel(
-        on_disk, tokenizer, toy_hparams(names, shadow_limit=4 * SIZE), network=network
+        on_disk, tokenizer, toy_hparams(names, overlay_limit=4 * SIZE), network=network
     ).edit(REQUEST)
     MendParallel(plain, tokenizer, toy_hparams(names), network=network).edit(REQUEST)
 
@@ -267,7 +268,7 @@ def test_an_edit_in_ram_keeps_the_storage_addresses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [None, 0], ids=["in-memory", "private-files"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_of_an_edited_model_keeps_the_edit(way: str, limit: Any, tmp_path: Path) -> None:
-    toy = Toy(way, tmp_path, shadow_limit=limit)
+    toy = Toy(way, tmp_path, overlay_limit=limit)
     result = toy.editor.edit(REQUEST)
     edited = toy.stored()
 
@@ -278,7 +279,7 @@ def test_a_copy_of_an_edited_model_keeps_the_edit(way: str, limit: Any, tmp_path
 
     toy.assert_unedited()
     assert all(same_bits(stored(twin, name), edited[name]) for name in toy.names)
-    other = toy.editor_of(twin, shadow_limit=limit).edit(REQUESTS)
+    other = toy.editor_of(twin, overlay_limit=limit).edit(REQUESTS)
     toy.assert_unedited()
     other.rollback()
     assert all(same_bits(stored(twin, name), edited[name]) for name in toy.names)
@@ -287,7 +288,7 @@ def test_a_copy_of_an_edited_model_keeps_the_edit(way: str, limit: Any, tmp_path
 @pytest.mark.parametrize("limit", [None, 0], ids=["in-memory", "private-files"])
 @pytest.mark.parametrize("way", ["map", "one-file"])
 def test_a_saved_model_holds_the_edit(way: str, limit: Any, tmp_path: Path) -> None:
-    toy = Toy(way, tmp_path, shadow_limit=limit)
+    toy = Toy(way, tmp_path, overlay_limit=limit)
     toy.editor.edit(REQUEST)
     toy.model.save_pretrained(tmp_path / "saved")
     again = type(toy.model).from_pretrained(tmp_path / "saved")
@@ -299,7 +300,7 @@ def test_a_saved_model_holds_the_edit(way: str, limit: Any, tmp_path: Path) -> N
 def test_a_deleted_model_and_its_weights_are_freed_though_a_result_is_held(
     way: str, tmp_path: Path, private: Path
 ) -> None:
-    toy = Toy(way, tmp_path / "model", shadow_limit=0)
+    toy = Toy(way, tmp_path / "model", overlay_limit=0)
     results = [toy.editor.edit(REQUEST), toy.editor.edit(REQUESTS)]
     freed = [weakref.ref(toy.model)]
     weight = toy.model.get_submodule("model.layers.0.mlp.up_proj")._hf_hook.weights_map
@@ -333,11 +334,11 @@ def test_what_breaks_half_way_changes_nothing(
     private: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    toy = Toy(way, tmp_path / "model", shadow_limit=limit)
+    toy = Toy(way, tmp_path / "model", overlay_limit=limit)
     first = toy.editor.edit(REQUESTS[0])
     second = toy.editor.edit(REQUESTS[1])
     edited = toy.stored()
-    staged = ResidentStaged if way == "cpu_offload" else ShadowStaged
+    staged = ResidentStaged if way == "cpu_offload" else OverlayStaged
     method = what.split("-")[0]
     original, calls = getattr(staged, method), []
 
@@ -378,18 +379,18 @@ def test_a_tied_weight_that_is_shown_under_one_name_only_is_put_right(
     both = ["lm_head.weight", "model.embed_tokens.weight"]
     base = all_stored(model, both)
     editor = MendParallel(model, tokenizer, toy_hparams(names), network=network)
-    show, calls = Shadows.show, []
+    show, calls = Overlays.show, []
 
-    def half(self: Shadows, loader: Any, face: Any) -> None:
+    def half(self: Overlays, loader: Any, source: Any) -> None:
         calls.append(1)
         if len(calls) == k + 1:
-            first = dict(list(face.entries.items())[:1])
-            show(self, loader, type(face)(face.tensor, first, face.folder))
+            first = dict(list(source.entries.items())[:1])
+            show(self, loader, type(source)(source.tensor, first, source.folder))
             raise KeyboardInterrupt
-        show(self, loader, face)
+        show(self, loader, source)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shadows, "show", half)
+        patch.setattr(Overlays, "show", half)
         results = []
         while len(calls) <= k:
             before = all_stored(model, both)
@@ -422,7 +423,7 @@ def test_an_update_that_float16_cannot_hold_is_refused(
 
 
 def test_private_files_are_for_this_user_alone(tmp_path: Path, private: Path) -> None:
-    toy = Toy("one-file", tmp_path / "model", shadow_limit=0)
+    toy = Toy("one-file", tmp_path / "model", overlay_limit=0)
     toy.editor.edit(REQUEST)
     (folder,) = private.iterdir()
     assert folder.stat().st_mode & 0o077 == 0
@@ -435,7 +436,7 @@ def test_private_files_are_gone_when_the_process_is(ends: str, tmp_path: Path) -
     script = f"""
 import os, pathlib, sys
 from test_offloaded import Toy, REQUEST
-toy = Toy("one-file", pathlib.Path({str(tmp_path)!r}) / "model", shadow_limit=0)
+toy = Toy("one-file", pathlib.Path({str(tmp_path)!r}) / "model", overlay_limit=0)
 result = toy.editor.edit(REQUEST)
 made = lambda: len(list(pathlib.Path({str(tmp_path / "tmp")!r}).rglob("*.safetensors")))
 assert made() == 9
@@ -465,7 +466,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def disk_full_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    write, calls = private_files.write_tensors, []
+    write, calls = scratch_files.write_tensors, []
 
     def full(path: Path, *args: Any) -> None:
         calls.append(1)
@@ -473,7 +474,7 @@ def disk_full_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(28, "No space left on device")
         write(path, *args)
 
-    monkeypatch.setattr(private_files, "write_tensors", full)
+    monkeypatch.setattr(scratch_files, "write_tensors", full)
 
 
 def cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,11 +489,11 @@ def is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_private_files_cannot_be_written_nothing_changes(
     broken: Any, tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toy = Toy("one-file", tmp_path / "model", shadow_limit=0)
+    toy = Toy("one-file", tmp_path / "model", overlay_limit=0)
 
     with monkeypatch.context() as patch:
         broken(patch)
-        with pytest.raises(UpdateError, match=r"proj\.weight.*TMPDIR.*shadow_limit"):
+        with pytest.raises(UpdateError, match=r"proj\.weight.*TMPDIR.*overlay_limit"):
             toy.editor.edit(REQUEST)
 
     toy.assert_unedited()
@@ -502,7 +503,7 @@ def test_where_private_files_cannot_be_written_nothing_changes(
 
 
 def test_the_limit_counts_what_is_kept_for_rollbacks(tmp_path: Path, private: Path) -> None:
-    toy = Toy("one-file", tmp_path / "model", shadow_limit=9 * SIZE)
+    toy = Toy("one-file", tmp_path / "model", overlay_limit=9 * SIZE)
     first = toy.editor.edit(REQUEST)
     assert not files_in(private)
     second = toy.editor.edit(REQUEST)  # the shadows of the first are kept for its rollback
@@ -519,13 +520,13 @@ def test_the_limit_counts_what_is_kept_for_rollbacks(tmp_path: Path, private: Pa
     [(0, 0), ("0", 0), (5000, 5000), ("2GiB", 2**31), ("1.5 MB", 1_500_000), (None, None)],
 )
 def test_a_limit_is_a_size(written: Any, expected: int | None) -> None:
-    assert toy_hparams([UP], shadow_limit=written).shadow_bytes == expected
+    assert toy_hparams([UP], overlay_limit=written).overlay_bytes == expected
 
 
 @pytest.mark.parametrize("written", ["2 gigs", "lots", -1, "-1GiB", True, "GiB", 1.5j])
 def test_a_limit_that_is_no_size_is_refused(written: Any) -> None:
-    with pytest.raises(HparamsError, match=r"shadow_limit is .*'2GiB'"):
-        toy_hparams([UP], shadow_limit=written)
+    with pytest.raises(HparamsError, match=r"overlay_limit is .*'2GiB'"):
+        toy_hparams([UP], overlay_limit=written)
 
 
 # --- files that are not what they were
@@ -588,11 +589,11 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     type(toy.plain)(config).save_pretrained(tmp_path / "checkpoint")
     model = toy.model  # no editor has seen the file before
 
-    vars(loader_of(model)).pop("_easyedit_mend_parallel_shadows")
+    vars(loader_of(model)).pop("_easyedit_mend_parallel_overlays")
     with pytest.raises(Exception, match=r"shape"):
         toy.editor_of(model).edit(REQUEST)
-    from easyedit_mend_parallel.stores import store_for
-    from easyedit_mend_parallel.target import find_target
+    from easyedit_mend_parallel.weights.stores import store_for
+    from easyedit_mend_parallel.weights.target import find_target
 
     target = find_target(model, UP)
     update = LowRankUpdate(torch.ones(1, 16), torch.ones(1, 24), torch.zeros(1).long())

@@ -39,22 +39,23 @@ from toys import (
 from transformers import AutoModelForCausalLM
 
 from easyedit_mend_parallel import HparamsError, MendParallel, UpdateError, rollback_all
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.plugins import plugin_manager
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.stores.output import OutputStaged, OutputStore, edited_outputs
-from easyedit_mend_parallel.stores.resident import ResidentStaged
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.plugins.hookspecs import hookimpl
+from easyedit_mend_parallel.plugins.manager import plugin_manager
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.stores.output import OutputStaged, OutputStore, edited_outputs
+from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.target import Target, find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CPU = torch.device("cpu")
-LOGGER = "easyedit_mend_parallel.stores.output"
+LOGGER = "easyedit_mend_parallel.weights.stores.output"
 Updates = dict[str, LowRankUpdate]
 
 
@@ -231,18 +232,18 @@ def test_the_sum_is_made_in_fp32_and_cast_once(dtype: torch.dtype) -> None:
         Ledger.of(model).change(targets[:1], updates, "output")
 
     with torch.no_grad():
-        felt = model[0](x)
+        with_update = model[0](x)
 
     keys, values = (
         torch.cat([getattr(updates["0.weight"], part) for updates in changes])
         for part in ("keys", "values")
     )
-    assert same_bits(felt, (output.float() + x.float() @ keys.T @ values).to(dtype))
+    assert same_bits(with_update, (output.float() + x.float() @ keys.T @ values).to(dtype))
     Ledger.of(model).undo_all()
     with attached(model, {"0.weight": targets[0]}, changes[0]), torch.no_grad():
-        felt = model[0](x)
+        with_update = model[0](x)
     added = x.float() @ changes[0]["0.weight"].keys.T @ changes[0]["0.weight"].values
-    assert same_bits(felt, (output.float() + added).to(dtype))
+    assert same_bits(with_update, (output.float() + added).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -27,7 +27,7 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, PlacementError
-from easyedit_mend_parallel.placement import (
+from easyedit_mend_parallel.weights.placement import (
     Placement,
     as_device,
     execution_hook,
@@ -36,7 +36,7 @@ from easyedit_mend_parallel.placement import (
     mapped_place,
     place,
 )
-from easyedit_mend_parallel.target import Target, find_target
+from easyedit_mend_parallel.weights.target import Target, find_target
 
 CPU = torch.device("cpu")
 UP = "model.layers.5.mlp.up_proj.weight"

@@ -12,12 +12,12 @@ from plan_toys import GATE_BYTES, Toy
 from toys import REQUEST, toy_network
 
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams, save_archive
+from easyedit_mend_parallel.cli.plan import TOKENS, Plan, Range, Speeds, plan
+from easyedit_mend_parallel.cli.plan.model import sketch
 from easyedit_mend_parallel.files import read_tensors
-from easyedit_mend_parallel.placement import place
-from easyedit_mend_parallel.plan import TOKENS, Plan, Range, Speeds, plan
-from easyedit_mend_parallel.plan.model import sketch
-from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.target import find_target, find_targets
+from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.target import find_target, find_targets
 
 GIB = 1 << 30
 
@@ -152,7 +152,7 @@ def test_edited_weights_on_disk_take_memory_up_to_the_limit(
     llama: Toy, limit: int | None, memory: int, disk: int
 ) -> None:
     where = llama.blocks_on(*("disk",) * 6)
-    found = plan(llama.config(model_kwargs={"device_map": where}, shadow_limit=limit))
+    found = plan(llama.config(model_kwargs={"device_map": where}, overlay_limit=limit))
     wanted = {"cpu": memory * GATE_BYTES, "disk": disk * GATE_BYTES}
     assert backups(found) == {where: size for where, size in wanted.items() if size}
 

@@ -13,7 +13,7 @@ from plan_toys import Toy
 from toys import toy_hparams
 
 from easyedit_mend_parallel import HparamsError, MENDParallelHyperParams
-from easyedit_mend_parallel.plan import plan, read_max_memory
+from easyedit_mend_parallel.cli.plan import plan, read_max_memory
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_every_problem_is_said_at_once(llama: Toy) -> None:
         rnak=6,
         rank=4,
         apply="wieght",
-        shadow_limit="much",
+        overlay_limit="much",
         inner_params=[*llama.targets[:-2], "model.layers.9.mlp.up_proj.weight", "lm_haed.weight"],
         model_kwargs={"device_map": where, "dtyp": "bfloat16"},
     )
@@ -47,7 +47,7 @@ def test_every_problem_is_said_at_once(llama: Toy) -> None:
     for words in (
         "unknown key 'rnak'; did you mean 'rank'",
         "apply is 'wieght'",
-        "shadow_limit is 'much'",
+        "overlay_limit is 'much'",
         "'dtyp' is no argument of from_pretrained; did you mean 'dtype'",
         "model.layers.9.mlp.up_proj.weight is not in this model; it has 6 layers",
         "lm_haed.weight is not in this model",
@@ -92,7 +92,7 @@ def test_a_value_of_another_kind_is_a_problem_and_no_crash(
 
 
 def test_the_file_reader_says_the_same(llama: Toy) -> None:
-    config = llama.config(apply="wieght", shadow_limit="much")
+    config = llama.config(apply="wieght", overlay_limit="much")
     said = plan(config).problems
     with pytest.raises(HparamsError) as raised:
         MENDParallelHyperParams.from_hparams(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from easyedit_mend_parallel.plugins import plugin_manager
+from easyedit_mend_parallel.plugins.manager import plugin_manager
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS
-from easyedit_mend_parallel.training.data import Example, read_examples
+from easyedit_mend_parallel.evaluation.data import Example, read_examples
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "quality"
 MODULES = (

@@ -26,16 +26,16 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, UpdateError
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.placement import place
-from easyedit_mend_parallel.quantized import differentiable
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.stores.output import edited_outputs
-from easyedit_mend_parallel.target import Target, find_target, find_targets
-from easyedit_mend_parallel.update import attached
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.quantized import differentiable
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.stores.output import edited_outputs
+from easyedit_mend_parallel.weights.target import Target, find_target, find_targets
+from easyedit_mend_parallel.weights.update import attached
 
 CPU = torch.device("cpu")
 

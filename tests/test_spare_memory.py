@@ -13,8 +13,8 @@ from torch import nn
 from toys import assert_unchanged, same_bits, toy_model, weights
 
 from easyedit_mend_parallel import MendParallel, rollback_all
-from easyedit_mend_parallel.stores import memory
-from easyedit_mend_parallel.stores.memory import free_spare_memory, room_for
+from easyedit_mend_parallel.weights.stores import memory
+from easyedit_mend_parallel.weights.stores.memory import free_spare_memory, room_for
 
 
 def waiting(editor: MendParallel) -> int:
@@ -130,7 +130,7 @@ def test_only_the_layers_of_the_model_are_freed() -> None:
 def test_no_memory_waits_for_weights_that_may_not_stay_in_memory(tmp_path: Path) -> None:
     for limit, expected in ((None, True), (0, False)):
         model = offloaded(toy_model("llama"), "targets-safetensors", tmp_path / str(limit), "cpu")
-        editor = editor_of(model, shadow_limit=limit)
+        editor = editor_of(model, overlay_limit=limit)
         editor.edit(FACTS[0]).rollback()
 
         assert bool(waiting(editor)) is expected

@@ -26,13 +26,13 @@ from untrained_toys import ONE, TWO, answers, asked, editor
 from easyedit_mend_parallel import (
     UpdateError,
 )
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.step_search import downhill, longest, search_steps
-from easyedit_mend_parallel.stores import resident
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate, attached
-from easyedit_mend_parallel.weight_norm import _estimated, weight_norm
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.method.step_search import downhill, longest, search_steps
+from easyedit_mend_parallel.weights.norm import _estimated, weight_norm
+from easyedit_mend_parallel.weights.stores import resident
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 def test_no_weight_is_written_before_a_step_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

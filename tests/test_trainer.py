@@ -15,16 +15,16 @@ from accelerate.state import AcceleratorState
 from toys import assert_unchanged, toy_model, toy_tokenizer, weights
 from trained.runs import SUBJECTS, UNRELATED, data, facts, furthest, state, trainer
 
-from easyedit_mend_parallel.archive import load_archive
-from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.errors import DataError, HparamsError, TrainingError
-from easyedit_mend_parallel.hypernetwork import STATISTICS
+from easyedit_mend_parallel.evaluation.data import LocalityText
+from easyedit_mend_parallel.evaluation.measures import Score, evaluate
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.texts import Texts
+from easyedit_mend_parallel.method.archive import load_archive
+from easyedit_mend_parallel.method.hypernetwork import STATISTICS
 from easyedit_mend_parallel.training import checkpoint as checkpoints
 from easyedit_mend_parallel.training.curves import draw_curves
-from easyedit_mend_parallel.training.data import Held
-from easyedit_mend_parallel.training.drawing import Drawing
-from easyedit_mend_parallel.training.evaluation import Score, evaluate
-from easyedit_mend_parallel.training.texts import Texts
+from easyedit_mend_parallel.training.sampling import Sampler
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -234,7 +234,7 @@ def test_texts_that_are_too_long_are_left_out_counted_and_never_cut(
         ({"lr_schedule": "sideways"}, HparamsError, "lr_schedule is 'sideways'"),
         ({"lr_schedule": "reduce_lr_on_plateau"}, HparamsError, "from the step alone"),
         ({"max_iters": None}, HparamsError, "max_iters"),
-        ({"held_texts": 0}, HparamsError, "held_texts is 0; it has to be 1 or more"),
+        ({"locality_examples": 0}, HparamsError, "locality_examples is 0; it has to be 1 or more"),
         ({"early_stop_key": "acc"}, HparamsError, "early_stop_key is 'acc'"),
         ({"batch_size": 32}, DataError, "16 examples to train on and a step takes 32"),
     ],
@@ -249,14 +249,14 @@ def test_what_cannot_be_run_is_refused(
 def test_an_example_without_a_text_that_shall_stay_is_refused() -> None:
     lonely = [replace(facts()[0], relation=None)]
     with pytest.raises(DataError, match="has no text that shall not change"):
-        Drawing(lonely, [], per_step=1, neighbour_share=0.5, seed=0)
+        Sampler(lonely, [], per_step=1, neighbour_share=0.5, seed=0)
 
 
 def test_a_draw_follows_from_seed_step_and_place_alone() -> None:
     one, other = (
-        Drawing(facts(), UNRELATED, per_step=4, neighbour_share=0.5, seed=seed) for seed in (1, 2)
+        Sampler(facts(), UNRELATED, per_step=4, neighbour_share=0.5, seed=seed) for seed in (1, 2)
     )
-    again = Drawing(facts(), UNRELATED, per_step=4, neighbour_share=0.5, seed=1)
+    again = Sampler(facts(), UNRELATED, per_step=4, neighbour_share=0.5, seed=1)
     assert [one.step(n) for n in range(9)] == [again.step(n) for n in reversed(range(9))][::-1]
     assert [one.step(n) for n in range(9)] != [other.step(n) for n in range(9)]
     epoch = [drawn.example for n in range(4) for drawn in one.step(n)]
@@ -264,24 +264,26 @@ def test_a_draw_follows_from_seed_step_and_place_alone() -> None:
 
 
 def test_neighbours_are_of_the_same_relation_and_another_subject() -> None:
-    drawing = Drawing(facts(), UNRELATED, per_step=16, neighbour_share=1.0, seed=0)
-    for drawn in drawing.step(0):
+    sampling = Sampler(facts(), UNRELATED, per_step=16, neighbour_share=1.0, seed=0)
+    for drawn in sampling.step(0):
         of = {"capital": ("capital", "stands by"), "river": ("river", "runs")}
-        text = drawn.held[0].prompt
+        text = drawn.locality[0].prompt
         assert any(word in text for word in of[drawn.example.relation or ""])
         assert str(drawn.example.subject) not in text.split()
         assert any(subject in text.split() for subject in SUBJECTS)
-    own = Drawing(
-        facts(neighbours=(Held("who wrote"),)), (), per_step=16, neighbour_share=0.0, seed=0
+    own = Sampler(
+        facts(neighbours=(LocalityText("who wrote"),)), (), per_step=16, neighbour_share=0.0, seed=0
     )
-    assert {held.prompt for drawn in own.step(0) for held in drawn.held} == {"who wrote"}
+    assert {text.prompt for drawn in own.step(0) for text in drawn.locality} == {"who wrote"}
 
 
 def test_an_edit_is_tried_on_as_many_texts_that_shall_stay_as_asked_for() -> None:
-    drawing = Drawing(facts(), UNRELATED, per_step=16, neighbour_share=0.5, held_texts=6, seed=0)
-    for drawn in drawing.step(0):
-        assert len(drawn.held) == 6
-        assert len({held.prompt for held in drawn.held}) > 1
+    sampling = Sampler(
+        facts(), UNRELATED, per_step=16, neighbour_share=0.5, locality_examples=6, seed=0
+    )
+    for drawn in sampling.step(0):
+        assert len(drawn.locality) == 6
+        assert len({text.prompt for text in drawn.locality}) > 1
 
 
 def test_a_bos_among_the_labels_is_no_part_of_what_is_measured(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from easyedit_mend_parallel import DataError
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.training.data import Example, Held, read_examples
+from easyedit_mend_parallel.evaluation.data import Example, LocalityText, read_examples
+from easyedit_mend_parallel.forward.requests import Request
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "training-data.md"
 
@@ -101,8 +101,8 @@ def test_every_field_of_a_line_reaches_its_example(tmp_path: Path) -> None:
     assert example == Example(
         Request(**EDIT, other={"subject": "Norland", "ground_truth": "Norville"}),
         rephrases=("Norland is governed from", "Norland's capital is"),
-        neighbours=(Held("The capital of Sudland is"),),
-        unrelated=(Held("Snow is white."), Held("It's nine.")),
+        neighbours=(LocalityText("The capital of Sudland is"),),
+        unrelated=(LocalityText("Snow is white."), LocalityText("It's nine.")),
         subject="Norland",
         relation="capital",
         split="new subjects",
@@ -120,7 +120,7 @@ def test_zsre_is_read_as_easyedit_reads_it(tmp_path: Path) -> None:
                 {"subject": "Norland", "ground_truth": "Norville"},
             ),
             rephrases=("Norland's capital is which city?",),
-            unrelated=(Held("nq question: who wrote the anthem", "Ada Lund"),),
+            unrelated=(LocalityText("nq question: who wrote the anthem", "Ada Lund"),),
             subject="Norland",
         )
     ]
@@ -146,7 +146,7 @@ def test_both_forms_of_counterfact_give_neighbours_with_their_answers(
 
     assert (example.request.prompt, example.request.target_new) == tuple(EDIT.values())
     assert example.request.other["ground_truth"] == "Norville"
-    assert example.neighbours[0] == Held("The capital of Westmark is", "Norville")
+    assert example.neighbours[0] == LocalityText("The capital of Westmark is", "Norville")
     if record is NESTED:
         assert len(example.neighbours) == len(example.rephrases) == 2
         assert (example.subject, example.relation) == ("Norland", "P36")

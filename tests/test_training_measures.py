@@ -10,14 +10,14 @@ from torch import Tensor
 from toys import REQUEST, tokenizer_for, toy_model, toy_network
 
 from easyedit_mend_parallel import PluginError, TrainingError
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
-from easyedit_mend_parallel.plugins import editing_methods, plugin_manager
-from easyedit_mend_parallel.requests import as_requests
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
+from easyedit_mend_parallel.plugins.manager import editing_methods, plugin_manager
 from easyedit_mend_parallel.training.diagnostics import compare, gradient_of, measure
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def update_of(seed: int, rows: int = 5, grad: bool = False) -> LowRankUpdate:

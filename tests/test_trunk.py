@@ -22,13 +22,13 @@ from toys import (
 )
 from toys import weights as weights_of
 
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.errors import TrunkError
-from easyedit_mend_parallel.kept_states import KeptStates
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.trunk import Trunk
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.weights.target import find_targets
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -206,7 +206,7 @@ def test_past_the_memory_limit_states_lie_on_disk_and_past_that_limit_nowhere(
     memory: int, tmp_path: Path
 ) -> None:
     states = [torch.randn(10, 16) for _ in range(4)]
-    kept = KeptStates("x", memory_limit=memory, disk_limit=2 * 640, folder=tmp_path / "kept")
+    kept = HiddenStateCache("x", memory_limit=memory, disk_limit=2 * 640, folder=tmp_path / "kept")
     for number, one in enumerate(states):
         kept.put([number, 7, 8], one, beginning=1)
 
@@ -226,11 +226,11 @@ def test_past_the_memory_limit_states_lie_on_disk_and_past_that_limit_nowhere(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_next_run_finds_what_lies_on_disk(dtype: torch.dtype, tmp_path: Path) -> None:
     states = torch.randn(5, 8).to(dtype)
-    first = KeptStates("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
+    first = HiddenStateCache("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
     first.put([1, 2], states)
     first.save()
 
-    again = KeptStates("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
+    again = HiddenStateCache("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
 
     found = again.get([1, 2])
     assert found is not None
@@ -269,7 +269,7 @@ def test_states_of_other_weights_or_another_tokenizer_are_refused(
 
 @pytest.mark.parametrize("damage", ["index", "states"])
 def test_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
-    kept = KeptStates("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
+    kept = HiddenStateCache("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
     kept.put([1, 2], torch.randn(5, 8))
     kept.save()
     name = "index.json" if damage == "index" else "states.bin"
@@ -277,13 +277,13 @@ def test_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(whole[:-20])
 
     with pytest.raises(TrunkError, match="delete that folder"):
-        KeptStates("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
+        HiddenStateCache("x", memory_limit=0, disk_limit=10**6, folder=tmp_path)
 
 
 def test_a_full_disk_means_that_states_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = KeptStates("x", memory_limit=0, disk_limit=10**6, folder=tmp_path / "kept")
+    kept = HiddenStateCache("x", memory_limit=0, disk_limit=10**6, folder=tmp_path / "kept")
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")

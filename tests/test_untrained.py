@@ -31,13 +31,13 @@ from easyedit_mend_parallel import (
     load_archive,
     save_archive,
 )
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.calibration import calibrate
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.errors import TrainingError
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.training.calibration import calibrate
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 # What it does
 

@@ -22,12 +22,13 @@ from toys import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from easyedit_mend_parallel import UpdateError, update
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.update import LowRankUpdate, attached, refuse_non_finite
+from easyedit_mend_parallel import UpdateError
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.weights import update
+from easyedit_mend_parallel.weights.target import Target, find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached, refuse_non_finite
 
 ROWS, WIDE_IN, WIDE_OUT = 7, 5, 3
 
@@ -87,9 +88,9 @@ def test_attached_updates_give_the_logits_of_written_ones(family: str) -> None:
     assert (expected - plain).abs().max() > 1e-2 * plain.abs().max()
 
     with attached(model, targets, updates):
-        felt = logits_of(model, batch)
+        with_update = logits_of(model, batch)
 
-    close(felt, expected)
+    close(with_update, expected)
     assert_unchanged(model, before)
     assert torch.equal(logits_of(model, batch), plain)
 
@@ -102,7 +103,7 @@ def test_a_routed_sequence_feels_the_update_of_its_request_alone(family: str) ->
     route = torch.tensor([2, nobody, 0])
 
     with attached(model, targets, updates, route):
-        felt = logits_of(model, batch)
+        with_update = logits_of(model, batch)
 
     for sequence, request in enumerate(route.tolist()):
         own = {
@@ -114,9 +115,9 @@ def test_a_routed_sequence_feels_the_update_of_its_request_alone(family: str) ->
             for name, one in updates.items()
         }
         expected = logits_of(written(model, targets, own), batch)
-        close(felt[sequence], expected[sequence])
-    close(felt[1], plain[1])
-    assert (felt[0] - plain[0]).abs().max() > 1e-2 * plain.abs().max()
+        close(with_update[sequence], expected[sequence])
+    close(with_update[1], plain[1])
+    assert (with_update[0] - plain[0]).abs().max() > 1e-2 * plain.abs().max()
 
 
 def test_a_route_reaches_tokens_that_come_flat() -> None:
@@ -149,13 +150,13 @@ def test_writing_makes_the_layer_give_what_attaching_gives(
     (target,) = find_targets(model, ["0.weight"])
     one, x = some_update(), torch.randn(6, WIDE_IN).to(dtype)
     with attached(model, {target.name: target}, {target.name: one}):
-        felt = model(x)
-    assert felt.dtype == dtype
+        with_update = model(x)
+    assert with_update.dtype == dtype
 
     one.write(layer.weight, target.transposed)
 
     tolerance = 1e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
-    assert (felt - model(x)).abs().max() <= tolerance * felt.abs().max()
+    assert (with_update - model(x)).abs().max() <= tolerance * with_update.abs().max()
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
@@ -274,10 +275,10 @@ def test_two_attached_updates_add_up() -> None:
         attached(model, by_name, {target.name: first}),
         attached(model, by_name, {target.name: second}),
     ):
-        felt = model(x)
+        with_update = model(x)
 
     expected = model(x) + x @ (dense(first) + dense(second)).float().T
-    assert torch.allclose(felt, expected, atol=1e-5)
+    assert torch.allclose(with_update, expected, atol=1e-5)
 
 
 def test_the_loss_with_an_attached_update_is_differentiable_in_the_network() -> None:

@@ -16,13 +16,13 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.capture import capture
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.weights.target import Target, find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 WIDTH, INNER, BLOCKS, HEADS = 16, 24, 6, 2
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
@@ -215,7 +215,7 @@ def toy_hparams(inner_params: Sequence[str], **options: Any) -> MENDParallelHype
         # Other placements give the same sum within the contract's bound; what least squares gives,
         # and its text that is held still, is the affair of the tests of batches.
         "aggregate": "sum",
-        "aggregate_options": {"held_still_weight": 0},
+        "aggregate_options": {"preserved_text_weight": 0},
     }
     return MENDParallelHyperParams(**(values | options))
 

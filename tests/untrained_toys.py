@@ -17,11 +17,11 @@ from easyedit_mend_parallel import (
     MendParallel,
     save_archive,
 )
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.calibration import calibrate
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.training.calibration import calibrate
+from easyedit_mend_parallel.weights.target import find_targets
 
 ONE = {"prompt": "the sun rises in the", "target_new": "Paris"}
 TWO = [ONE, {"prompt": "my name is", "target_new": "stone"}]

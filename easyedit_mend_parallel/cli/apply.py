@@ -21,11 +21,11 @@ def command(
 ) -> None:
     """Load the model that CONFIG names, put on the journal's applied edits, and save the result
     as an ordinary checkpoint. MODEL_DIR appears whole or not at all."""
+    from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.edits import Journal, save_edited
     from easyedit_mend_parallel.errors import EditError
     from easyedit_mend_parallel.files import is_free
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-    from easyedit_mend_parallel.loading import load_model
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     applied = existing(folder).applied

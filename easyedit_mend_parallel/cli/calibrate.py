@@ -30,15 +30,15 @@ def command(
     from rich.console import Console
     from rich.progress import track
 
-    from easyedit_mend_parallel.archive import save_archive
-    from easyedit_mend_parallel.batch import make_batch
-    from easyedit_mend_parallel.calibration import calibrate
+    from easyedit_mend_parallel.cli.loading import load_model
+    from easyedit_mend_parallel.evaluation.data import read_examples
+    from easyedit_mend_parallel.forward.batch import make_batch
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-    from easyedit_mend_parallel.hypernetwork import Hypernetwork
-    from easyedit_mend_parallel.loading import load_model
-    from easyedit_mend_parallel.placement import network_home
-    from easyedit_mend_parallel.target import find_targets
-    from easyedit_mend_parallel.training.data import read_examples
+    from easyedit_mend_parallel.method.archive import save_archive
+    from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+    from easyedit_mend_parallel.training.calibration import calibrate
+    from easyedit_mend_parallel.weights.placement import network_home
+    from easyedit_mend_parallel.weights.target import find_targets
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     _refuse_useless(hparams.norm, out)

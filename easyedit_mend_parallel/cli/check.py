@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from easyedit_mend_parallel.plan import Plan, Range, Speeds
+    from easyedit_mend_parallel.cli.plan import Plan, Range, Speeds
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Say before anything is loaded where the model would lie, what an edit takes, and every
     reason for which it would not work. Exits with 1 if there is one."""
-    from easyedit_mend_parallel.plan import ASSUMED, measured, plan, read_max_memory
+    from easyedit_mend_parallel.cli.plan import ASSUMED, measured, plan, read_max_memory
 
     limits = None if max_memory is None else read_max_memory(max_memory)
     speeds = measured if limits is None else lambda _: ASSUMED
@@ -45,7 +45,7 @@ def command(
 
 
 def _as_json(found: Plan) -> dict[str, Any]:
-    from easyedit_mend_parallel.plan import TOKENS
+    from easyedit_mend_parallel.cli.plan import TOKENS
 
     low, high = found.seconds
     about = dataclasses.asdict(found)
@@ -87,7 +87,7 @@ def _show(found: Plan, console: Console) -> None:
 
 
 def _show_blocks(found: Plan, console: Console) -> None:
-    from easyedit_mend_parallel.plan import label
+    from easyedit_mend_parallel.cli.plan import label
 
     places: dict[str, list[str]] = {}
     for module, place in found.device_map.items():
@@ -99,7 +99,7 @@ def _show_blocks(found: Plan, console: Console) -> None:
 
 
 def _show_targets(found: Plan, console: Console) -> None:
-    from easyedit_mend_parallel.plan import label
+    from easyedit_mend_parallel.cli.plan import label
 
     name = Column("target", overflow="fold")
     table = Table(name, "in × out", "lies on", "computes on", "store", title="Targets")
@@ -115,7 +115,7 @@ def _show_targets(found: Plan, console: Console) -> None:
 
 
 def _show_memory(found: Plan, console: Console) -> None:
-    from easyedit_mend_parallel.plan import TOKENS, label
+    from easyedit_mend_parallel.cli.plan import TOKENS, label
 
     table = Table(
         "place", "weights", "may take", "backups", "many edits", "network", "rows", title="Memory"
@@ -140,7 +140,7 @@ def _show_memory(found: Plan, console: Console) -> None:
 
 
 def _show_time(found: Plan, speeds: Speeds, console: Console) -> None:
-    from easyedit_mend_parallel.plan import TOKENS, kind_of
+    from easyedit_mend_parallel.cli.plan import TOKENS, kind_of
 
     low, high = found.seconds
     table = Table("part", "bytes", "operations", "estimate", title="Time")

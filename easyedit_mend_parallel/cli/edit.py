@@ -14,7 +14,7 @@ from rich.table import Table
 from easyedit_mend_parallel.cli.where import progress
 
 if TYPE_CHECKING:
-    from easyedit_mend_parallel.requests import Request
+    from easyedit_mend_parallel.forward.requests import Request
 
 
 def command(
@@ -38,11 +38,11 @@ def command(
     A journal that holds edits already is put onto the model first. Interrupted, the edits that
     were made until then are in the journal, whole.
     """
+    from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
-    from easyedit_mend_parallel.edits.answers import NEW, PROMPT, answers_of, probabilities
     from easyedit_mend_parallel.edits.journal import Journal
+    from easyedit_mend_parallel.evaluation.answers import NEW, PROMPT, answers_of, probabilities
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-    from easyedit_mend_parallel.loading import load_model
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     wanted = read_requests(requests)
@@ -114,8 +114,8 @@ def command(
 
 def read_requests(path: Path) -> list[Request]:
     """The edits of a file, each with the texts that judge it. Raises DataError."""
-    from easyedit_mend_parallel.requests import Request
-    from easyedit_mend_parallel.training.data import read_examples
+    from easyedit_mend_parallel.evaluation.data import read_examples
+    from easyedit_mend_parallel.forward.requests import Request
 
     examples, _ = read_examples(path)
     return [
@@ -126,7 +126,7 @@ def read_requests(path: Path) -> list[Request]:
                 **example.request.other,
                 "rephrases": list(example.rephrases),
                 "neighbours": [
-                    {"prompt": held.prompt, "target": held.target} for held in example.neighbours
+                    {"prompt": text.prompt, "target": text.target} for text in example.neighbours
                 ],
             },
         )

@@ -23,8 +23,8 @@ def command(
 ) -> None:
     """List the plugins that this package finds, and what each offers."""
     from easyedit_mend_parallel.easyedit.host import find_host
-    from easyedit_mend_parallel.plugins import offers
-    from easyedit_mend_parallel.stores import KINDS
+    from easyedit_mend_parallel.plugins.manager import offers
+    from easyedit_mend_parallel.weights.stores import KINDS
 
     found = offers(find_host(import_it=methods))
     if as_json:

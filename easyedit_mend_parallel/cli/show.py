@@ -16,7 +16,7 @@ from easyedit_mend_parallel.cli.where import asked, edits_at
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.edits import SavedEdit
-    from easyedit_mend_parallel.edits.answers import Answer
+    from easyedit_mend_parallel.evaluation.answers import Answer
 
 Judged = tuple["list[Answer]", "list[float]", "list[float]"]
 """Answers, and their probabilities before and after the edit."""
@@ -70,9 +70,9 @@ def command(
 
 def _judge(edit: SavedEdit, config: Path) -> Judged:
     """Ask the base that CONFIG names, without the edit and with it."""
-    from easyedit_mend_parallel.edits.answers import answers_of, probabilities
+    from easyedit_mend_parallel.cli.loading import load_model
+    from easyedit_mend_parallel.evaluation.answers import answers_of, probabilities
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-    from easyedit_mend_parallel.loading import load_model
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     model, tokenizer = load_model(hparams)

@@ -37,11 +37,11 @@ def command(
     """
     from accelerate import Accelerator
 
+    from easyedit_mend_parallel.cli.loading import load_model
+    from easyedit_mend_parallel.evaluation.data import read_examples
     from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-    from easyedit_mend_parallel.loading import load_model
     from easyedit_mend_parallel.training.curves import draw_curves
-    from easyedit_mend_parallel.training.data import read_examples
-    from easyedit_mend_parallel.training.fitting import Data
+    from easyedit_mend_parallel.training.length_filter import Data
     from easyedit_mend_parallel.training.trainer import Trainer
 
     hparams = MENDParallelTrainingHparams.from_hparams(config)

@@ -30,9 +30,9 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
 from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
 from easyedit_mend_parallel.demo.smollm2 import DemoError, prepare
 from easyedit_mend_parallel.errors import MendParallelError
-from easyedit_mend_parallel.placement import place
-from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.target import Target
 
 SAME_EDIT = 1e-5
 """The bound: this share of the largest change, and one unit in the last place of the weight."""

@@ -29,8 +29,8 @@ from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.memory import Peak, anonymous_mib, capped
 from easyedit_mend_parallel.demo.random_model import ARCHIVE, RANKS, SHAPES, make, targets_of
 from easyedit_mend_parallel.demo.smollm2 import default_cache
-from easyedit_mend_parallel.stores import store_for
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.target import find_targets
 
 GIB = 1 << 30
 WAYS = {"base-editor": 3.0, "weight": 2.5, "output": 2.5}

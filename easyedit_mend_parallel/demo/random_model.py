@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from easyedit_mend_parallel.archive import save_archive
-from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.method.archive import save_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.weights.target import find_targets
 
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32},

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from easyedit_mend_parallel.errors import PluginError
-from easyedit_mend_parallel.hookspecs import Host
+from easyedit_mend_parallel.plugins.hookspecs import Host
 
 NAME = "easyeditor"
 

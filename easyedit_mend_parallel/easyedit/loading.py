@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
-from easyedit_mend_parallel.placement import is_dispatched
+from easyedit_mend_parallel.weights.placement import is_dispatched
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from easyedit_mend_parallel.easyedit.host import keeps_edits_unless_asked
 from easyedit_mend_parallel.easyedit.rollback import Rollback
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.editor import MendParallel, Trained
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
 from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
 
 log = logging.getLogger(__name__)
 

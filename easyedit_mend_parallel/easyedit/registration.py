@@ -1,6 +1,6 @@
 """Joining EasyEdit: methods into its registries, and our method treated there as MEND is.
 
-Runs once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
+EditedForwards once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from easyedit_mend_parallel.easyedit.method import Executor
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.easyedit.trainers import join_trainers, presented
 from easyedit_mend_parallel.errors import HparamsError, PluginError, suggestion
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host
 from easyedit_mend_parallel.hparams import HOST_METHOD, MENDParallelHyperParams
-from easyedit_mend_parallel.plugins import editing_methods
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host
+from easyedit_mend_parallel.plugins.manager import editing_methods
 
 log = logging.getLogger(__name__)
 

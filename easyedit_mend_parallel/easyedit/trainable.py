@@ -17,18 +17,18 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.archive import Archive, named_as_today, with_header
-from easyedit_mend_parallel.batch import Batch, called_with, without_special_tokens
-from easyedit_mend_parallel.capture import TokenRows, capture
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
-from easyedit_mend_parallel.hookspecs import Host
+from easyedit_mend_parallel.forward.batch import Batch, called_with, without_special_tokens
+from easyedit_mend_parallel.forward.capture import TokenRows, capture
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.hypernetwork import GradientTransform, Hypernetwork
-from easyedit_mend_parallel.placement import is_dispatched, network_home
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.method.archive import Archive, named_as_today, with_header
+from easyedit_mend_parallel.method.hypernetwork import GradientTransform, Hypernetwork
+from easyedit_mend_parallel.plugins.hookspecs import Host
 from easyedit_mend_parallel.training.diagnostics import compare, gradient_of, measure
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.weights.placement import is_dispatched, network_home
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 KNOWN_DECODER = "LlamaForCausalLM"
 """A `model_class` that EasyEdit's loss takes for a decoder."""

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easyedit_mend_parallel.archive import load_archive, readable
 from easyedit_mend_parallel.easyedit.loading import from_pretrained_with
 from easyedit_mend_parallel.easyedit.trainable import Trainable
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.hparams import HOST_METHOD
-from easyedit_mend_parallel.placement import input_device, is_dispatched
+from easyedit_mend_parallel.method.archive import load_archive, readable
+from easyedit_mend_parallel.weights.placement import input_device, is_dispatched
 
 log = logging.getLogger(__name__)
 

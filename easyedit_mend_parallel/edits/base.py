@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel import holder
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.holder import tied_names
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.sharding import is_distributed, whole_tensor
-from easyedit_mend_parallel.stores.protocol import WRITABLE
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.weights import offload as holder
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.offload import tied_names
+from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
+from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
+from easyedit_mend_parallel.weights.target import Target
 
 Sums: TypeAlias = Mapping[str, str]
 """{dtype: sha256 of a tensor's bytes in that dtype}"""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
-from easyedit_mend_parallel.gathering import answer, asking
-from easyedit_mend_parallel.holder import tied_names
-from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.ranks import Ranks
-from easyedit_mend_parallel.sharding import is_distributed
-from easyedit_mend_parallel.stores.output import hanging_updates, without_notice
-from easyedit_mend_parallel.stores.protocol import WRITABLE
-from easyedit_mend_parallel.target import find_target
+from easyedit_mend_parallel.weights.gathering import answer, asking
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.offload import tied_names
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.sharding import is_distributed
+from easyedit_mend_parallel.weights.stores.output import hanging_updates, without_notice
+from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
+from easyedit_mend_parallel.weights.target import find_target
 
 NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
 """A device map that makes transformers look for weights behind accelerate's hooks."""
@@ -43,15 +43,15 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
     """
     ranks = Ranks.of(model)
     with Ledger.of(model).lock, _written(model), ExitStack() as stack:
-        with ranks.together("make the folder"):
+        with ranks.agree("make the folder"):
             fresh = new_folder(Path(folder)) if ranks.is_first else nullcontext()
             temporary = stack.enter_context(fresh)
-        with ranks.together("save the model"), _findable(model, ranks) as state:
+        with ranks.agree("save the model"), _findable(model, ranks) as state:
             if temporary is not None:
                 model.save_pretrained(temporary, **{"state_dict": state, **options})
                 if tokenizer is not None:
                     tokenizer.save_pretrained(temporary)
-        with ranks.together("move the saved model to its folder"):
+        with ranks.agree("move the saved model to its folder"):
             stack.close()
     return Path(folder)
 
@@ -119,7 +119,7 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
     on every process, by a plan that a model which torch made parallel lacks, and would leave the
     others waiting where the first fails.
     """
-    with ranks.together("list the weights"):
+    with ranks.agree("list the weights"):
         from transformers import modeling_utils  # takes a second, which few need
 
         state: dict[str, Tensor] = model.state_dict()

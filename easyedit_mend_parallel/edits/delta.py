@@ -15,7 +15,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.edits.saved import SavedEdit
 from easyedit_mend_parallel.files import written_whole
-from easyedit_mend_parallel.update import WRITE_LIMIT
+from easyedit_mend_parallel.weights.update import WRITE_LIMIT
 
 NAMES = {
     torch.float64: "F64",

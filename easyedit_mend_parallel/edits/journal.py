@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import nn
 
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
-from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, together
+from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, merge_edits
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.ranks import Ranks
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.ranks import Ranks
 
 if TYPE_CHECKING:
-    from easyedit_mend_parallel.result import EditResult
+    from easyedit_mend_parallel.edits.result import EditResult
 
 Undone: TypeAlias = Literal["restored", "recomputed", "marked"]
 """How an edit was taken out of the model. `restored`: nothing later touched its weights, which
@@ -58,7 +58,7 @@ class Journal:
         progress: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self.folder = Path(folder)
-        with Ranks.of(model).together("read the journal"):
+        with Ranks.of(model).agree("read the journal"):
             self._revision, self._entries = read_index(self.folder)
         self._model: nn.Module | None = None
         self._ranks = Ranks()
@@ -84,7 +84,7 @@ class Journal:
 
     def combined(self) -> SavedEdit:
         """All applied edits as one, the sum of theirs. Raises EditError where none is applied."""
-        return together([self.edit(number) for number in self.applied])
+        return merge_edits([self.edit(number) for number in self.applied])
 
     def add(self, result: EditResult, *, half: bool = False) -> JournalEntry:
         """Keep an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
@@ -100,7 +100,7 @@ class Journal:
                 f"the edit is in another model than the journal {self.folder} was opened with: "
                 "open it with the model before that is edited"
             )
-        with self._ranks.together("read the edited weights"):
+        with self._ranks.agree("read the edited weights"):
             edit = result.saved(whole=True)
         entry = self._keep(edit, half=half)
         self._write([*self._entries, entry])
@@ -148,7 +148,7 @@ class Journal:
         if self._model is None:
             self._write([*others, again])
             return
-        with self._ranks.together("read the edit"):
+        with self._ranks.agree("read the edit"):
             edit = self.edit(number)
         applied = edit.apply(self._model, self._apply)
         try:
@@ -174,7 +174,7 @@ class Journal:
                 f"{', '.join(map(str, not_applied)) or 'fewer than two'} of the edits to squash "
                 f"{'is' if len(not_applied) == 1 else 'are'} applied"
             )
-        with self._ranks.together("squash the edits"):
+        with self._ranks.agree("squash the edits"):
             edit = squash([self.edit(number) for number in chosen], rank)
         edit.about["squashed"]["numbers"] = chosen
         new = self._keep(edit)
@@ -221,7 +221,7 @@ class Journal:
         with ledger.lock:
             try:
                 for number in numbers:
-                    with ranks.together("read the edit"):
+                    with ranks.agree("read the edit"):
                         edit = self.edit(number)
                     bases = {
                         name: about.get("base")
@@ -233,7 +233,7 @@ class Journal:
                     if self._hold:
                         live[number] = applied.entry
                     known |= bases
-                    with ranks.together("say how far it is"):
+                    with ranks.agree("say how far it is"):
                         progress(number)
             except BaseException:
                 for entry in reversed(live.values()):
@@ -268,10 +268,10 @@ class Journal:
             self._write(self._entries)
         number = max((entry.number for entry in self._entries), default=0) + 1
         file = f"{number:04}.safetensors"
-        with self._ranks.together("write the edit"):
+        with self._ranks.agree("write the edit"):
             if self._ranks.is_first:
                 edit.write(self.folder / file, half=half)
-        with self._ranks.together("find the edit that the first rank wrote"):
+        with self._ranks.agree("find the edit that the first rank wrote"):
             if not (self.folder / file).exists():
                 raise EditError(
                     f"{self.folder} is another folder here than for the rank that writes it: put "
@@ -288,7 +288,7 @@ class Journal:
         raise EditError(f"there is no edit {number} in {self.folder}; its edits: {known}")
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        with self._ranks.together("write the journal"):
+        with self._ranks.agree("write the journal"):
             if self._ranks.is_first:
                 write_index(self.folder, self._revision, entries)
         self._revision, self._entries = self._revision + 1, entries

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from easyedit_mend_parallel.edits.answers import NEW, Answer
 from easyedit_mend_parallel.edits.saved import SavedEdit
+from easyedit_mend_parallel.evaluation.answers import NEW, Answer
 from easyedit_mend_parallel.files import written_whole
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 SHADES = " ▁▂▃▄▅▆▇█"
 LONGEST_TEXT = 48
@@ -48,10 +48,10 @@ def sizes_of(edit: SavedEdit) -> list[TargetSizes]:
 def tokens_of(edit: SavedEdit, target: TargetSizes) -> list[str]:
     """The text of each row's token, or its number where it is not known (squashed edits, and
     several inputs of one length)."""
-    fitting = [
+    fitting_data = [
         texts for texts in edit.about.get("tokens", {}).values() if len(texts) == len(target.rows)
     ]
-    return fitting[0] if len(fitting) == 1 else [str(n) for n in range(len(target.rows))]
+    return fitting_data[0] if len(fitting_data) == 1 else [str(n) for n in range(len(target.rows))]
 
 
 def shades(rows: Sequence[float], largest: float) -> str:

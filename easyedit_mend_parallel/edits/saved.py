@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.edits.base import check_base
 from easyedit_mend_parallel.errors import EditError, MendParallelError, TargetError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
-from easyedit_mend_parallel.holder import refuse_lost_files
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.placement import Placement, place
-from easyedit_mend_parallel.ranks import Ranks
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.target import Target, find_target
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.offload import refuse_lost_files
+from easyedit_mend_parallel.weights.placement import Placement, place
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.target import Target, find_target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class SavedEdit:
         """
         ledger = Ledger.of(model)
         with ledger.lock:
-            with Ranks.of(model).together("prepare the saved edit"):
+            with Ranks.of(model).agree("prepare the saved edit"):
                 targets = [self._found(model, target) for target in self.targets.values()]
                 refuse_lost_files(model)
                 about = self.about["base"]
@@ -213,7 +213,7 @@ def load_edit(path: str | Path) -> SavedEdit:
     return SavedEdit(targets, updates, positions, requests, about, str(path))
 
 
-def together(edits: list[SavedEdit]) -> SavedEdit:
+def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
     """`edits` of one base as one, whose update is the sum of theirs: their rows one below another.
 
     Raises EditError where there are none, or where they were made on different bases.

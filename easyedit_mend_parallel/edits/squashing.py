@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.edits.saved import SavedEdit, together
+from easyedit_mend_parallel.edits.saved import SavedEdit, merge_edits
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 ROWS_AT_ONCE = 2048
 """Rows that go through one decomposition. An update with more is squashed part by part, which is
@@ -33,7 +33,7 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     """
     if rank < 1:
         raise EditError(f"rank is {rank}; it has to be at least 1")
-    edit = together([edits] if isinstance(edits, SavedEdit) else list(edits))
+    edit = merge_edits([edits] if isinstance(edits, SavedEdit) else list(edits))
     squashed, errors = {}, {}
     for name, update in edit.updates.items():
         squashed[name], errors[name] = squashed_update(update, rank)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 FORMAT_VERSION = 1
 NETWORK, OPTIMIZER = "network/", "optimizer/"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from easyedit_mend_parallel.evaluation.measures import MEASURES
 from easyedit_mend_parallel.files import written_whole
-from easyedit_mend_parallel.training.evaluation import MEASURES
 from easyedit_mend_parallel.training.metrics import FILE, read_metrics
 
 PICTURE = "curves.png"

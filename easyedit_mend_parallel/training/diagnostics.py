@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.capture import TokenRows
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.forward.capture import TokenRows
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def measure(update: LowRankUpdate) -> dict[str, Tensor]:

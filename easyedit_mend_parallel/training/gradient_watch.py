@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import TrainingError
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 WHAT_TO_CHECK = (
     "Check that cedit and cloc are not both 0, that the labels are not all -100, that the targets' "

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.training.drawing import Drawn
-from easyedit_mend_parallel.training.texts import Text, Texts, as_index, places, some_places
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.forward.texts import (
+    Text,
+    Texts,
+    as_index,
+    some_positions,
+    target_positions,
+)
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.training.sampling import Sample
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def measure_step(
     texts: Texts,
     targets: Sequence[Target],
     network: Hypernetwork,
-    chosen: Sequence[Drawn],
+    chosen: Sequence[Sample],
     *,
     locality_positions: int,
 ) -> Measured:
@@ -53,31 +59,33 @@ def measure_step(
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
     updates = propose(texts.model, targets, texts.batch(requests), network).updates
     tried = [
-        (number, Text(prompt, drawn.example.request.target_text))
-        for number, drawn in enumerate(chosen)
-        for prompt in drawn.prompts
+        (number, Text(prompt, sample.example.request.target_text))
+        for number, sample in enumerate(chosen)
+        for prompt in sample.prompts
     ]
-    held = [
-        (number, Text(held.prompt, held.target))
-        for number, drawn in enumerate(chosen)
-        for held in drawn.held
+    preserved = [
+        (number, Text(text.prompt, text.target))
+        for number, sample in enumerate(chosen)
+        for text in sample.locality
     ]
-    batch = texts.batch([text for _, text in tried + held])
-    route = torch.tensor([number for number, _ in tried + held])
-    labelled = [places(batch, row) for row in range(len(tried))]
+    batch = texts.batch([text for _, text in tried + preserved])
+    route = torch.tensor([number for number, _ in tried + preserved])
+    labelled = [target_positions(batch, row) for row in range(len(tried))]
     compared = [
-        some_places(batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}")
-        for row, (number, _) in enumerate(held)
+        some_positions(batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}")
+        for row, (number, _) in enumerate(preserved)
     ]
     by_name = {target.name: target for target in targets}
     with attached(texts.model, by_name, updates, route):
         after = batch.predictions(texts.model, *as_index([*labelled, *compared])).float()
-    alone = texts.batch([text for _, text in held])
+    alone = texts.batch([text for _, text in preserved])
     with torch.no_grad():
-        # The same places, which left padding puts elsewhere in another batch.
+        # The same positions, which left padding puts elsewhere in another batch.
         there = [
-            [places(alone, row)[places(batch, len(tried) + row).index(place)] for place in found]
+            [of_alone[in_batch.index(position)] for position in found]
             for row, found in enumerate(compared)
+            for of_alone in [target_positions(alone, row)]
+            for in_batch in [target_positions(batch, len(tried) + row)]
         ]
         before = alone.predictions(texts.model, *as_index(there)).float()
     sequence, position = as_index(labelled)
@@ -88,7 +96,7 @@ def measure_step(
     edit = (each * _share(labelled, owners).to(each.device)).sum()
     old, new = before.log_softmax(-1), moved.log_softmax(-1)
     divergence = (old.exp() * (old - new)).sum(-1)
-    shares = _share(compared, [owner for owner, _ in held])
+    shares = _share(compared, [owner for owner, _ in preserved])
     locality = (divergence * shares.to(divergence.device)).sum()
     with torch.no_grad():
         right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])
@@ -105,8 +113,8 @@ def _share(found: Sequence[Sequence[int]], owners: Sequence[int]) -> Tensor:
     texts = Counter(owners)
     return torch.tensor(
         [
-            1 / len(places) / texts[owner] / len(texts)
-            for places, owner in zip(found, owners, strict=True)
-            for _ in places
+            1 / len(positions) / texts[owner] / len(texts)
+            for positions, owner in zip(found, owners, strict=True)
+            for _ in positions
         ]
     )

@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from easyedit_mend_parallel.errors import HparamsError
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 
 def make_optimizer(name: str, network: Hypernetwork, lr: float, lr_lr: float) -> Any:

@@ -6,16 +6,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.errors import NoTrunkError
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.training.fitting import Data
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.screen import Screen
-from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.trunk import Trunk
+from easyedit_mend_parallel.weights.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _all_texts(data: Data) -> list[Text]:
     found = dict.fromkeys(Text(text) for text in data.unrelated)
     for example in data.train:
         prompts = (example.request.prompt, *example.rephrases)
-        held = (*example.neighbours, *example.unrelated)
+        locality = (*example.neighbours, *example.unrelated)
         found |= dict.fromkeys(Text(prompt, example.request.target_text) for prompt in prompts)
-        found |= dict.fromkeys(Text(one.prompt, one.target) for one in held)
+        found |= dict.fromkeys(Text(one.prompt, one.target) for one in locality)
     return list(found)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from easyedit_mend_parallel.training.evaluation import Scores
+from easyedit_mend_parallel.evaluation.measures import Scores
 
 Item = TypeVar("Item")
 

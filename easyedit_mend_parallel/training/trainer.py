@@ -16,29 +16,29 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from easyedit_mend_parallel.archive import load_archive, save_archive
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
+from easyedit_mend_parallel.evaluation.measures import Scores, measure_edits, scores_of
+from easyedit_mend_parallel.forward.texts import Texts
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.placement import network_home
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.method.archive import load_archive, save_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.checkpoint import (
     Progress,
     load_checkpoint,
     refusing_full_disks,
     save_checkpoint,
 )
-from easyedit_mend_parallel.training.drawing import Drawing, Drawn
-from easyedit_mend_parallel.training.evaluation import Scores, measure_edits, scores_of
-from easyedit_mend_parallel.training.fitting import Data, fitting
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
+from easyedit_mend_parallel.training.length_filter import Data, fitting_data
 from easyedit_mend_parallel.training.metrics import Metrics
 from easyedit_mend_parallel.training.objective import measure_step
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
 from easyedit_mend_parallel.training.preparation import gather_statistics, keep_states
 from easyedit_mend_parallel.training.processes import Processes
+from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
-from easyedit_mend_parallel.training.texts import Texts
+from easyedit_mend_parallel.weights.placement import network_home
+from easyedit_mend_parallel.weights.target import find_targets
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,13 @@ class Trainer:
             max_length=hparams.max_length,
             special_tokens_in_labels=hparams.special_tokens_in_labels,
         )
-        self.data = fitting(data, self.texts)
-        self.drawing = Drawing(
+        self.data = fitting_data(data, self.texts)
+        self.sampling = Sampler(
             self.data.train,
             self.data.unrelated,
             per_step=hparams.batch_size * hparams.accumulate_bs * self.processes.count,
             neighbour_share=hparams.neighbour_share,
-            held_texts=hparams.held_texts,
+            locality_examples=hparams.locality_examples,
             seed=hparams.seed,
         )
         self.steps = self._planned_steps()
@@ -160,7 +160,7 @@ class Trainer:
         hparams, accelerator = self.hparams, self.processes.accelerator
         self.optimizer.zero_grad(set_to_none=True)
         figures = torch.zeros(4)
-        for chosen in self._own_parts(self.drawing.step(self.progress.step)):
+        for chosen in self._own_parts(self.sampling.step(self.progress.step)):
             with accelerator.autocast():
                 found = measure_step(
                     self.texts,
@@ -179,7 +179,7 @@ class Trainer:
         norm: Tensor = accelerator.clip_grad_norm_(parameters, hparams.grad_clip)
         return figures, norm
 
-    def _own_parts(self, drawn: Sequence[Drawn]) -> list[Sequence[Drawn]]:
+    def _own_parts(self, drawn: Sequence[Sample]) -> list[Sequence[Sample]]:
         """This process's part of a step, `batch_size` at a time."""
         size, count = self.hparams.batch_size, self.hparams.accumulate_bs
         first = self.processes.index * size * count
@@ -297,13 +297,13 @@ class Trainer:
         if self.hparams.max_iters is not None:
             return self.hparams.max_iters
         if self.hparams.max_epochs is not None:
-            return self.hparams.max_epochs * self.drawing.steps_per_epoch
+            return self.hparams.max_epochs * self.sampling.steps_per_epoch
         raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
 
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
-        names += ["cedit", "cloc", "held_texts", "neighbour_share", "locality_positions"]
+        names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
         names.append("lr_schedule")
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {

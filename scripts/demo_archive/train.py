@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from easyedit_mend_parallel.archive import load_archive, save_archive
-from easyedit_mend_parallel.batch import IGNORED, Batch
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo.smollm2 import prepare
-from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
-from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.update import attached
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.method.archive import load_archive, save_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.weights.target import Target, find_targets
+from easyedit_mend_parallel.weights.update import attached
 
 BLOCKS = (27, 28, 29)
 MODULES = ("gate_proj", "up_proj", "down_proj")

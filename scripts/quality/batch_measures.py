@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.batch import IGNORED, Batch, make_batch, make_text_batch
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.trunk import Trunk
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.weights.target import Target
 
 AT_ONCE = 32
 """How many prompts go through the model together."""

@@ -42,9 +42,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sum": ("sum", {}),
     "malmen": (
         "least_squares",
-        {"rows": "unedited_run", "predicting_weight": 1, "held_still_weight": 0.1},
+        {"keys_from": "unedited", "label_weight": 1, "preserved_text_weight": 0.1},
     ),
-    "one pass": ("least_squares", {"passes": 1, "predicting_weight": 1, "held_still_weight": 0.1}),
+    "one pass": ("least_squares", {"passes": 1, "label_weight": 1, "preserved_text_weight": 0.1}),
     "least_squares": ("least_squares", {}),
 }
 """{name here: (aggregate, its options)}; what an archive keeps comes beneath them."""

@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from smollm2 import loaded
 
-from easyedit_mend_parallel.archive import load_archive, save_archive
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.longer_steps import longer_steps
-from easyedit_mend_parallel.mend import NetworkUpdates
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import SearchedUpdates
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.training.data import read_examples
-from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, evaluate
-from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.evaluation.data import read_examples
+from easyedit_mend_parallel.evaluation.measures import MEASURES, Editing, evaluate
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.method.archive import load_archive, save_archive
+from easyedit_mend_parallel.method.extend_steps import extend_steps
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.mend import NetworkUpdates
+from easyedit_mend_parallel.method.step_search import SearchedUpdates
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 OWN_HEADER = ("targets", "config", "format_version")
 """What `save_archive` writes into every header itself."""
@@ -44,7 +44,7 @@ def longer(
 
     own = NetworkUpdates(texts.model, network)
     by_name = {target.name: target for target in targets}
-    search = partial(longer_steps, texts.model, by_name, max_step)
+    search = partial(extend_steps, texts.model, by_name, max_step)
 
     def editing(texts_asked: Sequence[Text]) -> dict[str, LowRankUpdate]:
         batch = texts.batch(texts_asked)

@@ -20,22 +20,22 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from untrained import BATCH, first_of_each, said, untrained
 
-from easyedit_mend_parallel.archive import Archive
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.calibration import calibrate
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.evaluation.data import read_examples
+from easyedit_mend_parallel.evaluation.measures import evaluate
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.texts import Texts
+from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.training.data import read_examples
+from easyedit_mend_parallel.method.archive import Archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.untrained import Reach, identity_network
+from easyedit_mend_parallel.training.calibration import calibrate
 from easyedit_mend_parallel.training.diagnostics import compare, gradient_of
-from easyedit_mend_parallel.training.evaluation import evaluate
-from easyedit_mend_parallel.training.texts import Texts
-from easyedit_mend_parallel.trunk import Trunk
-from easyedit_mend_parallel.untrained import Reach, identity_network
-from easyedit_mend_parallel.weight_norm import weight_norm
+from easyedit_mend_parallel.weights.norm import weight_norm
+from easyedit_mend_parallel.weights.target import find_targets
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.forward.texts import Texts
+from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.training.texts import Texts
-from easyedit_mend_parallel.trunk import Trunk
+from easyedit_mend_parallel.weights.target import Target, find_targets
 
 
 def loaded() -> tuple[Texts, list[Target], MENDParallelHyperParams]:

@@ -3,7 +3,7 @@
     python scripts/quality/facts.py OUT
     python scripts/quality/untrained.py --train OUT/train.jsonl --data OUT/validation.jsonl
 
-Prints the four measures of `easyedit_mend_parallel.training.evaluation` for plain gradients (raw),
+Prints the four measures of `easyedit_mend_parallel.evaluation.measures` for plain gradients (raw),
 for rows normalised by statistics of the first training facts (calibrated), and for an archive
 (trained), each request edited by itself. A request whose answer is not reached counts as unedited.
 """
@@ -23,21 +23,21 @@ from rich.progress import Progress
 from smollm2 import loaded
 from torch import Tensor
 
-from easyedit_mend_parallel.archive import Archive, load_archive
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.calibration import calibrate
-from easyedit_mend_parallel.capture import capture
 from easyedit_mend_parallel.demo import demo_archive
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.step_search import Part
-from easyedit_mend_parallel.target import Target
-from easyedit_mend_parallel.training.data import Example, read_examples
-from easyedit_mend_parallel.training.evaluation import MEASURES, Editing, Scores, evaluate
-from easyedit_mend_parallel.training.texts import Text, Texts
-from easyedit_mend_parallel.untrained import Reach, identity_network, searched
-from easyedit_mend_parallel.update import LowRankUpdate
-from easyedit_mend_parallel.weight_norm import weight_norm
+from easyedit_mend_parallel.evaluation.data import Example, read_examples
+from easyedit_mend_parallel.evaluation.measures import MEASURES, Editing, Scores, evaluate
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.method.archive import Archive, load_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.step_search import Part
+from easyedit_mend_parallel.method.untrained import Reach, identity_network, searched
+from easyedit_mend_parallel.training.calibration import calibrate
+from easyedit_mend_parallel.weights.norm import weight_norm
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 BATCH = 8
 

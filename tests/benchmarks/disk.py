@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, GPT2Tokenizer
 
 from benchmarks.rounds import median, timed
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
-from easyedit_mend_parallel.batch import make_batch
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.memory import Peak, capped
 from easyedit_mend_parallel.demo.random_model import ARCHIVE, RANKS, SHAPES, make, targets_of
 from easyedit_mend_parallel.demo.smollm2 import default_cache
-from easyedit_mend_parallel.requests import as_requests
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
 
 GIB, MIB = 2**30, 2**20
 REQUEST = {"prompt": "I am in", "target_new": "Rome"}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 
 class Limit:

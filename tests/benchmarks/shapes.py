@@ -18,10 +18,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from easyedit_mend_parallel.archive import save_archive
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
-from easyedit_mend_parallel.hypernetwork import Hypernetwork, HypernetworkConfig
-from easyedit_mend_parallel.target import find_targets
+from easyedit_mend_parallel.method.archive import save_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.weights.target import find_targets
 
 WORDS = [f"w{number}" for number in range(200)]
 TARGET_BLOCKS = 3

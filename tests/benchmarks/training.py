@@ -23,12 +23,12 @@ from accelerate import Accelerator
 
 from benchmarks.host import import_host
 from benchmarks.rounds import compared, in_its_own_process, interleaved, peak, resident
+from easyedit_mend_parallel.cli.loading import load_model
 from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.evaluation.data import read_examples
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.loading import load_model
-from easyedit_mend_parallel.training.data import read_examples
-from easyedit_mend_parallel.training.fitting import Data
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
+from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.trainer import Trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "quality"
@@ -49,7 +49,7 @@ class Ours:
         hparams = MENDParallelTrainingHparams.from_hparams(CONFIG)
         hparams.model_name = hparams.tokenizer_name = str(prepare())
         hparams.rank, hparams.batch_size, hparams.trunk_memory = rank, 1, "1GiB" if kept else 0
-        hparams.lr, hparams.held_texts = 1e-6, 1
+        hparams.lr, hparams.locality_examples = 1e-6, 1
         if disk is not None:
             hparams.model_kwargs = {"device_map": on_disk(), "offload_folder": str(disk)}
         model, tokenizer = load_model(hparams)

@@ -21,7 +21,7 @@ SECOND_PLUGIN = '''
 
 import torch
 
-from easyedit_mend_parallel.hookspecs import EditingMethod, hookimpl
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, hookimpl
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def nothing(model: Any, *_args: Any, **_kwargs: Any) -> tuple[Any, dict[str, Any
 
 def plugin(name: str, apply_to_model: Any = nothing, **options: Any) -> ModuleType:
     """A plugin as a module object, which offers the method `name`, or None without a name."""
-    from easyedit_mend_parallel.hookspecs import EditingMethod, hookimpl
+    from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, hookimpl
 
     module = ModuleType(f"plugin_of_{name}")
 
@@ -104,7 +104,7 @@ def report(**found: Any) -> None:
 def with_plugins_and_replacement() -> None:
     """Two more plugins, and `replace_mend`, before EasyEdit is imported; then all is run there."""
     from easyedit_mend_parallel import replace_mend
-    from easyedit_mend_parallel.plugins import plugin_manager
+    from easyedit_mend_parallel.plugins.manager import plugin_manager
 
     heavy = ("easyeditor", "transformers.modeling_utils")
     early = [name for name in heavy if name in sys.modules]
@@ -211,7 +211,7 @@ def with_the_example() -> None:
 def with_a_name_that_is_taken() -> None:
     """A plugin that offers one of EasyEdit's own methods, before EasyEdit is imported."""
     from easyedit_mend_parallel import PluginError
-    from easyedit_mend_parallel.plugins import plugin_manager
+    from easyedit_mend_parallel.plugins.manager import plugin_manager
 
     plugin_manager().register(plugin("ROME"))
     try:

@@ -24,7 +24,7 @@ from toys import (
 )
 
 import easyedit_mend_parallel as ours
-from easyedit_mend_parallel.stores.output import edited_outputs
+from easyedit_mend_parallel.weights.stores.output import edited_outputs
 
 MODELS = ("floating", "8-bit", "4-bit")
 

@@ -11,8 +11,8 @@ from easyeditor import BaseEditor, MENDHyperParams
 from host_toys import KEPT, UNDONE, Toy, make_toy, write_yaml
 
 from easyedit_mend_parallel import ArchiveError, replace_mend
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.requests import as_requests
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
 
 ONE: dict[str, Any] = {
     "prompts": ["the sun rises in the"],

@@ -79,7 +79,7 @@ class Toy:
         network = toy_network(self.plain, self.tokenizer, edit_lr=0.1)
         archive = ours.save_archive(folder / "archive.safetensors", network)
         model = offloaded(copy.deepcopy(self.plain), way, self.folder)
-        limit = {"shadow_limit": 0} if way.endswith("private") else {}
+        limit = {"overlay_limit": 0} if way.endswith("private") else {}
         values: dict[str, Any] = {"archive": str(archive), "device": "cpu"} | options
         hparams: Any = toy_hparams(self.names, **values, **limit)
         hparams.model_name = (model, self.tokenizer)

@@ -14,8 +14,8 @@ from easyeditor.util.alg_dict import ALG_DICT
 from fresh_process import Started, nothing, plugin
 
 from easyedit_mend_parallel import PluginError
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
-from easyedit_mend_parallel.plugins import editing_methods, plugin_manager
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
+from easyedit_mend_parallel.plugins.manager import editing_methods, plugin_manager
 
 
 def test_all_offers_are_methods_of_easyedit(found: dict[str, Any]) -> None:

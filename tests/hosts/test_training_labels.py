@@ -14,7 +14,7 @@ from easyeditor import EditTrainer, ZsreDataset
 from test_training import Case
 
 from easyedit_mend_parallel import HparamsError, load_archive
-from easyedit_mend_parallel.batch import IGNORED
+from easyedit_mend_parallel.forward.batch import IGNORED
 
 BOS = 1
 

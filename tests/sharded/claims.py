@@ -36,12 +36,12 @@ from transformers.distributed import DistributedConfig
 from untrained_toys import answers
 
 from easyedit_mend_parallel import MendParallel, UpdateError
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import find_targets
-from easyedit_mend_parallel.update import LowRankUpdate, attached
-from easyedit_mend_parallel.weight_norm import weight_norm
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.norm import weight_norm
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 def _equals(inner: int) -> None:

@@ -34,11 +34,11 @@ from transformers.distributed import DistributedConfig
 
 from easyedit_mend_parallel import MendParallel, PlacementError, RequestError, UpdateError
 from easyedit_mend_parallel import editor as editing
-from easyedit_mend_parallel.batch import Batch
 from easyedit_mend_parallel.errors import ArchiveError
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.stores.resident import ResidentStaged, ResidentStore
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.stores.resident import ResidentStaged, ResidentStore
 
 STEPS = [
     (editing, "make_batch", RequestError("no room"), 0, "make the batch"),
@@ -101,7 +101,7 @@ def an_archive_that_one_rank_cannot_read_is_an_error_on_every_rank() -> None:
     sharded = load(plain.model)
     error = ArchiveError("not here")
     with (
-        patched(editing, "read_trained", lambda model, targets, hparams: plain.trained),
+        patched(editing, "read_trained", lambda *_, **__: plain.trained),
         broken_on_rank_1(editing, "read_trained", error),
         fails_on_rank_1(error, "prepare the editor"),
     ):

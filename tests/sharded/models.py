@@ -34,7 +34,7 @@ from transformers import LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
 from easyedit_mend_parallel import MendParallel, UpdateError
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 CHECKPOINTS = Path(os.environ["SHARDED_CHECKPOINTS"])
 EVEN, UNEVEN = 24, 25

@@ -24,7 +24,7 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel
-from easyedit_mend_parallel.aggregate import System
+from easyedit_mend_parallel.method.least_squares import System
 
 TWO_DEVICES = ("llama-cut-at-5", "gpt2-cut-at-4", "mistral-cut-at-5", "gptj-cut-at-5")
 """Cuts that run through the edited blocks."""
@@ -57,7 +57,7 @@ def test_each_request_finds_exactly_its_own_edit_over_two_devices(
     monkeypatch.setattr(toys, "WIDTH", 40)
     monkeypatch.setattr(toys, "INNER", 48)
     _, editor = editors(placement, side, aggregate_options=EXACT)
-    _, wrong = editors(placement, side, aggregate_options={**EXACT, "rows": "unedited_run"})
+    _, wrong = editors(placement, side, aggregate_options={**EXACT, "keys_from": "unedited"})
 
     assert apart_from_own_edits(editor) < 1e-3
     assert apart_from_own_edits(wrong) > 0.05
@@ -84,10 +84,10 @@ def test_a_batch_on_any_placement_has_the_update_of_one_device(placement: str) -
 def test_every_system_is_solved_where_its_target_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     add, seen = System.add, {}
 
-    def watched(self: System, x: Any, d: Any, request: Any, predicting: Any) -> None:
+    def watched(self: System, x: Any, d: Any, request: Any, label_mask: Any) -> None:
         assert x.device == d.device == request.device
         seen[self._target.name] = x.device
-        add(self, x, d, request, predicting)
+        add(self, x, d, request, label_mask)
 
     monkeypatch.setattr(System, "add", watched)
     _, editor = editors(TWO_DEVICES[0])

@@ -32,9 +32,9 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, PlacementError
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.ledger import Ledger
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 TWO_DEVICES = "llama-cut-at-5"
 """The cut that runs through the edited blocks."""
@@ -293,13 +293,13 @@ def test_an_update_that_is_felt_and_not_written_acts_on_each_device() -> None:
     by_name = {target.name: target for target in editor.targets}
 
     with attached(model, by_name, result.updates, route=torch.tensor([0, -1])), torch.no_grad():
-        felt = model(input_ids=ids).logits.cpu()
+        with_update = model(input_ids=ids).logits.cpu()
     with torch.no_grad():
         unedited = model(input_ids=ids).logits.cpu()
 
-    torch.testing.assert_close(felt[0], written[0], rtol=1e-4, atol=1e-5)
-    assert torch.equal(felt[1], unedited[1])
-    assert not torch.allclose(felt[0], unedited[0])
+    torch.testing.assert_close(with_update[0], written[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(with_update[1], unedited[1])
+    assert not torch.allclose(with_update[0], unedited[0])
 
 
 def test_a_model_that_was_dispatched_anew_since_its_edit_is_rolled_back_where_it_is() -> None:

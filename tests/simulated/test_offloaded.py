@@ -83,7 +83,7 @@ class Pair:
 def test_an_edit_of_offloaded_weights_equals_the_edit_on_one_device(
     kind: str, limit: int | None, which: str, tmp_path: Path
 ) -> None:
-    pair = Pair(kind, tmp_path, which, shadow_limit=limit)
+    pair = Pair(kind, tmp_path, which, overlay_limit=limit)
     files, unedited = digests(tmp_path), logits_of(pair.model)
     pair.assert_same(pair.base)
 
@@ -110,7 +110,7 @@ def test_an_edit_of_offloaded_weights_equals_the_edit_on_one_device(
 def test_edits_add_up_and_come_out_in_any_order(
     kind: str, limit: int | None, tmp_path: Path
 ) -> None:
-    pair = Pair(kind, tmp_path, shadow_limit=limit)
+    pair = Pair(kind, tmp_path, overlay_limit=limit)
     unedited = logits_of(pair.model)
     plain = pair.editor_of(pair.plain)
     ours = [pair.editor.edit(request) for request in REQUESTS]
@@ -139,7 +139,7 @@ def test_edits_add_up_and_come_out_in_any_order(
 def test_the_new_weight_is_formed_in_its_own_dtype(
     kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    pair = Pair(kind, tmp_path, dtype=dtype, shadow_limit=2000)
+    pair = Pair(kind, tmp_path, dtype=dtype, overlay_limit=2000)
 
     result = pair.editor.edit(REQUESTS)
 
@@ -178,7 +178,7 @@ def test_a_tied_target_is_edited_under_each_of_its_names(
                 model, places, main_device=0, offload_dir=str(tmp_path / "offload")
             )
     unedited, files = logits_of(model), digests(tmp_path)
-    hparams = toy_hparams(names, shadow_limit=limit)
+    hparams = toy_hparams(names, overlay_limit=limit)
     tokenizer = tokenizer_for(plain)
     remote = copy.deepcopy(network).to("sim:0")
 
@@ -269,7 +269,7 @@ WAYS = ["resident", "all-ram", "all-dat", "targets-ram", "targets-dat"]
 def test_edits_come_out_where_the_weights_are_by_then(
     first: str, then: str, limit: int | None, tmp_path: Path
 ) -> None:
-    pair = Pair(first, tmp_path / "first", shadow_limit=limit)
+    pair = Pair(first, tmp_path / "first", overlay_limit=limit)
     plain = pair.editor_of(pair.plain)
     results, expected = [], []
     for request in REQUESTS[:2]:

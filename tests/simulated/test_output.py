@@ -28,11 +28,11 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, rollback_all
-from easyedit_mend_parallel.batch import make_batch
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.stores.output import OutputEdits, edited_outputs
-from easyedit_mend_parallel.update import attached
+from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.stores.output import OutputEdits, edited_outputs
+from easyedit_mend_parallel.weights.update import attached
 
 CUT = "llama-cut-at-5"
 """The cut that runs through the edited blocks."""

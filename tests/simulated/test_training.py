@@ -28,14 +28,14 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, TrainingError
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.mend import propose
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.target import Target
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 CUTS = [f"llama-cut-at-{block}" for block in range(1, 7)]
 """At 4 and 5 the targets lie on two devices, at 3 the first one opens a device (EasyEdit's MEND
@@ -135,11 +135,11 @@ def test_the_outer_gradient_is_that_of_weights_to_which_the_update_was_added() -
         logits: Tensor = functional_call(plain.model, edited, (), batch.inputs).logits
         return logits
 
-    felt = toy.outer_gradient()
+    with_update = toy.outer_gradient()
     plain.logits = lambda batch, *edits: (  # type: ignore[method-assign]
         of_edited_weights(batch, edits[0]) if edits else batch.logits(plain.model)
     )
-    assert_close(felt, plain.outer_gradient())
+    assert_close(with_update, plain.outer_gradient())
 
 
 @pytest.mark.parametrize("device", ["cpu", "sim:0", "sim:3"])
@@ -207,7 +207,7 @@ def test_an_edit_of_an_edit_equals_an_edit_of_the_written_model() -> None:
         with attached(toy.model, toy.targets, first):
             second = toy.propose(REQUESTS[1])
         alone = toy.propose(REQUESTS[1])
-        felt = toy.logits(batch, first, second)
+        with_update = toy.logits(batch, first, second)
     written = MendParallel(
         toy.model,
         toy.tokenizer,
@@ -218,7 +218,7 @@ def test_an_edit_of_an_edit_equals_an_edit_of_the_written_model() -> None:
         written.edit(REQUESTS[0])
         expected = toy.propose(REQUESTS[1])
         written.edit(REQUESTS[1])
-        torch.testing.assert_close(felt, batch.logits(toy.model), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(with_update, batch.logits(toy.model), rtol=1e-3, atol=1e-4)
 
     for name, update in expected.items():
         change = dense(update, toy.targets[name])

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from toys import toy_hparams, toy_model, toy_targets, toy_tokenizer
 
+from easyedit_mend_parallel.evaluation.data import Example, LocalityText
+from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.requests import Request
-from easyedit_mend_parallel.training.data import Example, Held
-from easyedit_mend_parallel.training.fitting import Data
+from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.trainer import Trainer
 
 SUBJECTS = ("France", "Paris", "Rome", "Oslo", "Seine", "Hamlet", "Shakespeare", "cat")
@@ -43,7 +43,7 @@ def facts(split: str = "all", **options: Any) -> list[Example]:
 
 
 def data(**fields: Any) -> Data:
-    held = (Held("the old town is"),)
+    held = (LocalityText("the old town is"),)
     values = {
         "train": facts(),
         "unrelated": UNRELATED,

@@ -14,14 +14,14 @@ import torch
 import yaml
 from torch import nn
 
-from easyedit_mend_parallel.batch import Batch, make_batch
-from easyedit_mend_parallel.capture import capture
-from easyedit_mend_parallel.hookspecs import EditingMethod, Host, hookimpl
-from easyedit_mend_parallel.ledger import Entry, Ledger
-from easyedit_mend_parallel.requests import as_requests
-from easyedit_mend_parallel.stores import prepare
-from easyedit_mend_parallel.target import Target, find_targets
-from easyedit_mend_parallel.update import LowRankUpdate, attached
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
+from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.stores import prepare
+from easyedit_mend_parallel.weights.target import Target, find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 NAME = "GRADIENT_STEPS"
 

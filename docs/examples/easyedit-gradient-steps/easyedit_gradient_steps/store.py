@@ -10,13 +10,13 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.files import read_tensors
-from easyedit_mend_parallel.hookspecs import WeightPlace, hookimpl
-from easyedit_mend_parallel.placement import RESIDENT
-from easyedit_mend_parallel.private_files import WEIGHT, PrivateFile, write_private
-from easyedit_mend_parallel.sharding import shard_of
-from easyedit_mend_parallel.stores.protocol import let_go, refuse_overflow
-from easyedit_mend_parallel.stores.resident import ResidentStore
-from easyedit_mend_parallel.update import LowRankUpdate
+from easyedit_mend_parallel.plugins.hookspecs import hookimpl
+from easyedit_mend_parallel.weights.placement import RESIDENT
+from easyedit_mend_parallel.weights.scratch_files import WEIGHT, ScratchFile, write_scratch
+from easyedit_mend_parallel.weights.sharding import shard_of
+from easyedit_mend_parallel.weights.stores.protocol import WeightPlace, let_go, refuse_overflow
+from easyedit_mend_parallel.weights.stores.resident import ResidentStore
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 @hookimpl
@@ -37,7 +37,7 @@ class BackedUpOnDisk:
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store, self._update = store, update
         try:
-            self._file: PrivateFile | None = write_private(None, store.weight, store.target.name)
+            self._file: ScratchFile | None = write_scratch(None, store.weight, store.target.name)
         except UpdateError as error:
             raise UpdateError(f"no backup on disk, unset EASYEDIT_BACKUPS: {error}") from error
 
@@ -49,7 +49,7 @@ class BackedUpOnDisk:
         if self._store.is_here:
             self._update.write(self._store.weight, self._store.target.transposed)
         else:  # dispatched anew meanwhile
-            self._store.whereabouts.write(self._update)
+            self._store.current_store.write(self._update)
 
     def undo(self) -> None:
         before = self.before
@@ -58,7 +58,7 @@ class BackedUpOnDisk:
         if self._store.is_here:
             self._store.put(before)
         else:
-            self._store.whereabouts.put(before)
+            self._store.current_store.put(before)
 
     def forget(self) -> None:
         self._file = None

@@ -1,0 +1,54 @@
+"""A model and its tokenizer, loaded by transformers as hyperparameters say.
+
+Knows the names of hyperparameters and of transformers' classes, and nothing of editing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.hparams import MendHparams
+from easyedit_mend_parallel.weights.placement import as_device
+
+
+def load_model(hparams: MendHparams, device: torch.device | None = None) -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer) of `hparams.model_name`, or the pair that it is.
+
+    `model_kwargs` go to `from_pretrained`. Where they name no device map, `model_parallel` means
+    `device_map="auto"`; otherwise the model goes to `device`, or to `hparams.device` where this
+    machine has an accelerator, or stays on the CPU.
+
+    Raises HparamsError for a class that transformers does not have and a model it cannot load.
+    """
+    if isinstance(hparams.model_name, (tuple, list)):
+        model, tokenizer = hparams.model_name
+        return model.eval(), tokenizer
+    options = dict(hparams.model_kwargs or {})
+    if hparams.model_parallel:
+        options.setdefault("device_map", "auto")
+    if hparams.half:
+        options.setdefault("dtype", torch.float16)
+    try:
+        model_class = getattr(transformers, hparams.model_class)
+        tokenizer_class = getattr(transformers, hparams.tokenizer_class)
+    except AttributeError as error:
+        raise HparamsError(f"{error}: see model_class and tokenizer_class") from error
+    try:
+        model = model_class.from_pretrained(hparams.model_name, **options)
+        tokenizer = tokenizer_class.from_pretrained(hparams.tokenizer_name or hparams.model_name)
+    except (OSError, ValueError) as error:
+        raise HparamsError(
+            f"model_name {hparams.model_name!r} cannot be loaded: {error}"
+        ) from error
+    if "device_map" not in options:
+        model.to(device if device is not None else _own_device(hparams))
+    return model.eval(), tokenizer
+
+
+def _own_device(hparams: MendHparams) -> torch.device:
+    accelerated = torch.accelerator.is_available()
+    return as_device(hparams.device) if accelerated else torch.device("cpu")

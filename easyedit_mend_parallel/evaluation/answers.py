@@ -1,0 +1,113 @@
+"""How probable a model finds the old and the new answer of an edit, on the texts that judge it.
+
+Knows requests and models, and nothing of updates: whoever asks puts the edit on and off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.forward.batch import Tokenized, batch_of, tokenized
+from easyedit_mend_parallel.forward.requests import Request
+
+PROMPT, REPHRASE, NEIGHBOUR = "prompt", "rephrase", "neighbour"
+NEW, OLD = "new", "old"
+AT_ONCE = 16
+"""Texts in one forward pass."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text and an answer whose probability after it is asked for.
+
+    `kind` is the text's (prompt, rephrase or neighbour), `role` the answer's: "new" is what the
+    edit teaches, "old" what was said before. `request` is the number of the edit's request.
+    """
+
+    request: int
+    kind: str
+    role: str
+    prompt: str
+    answer: str
+    tokens: Tokenized
+
+
+def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[Answer]:
+    """What `requests` let one ask of `model`, as it is now: before the edit.
+
+    Of prompt and rephrases the new answer and the old one (`ground_truth`, where a request has
+    it); of neighbours the right answer where it is known, otherwise the model's own next token.
+    Rephrases and neighbours are read from a request's `rephrases` and `neighbours` (lists), or
+    from EasyEdit's `rephrase_prompt` and `locality`.
+    """
+    found: list[Answer] = []
+    for number, request in enumerate(requests):
+        truth = request.other.get("ground_truth")
+        rephrases = [(REPHRASE, text) for text in _texts(request.other, "rephrase")]
+        for kind, prompt in [(PROMPT, request.prompt), *rephrases]:
+            for role, answer in ((NEW, request.target_new), (OLD, truth)):
+                if isinstance(answer, str) and answer.strip():
+                    tokens = tokenized(model, tokenizer, prompt, _spaced(answer))
+                    found.append(Answer(number, kind, role, prompt, answer.strip(), tokens))
+        for prompt, answer in _neighbours(request.other):
+            if answer:
+                tokens = tokenized(model, tokenizer, prompt, _spaced(answer))
+                found.append(Answer(number, NEIGHBOUR, OLD, prompt, answer.strip(), tokens))
+            elif not model.config.is_encoder_decoder:
+                text, tokens = _next(model, tokenizer, prompt)
+                found.append(Answer(number, NEIGHBOUR, OLD, prompt, text, tokens))
+    return found
+
+
+@torch.no_grad()
+def probabilities(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> list[float]:
+    """The probability of each answer after its text, per token (the geometric mean of its
+    tokens'); special tokens that a tokenizer puts around an answer are no part of it."""
+    found: list[float] = []
+    for start in range(0, len(answers), AT_ONCE):
+        texts = [answer.tokens for answer in answers[start : start + AT_ONCE]]
+        batch = batch_of(model, tokenizer, texts, special_tokens_in_labels=False)
+        losses = batch.losses_on(model)
+        found += losses.neg().exp().tolist()
+    return found
+
+
+@torch.no_grad()
+def _next(model: Any, tokenizer: Any, prompt: str) -> tuple[str, Tokenized]:
+    """The model's most probable next token that is no special one, as text and after its prompt."""
+    text = tokenized(model, tokenizer, prompt)
+    logits = batch_of(model, tokenizer, [text]).logits(model)[0, -1]
+    logits[list(tokenizer.all_special_ids)] = -torch.inf
+    token = int(logits.argmax())
+    answer = tokenizer.decode([token]).strip() or repr(tokenizer.decode([token]))
+    return answer, Tokenized((*text.ids, token), (token,))
+
+
+def _texts(other: Mapping[str, Any], kind: str) -> list[str]:
+    found = other.get(f"{kind}s") or other.get(f"{kind}_prompt") or []
+    return [found] if isinstance(found, str) else [str(text) for text in found]
+
+
+def _neighbours(other: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(prompt, answer or nothing) of each neighbour."""
+    for one in other.get("neighbours") or []:
+        yield (one, "") if isinstance(one, str) else (one["prompt"], one.get("target", ""))
+    locality = other.get("locality")
+    if not isinstance(locality, Mapping):
+        return
+    for name, one in locality.items():
+        if not isinstance(one, Mapping) or "prompt" not in one:
+            raise RequestError(f"locality {name!r} has no 'prompt', as EasyEdit's has")
+        prompts, truths = one["prompt"], one.get("ground_truth") or ""
+        if isinstance(prompts, str):
+            prompts, truths = [prompts], [truths]
+        yield from zip(prompts, truths or [""] * len(prompts), strict=True)
+
+
+def _spaced(answer: str) -> str:
+    return answer if answer[0] == " " else " " + answer

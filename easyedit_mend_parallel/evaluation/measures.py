@@ -1,0 +1,213 @@
+"""The four measures of edits, each on facts of their own, with their confidence intervals.
+
+edit and rephrase: the share of requests of which every target token is the argmax, after the
+prompt and after another wording of it. neighbours: the share of prompts about other subjects
+whose next token is unchanged. unrelated: the mean share of a text's argmax tokens that are
+unchanged. Every request is edited by itself; nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.evaluation.data import Example, LocalityText
+from easyedit_mend_parallel.forward.texts import Text, Texts, as_index, target_positions
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+
+MEASURES = ("edit", "rephrase", "neighbours", "unrelated")
+Z = 1.959963984540054
+"""The normal quantile of a 95 % interval."""
+
+Editing = Callable[[Sequence[Text]], dict[str, LowRankUpdate]]
+"""Requests in, {target name: update} out, each row with the number of its request."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over `n` texts, with its 95 % interval from `low` to `high`."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Score:
+        """Of shares that are all 0 or 1, Wilson's interval; of others the normal one."""
+        n = len(values)
+        mean = sum(values) / n
+        if all(value in (0.0, 1.0) for value in values):
+            centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+            half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+        else:
+            variance = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
+            centre, half = mean, Z * math.sqrt(variance / n)
+        return cls(mean, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One split's scores, those of `MEASURES` for which there were texts; and the losses that
+    training minimises, means over the same texts (`edit_loss` of the rephrases, or the prompts
+    where there are none; `locality_loss` of neighbours and unrelated texts)."""
+
+    split: str
+    scores: dict[str, Score]
+    edit_loss: float
+    locality_loss: float
+
+    @property
+    def total(self) -> float:
+        """The sum of the means: what a choice on validation data may go by."""
+        return sum(score.mean for score in self.scores.values())
+
+    def flat(self) -> dict[str, float]:
+        """Every figure under a name of its own: `edit`, `edit_low`, `edit_high`, ..."""
+        figures = {"edit_loss": self.edit_loss, "locality_loss": self.locality_loss}
+        for name, score in self.scores.items():
+            figures |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
+        return figures
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def evaluate(
+    texts: Texts,
+    targets: Sequence[Target],
+    editing: Hypernetwork | Editing,
+    examples: Sequence[Example],
+    unrelated: Sequence[str],
+    **options: Any,
+) -> list[Scores]:
+    """The scores of each split among `examples`; see `measure_edits`, which takes the `options`."""
+    return scores_of(measure_edits(texts, targets, editing, examples, unrelated, **options))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of one text: which of `MEASURES` it belongs to, its value there (0 to 1), and its loss."""
+
+    split: str
+    kind: str
+    value: float
+    loss: float
+
+
+def measure_edits(
+    texts: Texts,
+    targets: Sequence[Target],
+    editing: Hypernetwork | Editing,
+    examples: Sequence[Example],
+    unrelated: Sequence[str],
+    *,
+    batch_size: int = 8,
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Measurement]:
+    """Edit each example by itself and measure it on its own texts.
+
+    `editing` is a trained network, or whatever else turns requests into updates. Each example is
+    also compared on one of its unrelated texts, or else one of `unrelated`, in turn. With
+    `share` (i, n) only every n-th example from the i-th on is measured: the part of process i.
+    """
+    if isinstance(editing, Hypernetwork):
+        network = editing
+
+        def editing(requests: Sequence[Text]) -> dict[str, LowRankUpdate]:
+            return propose(texts.model, targets, texts.batch(requests), network).updates
+
+    found: list[Measurement] = []
+    numbered = list(enumerate(examples))[share[0] :: share[1]]
+    with torch.no_grad():
+        for start in range(0, len(numbered), batch_size):
+            part = numbered[start : start + batch_size]
+            found += _measured(texts, targets, editing, part, unrelated)
+            progress(start + len(part))
+    return found
+
+
+def scores_of(measurements: Sequence[Measurement]) -> list[Scores]:
+    """The scores of each split, in the order in which splits first appear."""
+    by_split: dict[str, list[Measurement]] = {}
+    for one in measurements:
+        by_split.setdefault(one.split, []).append(one)
+    scores = []
+    for split, found in by_split.items():
+        of_kind = {kind: [m for m in found if m.kind == kind] for kind in MEASURES}
+        learnt = of_kind["rephrase"] or of_kind["edit"]
+        locality = of_kind["neighbours"] + of_kind["unrelated"]
+        values = {k: Score.of([m.value for m in some]) for k, some in of_kind.items() if some}
+        scores.append(Scores(split, values, _mean_loss(learnt), _mean_loss(locality)))
+    return scores
+
+
+def _mean_loss(measurements: Sequence[Measurement]) -> float:
+    return sum(one.loss for one in measurements) / max(1, len(measurements))
+
+
+def _measured(
+    texts: Texts,
+    targets: Sequence[Target],
+    editing: Editing,
+    part: Sequence[tuple[int, Example]],
+    unrelated: Sequence[str],
+) -> list[Measurement]:
+    """Every measurement of some examples, from one edited and one unedited forward."""
+    chosen = [
+        (n, kind, text) for n, (at, e) in enumerate(part) for kind, text in _of(e, at, unrelated)
+    ]
+    updates = editing([Text(e.request.prompt, e.request.target_text) for _, e in part])
+    route = torch.tensor([number for number, _, _ in chosen])
+    # A special token among the labels (a BOS) is no part of the answer.
+    batch = texts.batch([text for _, _, text in chosen]).answers(texts.tokenizer.all_special_ids)
+    found = [target_positions(batch, row) for row in range(len(chosen))]
+    for row, (_, kind, text) in enumerate(chosen):
+        if kind == "neighbours" and not text.target:
+            found[row] = found[row][-1:]
+    sequence, position = as_index(found)
+    with attached(texts.model, {target.name: target for target in targets}, updates, route):
+        after = batch.predictions(texts.model, sequence, position).float()
+    before = batch.predictions(texts.model, sequence, position).float()
+    labels = batch.labels[sequence, position].to(after.device)
+    sizes = [len(one) for one in found]
+    parts = (torch.split(one, sizes) for one in (after, before, labels))
+    each = zip(chosen, *parts, strict=True)
+    return [
+        _measure(part[number][1].split, kind, edited, whole, label)
+        for (number, kind, _), edited, whole, label in each
+    ]
+
+
+def _of(example: Example, number: int, unrelated: Sequence[str]) -> list[tuple[str, Text]]:
+    """The texts on which an example's edit is measured, each with its measure."""
+    target = example.request.target_text
+    locality = list(example.unrelated[:1])
+    if not locality and unrelated:
+        locality = [LocalityText(unrelated[number % len(unrelated)])]
+    return [
+        ("edit", Text(example.request.prompt, target)),
+        *(("rephrase", Text(prompt, target)) for prompt in example.rephrases),
+        *(("neighbours", Text(one.prompt, one.target)) for one in example.neighbours),
+        *(("unrelated", Text(one.prompt, one.target)) for one in locality),
+    ]
+
+
+def _measure(split: str, kind: str, after: Tensor, before: Tensor, label: Tensor) -> Measurement:
+    if kind in ("edit", "rephrase"):
+        hit = bool((after.argmax(-1) == label).all())
+        return Measurement(split, kind, float(hit), F.cross_entropy(after, label).item())
+    same = (after.argmax(-1) == before.argmax(-1)).float()
+    value = same.mean().item() if kind == "unrelated" else float(same.all())
+    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    return Measurement(split, kind, value, (old.exp() * (old - new)).sum(-1).mean().item())

@@ -1,0 +1,348 @@
+"""Requests made into token ids, labels and a loss for each; the one place that calls a model.
+
+Tokenizers end here: below this room there are only tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.errors import RequestError, TargetError
+from easyedit_mend_parallel.forward.label_logits import LabelLogits
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.weights.placement import input_device
+from easyedit_mend_parallel.weights.sharding import whole_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+"""The label of a position on which no loss depends, as in torch and transformers."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T tokens that belong to R requests.
+
+    `inputs` is what the model is called with (`input_ids`, `attention_mask`, `position_ids`
+    where the forward takes them, `decoder_input_ids` for encoder-decoder models). `labels`
+    (B, T), on the CPU, is aligned with the model's predictions: `labels[b, t]` is what the
+    logits at t should predict, or `IGNORED`. `request` (B,) is the index of each sequence's
+    request.
+    """
+
+    inputs: dict[str, Any]
+    labels: Tensor
+    request: Tensor
+
+    @property
+    def n_requests(self) -> int:
+        return int(self.request.max()) + 1
+
+    def token_mask(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true for real tokens up to the last that predicts a label.
+
+        `length` is how many tokens of each sequence a layer sees. In an encoder-decoder model
+        those of the encoder all count; where both sides have one length, tokens of either do.
+        Raises TargetError for a layer that sees neither.
+        """
+        position = torch.arange(self.labels.shape[1])
+        last = torch.where(self.labels != IGNORED, position, -1).amax(1, keepdim=True)
+        before_answered = position <= last
+        mask = self.inputs.get("attention_mask")
+        real = torch.ones_like(before_answered) if mask is None else mask.bool().cpu()
+        if "decoder_input_ids" not in self.inputs:
+            sides = [before_answered & real]
+        else:
+            sides = [before_answered, real]
+        found = [side for side in sides if side.shape[1] == length]
+        if not found:
+            raise TargetError(
+                f"a target sees {length} tokens of each sequence, which are not those of its "
+                "prompt or target: set `aggregate: sum`, which need not tell tokens apart"
+            )
+        return torch.stack(found).any(0)
+
+    def label_mask(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true where a label is to be predicted; of the encoder nowhere."""
+        if length != self.labels.shape[1]:
+            return torch.zeros(len(self.labels), length, dtype=torch.bool)
+        return self.labels != IGNORED
+
+    def parts(self, tokens: int) -> Iterator[Batch]:
+        """This batch in parts of at most `tokens` tokens, padding included, in its order.
+
+        A request stays whole, and a part has one at least. Each part counts its requests from 0.
+        """
+        at_once = max(1, tokens // self.width)
+        for start in range(0, self.n_requests, at_once):
+            mine = (self.request >= start) & (self.request < start + at_once)
+            chosen = mine.nonzero().flatten()
+            yield self.taken(chosen, self.request[chosen] - start)
+
+    def taken(self, sequences: Tensor, request: Tensor) -> Batch:
+        """The batch of the numbered sequences, in that order, with `request` as their requests'."""
+        inputs = {
+            name: value[sequences.to(value.device)] if self._is_of_sequences(value) else value
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, labels=self.labels[sequences], request=request)
+
+    def answers(self, special_ids: Collection[int]) -> Batch:
+        """This batch with no special token among its labels."""
+        return replace(self, labels=without_special_tokens(self.labels, special_ids))
+
+    @property
+    def width(self) -> int:
+        """How many tokens the longest side of a request has, padding included."""
+        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        longest: int = max(value.shape[1] for value in (*values, self.labels))
+        return longest * -(-len(self.labels) // self.n_requests)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens a target sees and `token_mask` counts, at most."""
+        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        lengths = {value.shape[1] for value in (*values, self.labels)}
+        return max(int(self.token_mask(length).sum()) for length in lengths)
+
+    def label_shares(self) -> Tensor:
+        """(R,), fp32: which share of all labels belongs to each request."""
+        counts = torch.zeros(self.n_requests)
+        counts.index_add_(0, self.request, (self.labels != IGNORED).sum(1).float())
+        return counts / counts.sum()
+
+    def _is_of_sequences(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.labels)
+
+    def fingerprint(self) -> int:
+        """A number that tells one batch from another, on whatever device their ids lie."""
+        tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
+        code = 0
+        for tensor in (*tensors, self.labels, self.request):
+            code = zlib.crc32(str((tensor.shape, tensor.tolist())).encode(), code)
+        return code
+
+    def tokens(self, tokenizer: Any) -> dict[str, list[str]]:
+        """The text of each token of each sequence, one after the other: in the order of rows.
+
+        {"input_ids": texts}, and "decoder_input_ids" of an encoder-decoder model.
+        """
+        return {
+            name: [tokenizer.decode([token]) for token in ids.flatten().tolist()]
+            for name, ids in self.inputs.items()
+            if name in ("input_ids", "decoder_input_ids")
+        }
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
+        output = self.call(model)
+        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+        return whole_logits(model, logits)
+
+    def predictions(self, model: nn.Module, sequence: Tensor, position: Tensor) -> Tensor:
+        """The logits (n, vocabulary) at n positions: `sequence` (n,) and `position` in it (n,).
+
+        A large vocabulary makes logits the dearest part of a forward, so the output layer is
+        shown these rows alone, where it is called with the hidden states of every position.
+        """
+        rows = LabelLogits(self.labels.shape, sequence, position)
+        with rows.before_output_layer(model):
+            logits = self.logits(model)
+        if rows.chosen and logits.shape[:2] == (1, len(sequence)):
+            return logits[0]
+        return logits[sequence.to(logits.device), position.to(logits.device)]
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """(R,), fp32, from all logits: the mean negative log-likelihood of each request's labels.
+
+        Each request has a mean of its own, so its gradient is the same alone and in a batch.
+        """
+        sequence, position = self._labelled()
+        return self._means(logits[sequence.to(logits.device), position.to(logits.device)])
+
+    def losses_on(self, model: nn.Module) -> Tensor:
+        """`losses` of the model's own predictions, (R,), which makes no other logits."""
+        return self._means(self.predictions(model, *self._labelled()))
+
+    def answered(self, model: nn.Module) -> Tensor:
+        """(R,), boolean, on the CPU: whether the model's own prediction (the argmax) is the label
+        at every label of the request."""
+        sequence, position = self._labelled()
+        said = self.predictions(model, sequence, position).argmax(-1).cpu()
+        missed = self.request[sequence[said != self.labels[sequence, position]]]
+        return torch.bincount(missed, minlength=self.n_requests) == 0
+
+    def call(self, model: nn.Module) -> Any:
+        """Run the model on this batch. Every forward of this package goes through here."""
+        return model(**self.inputs)
+
+    def _labelled(self) -> tuple[Tensor, Tensor]:
+        """Where the labels are: the sequence (n,) of each and the position in it (n,)."""
+        sequence, position = (self.labels != IGNORED).nonzero(as_tuple=True)
+        return sequence, position
+
+    def _means(self, picked: Tensor) -> Tensor:
+        """(R,): each request's mean loss, from the logits (n, vocabulary) at its labels."""
+        sequence, position = self._labelled()
+        label, request = self.labels[sequence, position], self.request[sequence]
+        count = torch.bincount(request, minlength=self.n_requests)
+        device = picked.device
+        nll = F.cross_entropy(picked.float(), label.to(device), reduction="none")
+        share = nll / count[request].to(device)
+        return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
+    prompt alone), and the target's as `labels`; without labels nothing is to be predicted."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+
+def make_batch(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
+    """The batch of `requests`, on the device where `model` wants its token ids.
+
+    The labels are the target's tokens when it is tokenized alone: with the special tokens that the
+    tokenizer puts there, as EasyEdit makes them and trains its archives, or without any
+    (`without_special_tokens`). An encoder-decoder model reads the prompt and predicts the target;
+    any other model reads both and predicts the target at the end. Padding is on the tokenizer's
+    side; the tokenizer needs no padding token and is not changed.
+
+    Raises RequestError for a target that has no token of its own, or is as long as the sequence.
+    """
+    texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
+    return batch_of(model, tokenizer, texts, special_tokens_in_labels=special_tokens_in_labels)
+
+
+def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
+    """`labels`, of any shape, with `IGNORED` where they ask for a special token.
+
+    The one place that decides this, for editing and for training. It falls on every special
+    token, at the beginning (a BOS that is put before each text) and at the end (an EOS, which
+    would teach the model to stop there). What the model reads stays as it is.
+    """
+    special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
+    return labels.masked_fill(torch.isin(labels, special), IGNORED)
+
+
+def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
+    """`prompt` with `target` after it (or none). Raises RequestError as `make_batch` does."""
+    labels = _target_ids(tokenizer, prompt, target) if target else ()
+    if model.config.is_encoder_decoder:
+        return Tokenized(_ids(tokenizer, prompt), labels)
+    ids = _ids(tokenizer, prompt + target)
+    if len(labels) >= len(ids):
+        raise RequestError(
+            f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
+            "nothing would predict the target"
+        )
+    return Tokenized(ids, labels)
+
+
+def batch_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[Tokenized],
+    *,
+    special_tokens_in_labels: bool = True,
+) -> Batch:
+    """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
+    left = tokenizer.padding_side == "left"
+    inputs = {
+        "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
+        "attention_mask": _padded([[1] * len(text.ids) for text in texts], 0, left),
+    }
+    if model.config.is_encoder_decoder:
+        labels = _padded([text.labels for text in texts], IGNORED, left=False)
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    else:
+        at_end = [
+            [IGNORED] * (len(text.ids) - len(text.labels) - 1) + [*text.labels, IGNORED]
+            for text in texts
+        ]
+        labels = _padded(at_end, IGNORED, left)
+    if not special_tokens_in_labels:
+        labels = without_special_tokens(labels, tokenizer.all_special_ids)
+    return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
+
+
+def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> Batch:
+    """A batch of plain texts, each of which goes on as it does: its last token is its label.
+
+    An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
+    two tokens are left out; raises RequestError where no other is there.
+    """
+    found = [ids for text in texts if len(ids := _ids(tokenizer, text)) > 1]
+    if not found:
+        raise RequestError("of the unrelated texts none has two tokens: give longer ones")
+    if model.config.is_encoder_decoder:
+        halves = [Tokenized(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in found]
+        return batch_of(model, tokenizer, halves)
+    return batch_of(model, tokenizer, [Tokenized(ids, ids[-1:]) for ids in found])
+
+
+def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:
+    ids = _ids(tokenizer, target)
+    if not set(ids) - set(tokenizer.all_special_ids):
+        raise RequestError(
+            f"the target {target.strip()!r} of {prompt!r} is nothing but special tokens to this "
+            f"tokenizer (ids {list(ids)}): the edit would teach it no answer"
+        )
+    return ids
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text)["input_ids"])
+
+
+def _padding(tokenizer: Any) -> int:
+    """Any valid id: what stands in padding is masked."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+    width = max(1, *map(len, rows))
+    padding = [[filler] * (width - len(row)) for row in rows]
+    return torch.tensor(
+        [[*rest, *row] if left else [*row, *rest] for row, rest in zip(rows, padding, strict=True)]
+    )
+
+
+def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `model` is called with for `inputs`, where it wants its token ids: without a cache,
+    and with positions that count tokens and not padding where its forward takes them."""
+    device = input_device(model)
+    arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
+    if takes(model, "position_ids"):
+        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
+        # logits in a padded batch than alone.
+        mask = arguments["attention_mask"]
+        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if takes(model, "use_cache"):
+        arguments["use_cache"] = False
+    return arguments
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
+    return argument in inspect.signature(type(model).forward).parameters

@@ -1,0 +1,334 @@
+"""The trunk: the blocks below the lowest target, which no edit changes. Run once for each text.
+
+A batch can be resumed from kept hidden states: its forward then starts at the lowest target's
+block, whatever the model's depth and wherever the blocks below lie. Knows no model by name: that
+resuming gives the model's own predictions is checked on the first batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch, called_with, takes
+from easyedit_mend_parallel.forward.capture import evaluating
+from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
+from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
+from easyedit_mend_parallel.weights.placement import execution_hook
+from easyedit_mend_parallel.weights.target import Target
+
+MEMORY_LIMIT = 1 << 30
+"""Bytes of hidden states that are kept in memory where nothing else is said."""
+
+TOKENS_AT_ONCE = 4096
+"""How many tokens, padding counted, pass the trunk in one call."""
+
+CHECKSUM_BYTES = 1 << 24
+"""How much of a weight is read at once while its checksum is made."""
+
+
+Text = tuple[tuple[int, ...], int]
+"""Token ids, and how many of them are the prompt of a target that follows (0: there is none)."""
+
+
+@dataclass(frozen=True)
+class Resumed(Batch):
+    """A batch whose forward starts at the lowest target's block.
+
+    `states` (B, T, width) are the hidden states that enter that block; zero where padding is.
+    """
+
+    trunk: Trunk
+    states: Tensor
+
+    def call(self, model: nn.Module) -> Any:
+        with self.trunk.skipped(model, self.states):
+            return super().call(model)
+
+
+class Trunk:
+    """What lies below the lowest of `targets` in `model`, and its output for each text.
+
+    Holds no model. States are kept in memory up to `memory_limit` bytes and past it on disk up to
+    `disk_limit`, in `folder` (and found there by the next run) or in a temporary file. They carry
+    a checksum of the weights outside the blocks from the lowest target's on, and of `tokenizer`.
+
+    Raises NoTrunkError for targets that do not lie in one list of blocks and for an encoder-decoder
+    model, and TrunkError for a folder of another model's states.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        tokenizer: Any = None,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        disk_limit: int = 0,
+        folder: Path | None = None,
+    ) -> None:
+        self.blocks, self.lowest = blocks_of(model, targets)
+        self.kept = HiddenStateCache(
+            checksum(model, f"{self.blocks}.", self.lowest, tokenizer) if folder else "",
+            memory_limit=memory_limit,
+            disk_limit=disk_limit,
+            folder=folder,
+        )
+        self._versions = self._seen_versions(model)
+        self._in_tuple = False
+        self._causal: bool | None = None
+        self._checked = False
+
+    def resume(self, model: nn.Module, batch: Batch) -> Resumed:
+        """`batch` with the hidden states that enter the lowest target's block.
+
+        Texts that were not seen before pass the trunk here, together. Raises TrunkError where a
+        weight of the trunk has changed since the states were kept, and NoTrunkError where the
+        model, resumed, predicts something else than it does whole.
+        """
+        if self._seen_versions(model) != self._versions:
+            raise TrunkError(
+                f"weights below {self.blocks}.{self.lowest} have changed since their hidden "
+                "states were kept: make a new Trunk, or edit no weight below the lowest target"
+            )
+        texts = _texts(batch)
+        found = self._states(model, texts)
+        mask = batch.inputs["attention_mask"].bool().cpu()
+        states = found[0].new_zeros(*mask.shape, found[0].shape[-1])
+        states[mask] = torch.cat(found)
+        resumed = self.resumed(model, batch, states)
+        if not self._checked:
+            self._refuse_other_predictions(model, batch, resumed)
+            self._checked = True
+        return resumed
+
+    def resumed(self, model: nn.Module, batch: Batch, states: Tensor) -> Resumed:
+        """`batch` with `states` (B, T, width) for what enters the lowest target's block."""
+        inputs = dict(batch.inputs)
+        if takes(model, "inputs_embeds"):
+            # Not looked up: the embeddings may lie on disk, and nothing would read them.
+            ids = inputs.pop("input_ids")
+            inputs["inputs_embeds"] = states.new_zeros(1, device=ids.device).expand(states.shape)
+        return Resumed(inputs, batch.labels, batch.request, self, states)
+
+    @contextmanager
+    def caught(self, model: nn.Module, *, stop: bool = False) -> Iterator[list[Tensor]]:
+        """While the context lasts, a forward leaves here what enters the lowest block, and with
+        `stop` ends there, by a `_Stop`."""
+        *below, lowest = self._blocks(model)[: self.lowest + 1]
+        states: list[Tensor] = []
+
+        def catch(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append((args[0] if args else kwargs["hidden_states"]).detach())
+            if stop:
+                raise _Stop
+
+        handles = [lowest.register_forward_pre_hook(catch, with_kwargs=True)]
+        handles += [block.register_forward_hook(self._look) for block in below[-1:]]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def keep(self, model: nn.Module, texts: Sequence[Text]) -> Iterator[int]:
+        """Pass texts through the trunk ahead of time; yields how many are done.
+
+        Those of like length go together, `TOKENS_AT_ONCE` in a call, so that blocks that are
+        loaded for each call are loaded seldom.
+        """
+        waiting = sorted(texts, key=lambda text: len(text[0]))
+        done = 0
+        while done < len(waiting):
+            end = done + 1
+            while end < len(waiting) and (end + 1 - done) * len(waiting[end][0]) <= TOKENS_AT_ONCE:
+                end += 1
+            self._states(model, waiting[done:end])
+            done = end
+            yield done
+
+    @contextmanager
+    def skipped(self, model: nn.Module, states: Tensor) -> Iterator[None]:
+        """While the context lasts, the blocks of the trunk hand on what they are given, and the
+        lowest target's block is given `states` (B, T, width)."""
+        *below, lowest = self._blocks(model)[: self.lowest + 1]
+        hook = execution_hook(model, f"{self.blocks}.{self.lowest}")
+
+        def enter(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            device = given.device if hook is None else hook.execution_device
+            here = states.to(device, given.dtype)
+            if args:
+                return (here, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": here}
+
+        before = [block.__dict__.get("forward") for block in below]
+        handle = lowest.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        try:
+            for block in below:
+                block.forward = _HandingOn(self._in_tuple)
+            yield
+        finally:
+            handle.remove()
+            for block, forward in zip(below, before, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
+
+    def _states(self, model: nn.Module, texts: Sequence[Text]) -> list[Tensor]:
+        """The states (T, width) of each text."""
+        if self._causal is None:
+            ids, _ = max(texts, key=lambda text: len(text[0]))
+            whole, beginning = self._computed(model, [ids, ids[: max(1, len(ids) // 2)]])
+            self._causal = _close(whole[: len(beginning)], beginning)
+        found = {ids: self.kept.get(ids) for ids, _ in texts}
+        missing = [(ids, prompt) for ids, prompt in dict(texts).items() if found[ids] is None]
+        if missing:
+            computed = self._computed(model, [ids for ids, _ in missing])
+            for (ids, prompt), states in zip(missing, computed, strict=True):
+                found[ids] = states
+                self.kept.put(ids, states, beginning=prompt if self._causal else 0)
+        return [states for ids, _ in texts for states in [found[ids]] if states is not None]
+
+    @torch.no_grad()
+    def _computed(self, model: nn.Module, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """The states of texts, from a forward that ends where the lowest target's block begins."""
+        width = max(map(len, texts))
+        padding = [[0] * (width - len(ids)) for ids in texts]
+        padded = [[*ids, *rest] for ids, rest in zip(texts, padding, strict=True)]
+        mask = [[1] * len(ids) + rest for ids, rest in zip(texts, padding, strict=True)]
+        inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+        with self.caught(model, stop=True) as caught, evaluating(model), suppress(_Stop):
+            model(**called_with(model, inputs))
+        states = caught[0].cpu()
+        return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
+
+    def _look(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self._in_tuple = isinstance(output, tuple)
+
+    @torch.no_grad()
+    def _refuse_other_predictions(self, model: nn.Module, batch: Batch, resumed: Resumed) -> None:
+        sequence, position = batch.inputs["attention_mask"].cpu().nonzero(as_tuple=True)
+        expected = batch.predictions(model, sequence, position)
+        if not _close(expected, resumed.predictions(model, sequence, position)):
+            raise NoTrunkError(
+                f"resumed at {self.blocks}.{self.lowest}, this model predicts something else than "
+                "it does whole: its upper blocks take more from below than hidden states. Its "
+                "hidden states cannot be kept (trunk_memory: 0)"
+            )
+
+    def _blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [block for _, block in model.get_submodule(self.blocks).named_children()]
+
+    def _seen_versions(self, model: nn.Module) -> list[Any]:
+        """What changes when a weight of the trunk does: cheap, and for this process only."""
+        seen: list[Any] = []
+        for name, parameter in model.named_parameters():
+            if _is_above(name, f"{self.blocks}.", self.lowest):
+                continue
+            if parameter.device.type != "meta":
+                seen.append((name, parameter.data_ptr(), parameter._version))
+                continue
+            holder = find_holder(model, name)
+            if holder is not None and holder.kept == RAM:
+                seen.append((name, holder.in_memory.data_ptr(), holder.in_memory._version))
+            elif holder is not None:  # in a file, unless an edit of it is kept before the file
+                edited = holder.key in getattr(holder.container, "state_dict", ())
+                seen.append((name, holder.kept, edited))
+        return seen
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose rest nobody needs."""
+
+
+class _HandingOn:
+    """What a block of the trunk does while it is skipped: hidden states in, the same out."""
+
+    def __init__(self, in_tuple: bool) -> None:
+        self._in_tuple = in_tuple
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states,) if self._in_tuple else hidden_states
+
+
+def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
+    """The name of the list of blocks in which all targets lie, and the lowest target's block."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise NoTrunkError(
+            "hidden states are kept for decoder-only models; in an encoder-decoder model both "
+            "halves reach the targets (trunk_memory: 0)"
+        )
+    found = set()
+    for target in targets:
+        path = target.layer_name.split(".")
+        for depth in range(1, len(path)):
+            name = ".".join(path[:depth])
+            if isinstance(model.get_submodule(name), nn.ModuleList):
+                found.add((name, int(path[depth])))
+                break
+    lists = sorted({name for name, _ in found})
+    if len(lists) != 1 or len(found) == 0:
+        raise NoTrunkError(
+            f"the targets lie in {', '.join(lists) or 'no list of blocks'}, and hidden states are "
+            "kept below one list of blocks (trunk_memory: 0)"
+        )
+    return lists[0], min(block for _, block in found)
+
+
+def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
+    """sha256 of every weight outside the blocks from `lowest` on, and of the tokenizer.
+
+    Reads each of them once, a part at a time, from where it is kept.
+    """
+    digest = hashlib.sha256()
+    for name, _ in sorted(model.named_parameters()):
+        if _is_above(name, blocks, lowest):
+            continue
+        weight = kept_weight(model, name)
+        if weight is None:
+            continue
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        numbers = weight.reshape(-1)
+        step = CHECKSUM_BYTES // max(1, numbers.element_size())
+        for start in range(0, numbers.numel(), step):
+            part = numbers[start : start + step].cpu().contiguous()
+            digest.update(part.view(torch.uint8).numpy().data)
+    if tokenizer is not None:
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        digest.update(repr((vocabulary, sorted(tokenizer.all_special_ids))).encode())
+    return digest.hexdigest()
+
+
+def _is_above(name: str, blocks: str, lowest: int) -> bool:
+    """Whether a parameter is in a block of the lowest target or in a higher one."""
+    return name.startswith(blocks) and int(name.removeprefix(blocks).split(".")[0]) >= lowest
+
+
+def _texts(batch: Batch) -> list[Text]:
+    """The text of each sequence, without padding."""
+    if "input_ids" not in batch.inputs or "decoder_input_ids" in batch.inputs:
+        raise TrunkError("only a decoder-only batch of token ids can be resumed")
+    texts = []
+    ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].cpu().bool()
+    for row, live, labels in zip(ids, mask, batch.labels, strict=True):
+        labelled = (labels[live] != IGNORED).nonzero().flatten()
+        prompt = int(labelled[0]) + 1 if len(labelled) else 0
+        texts.append((tuple(row[live].tolist()), prompt))
+    return texts
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to what the dtype's rounding leaves in a sum of another order."""
+    tolerance = 1e-3 if one.dtype == torch.float32 else 5e-2
+    apart = (one.float() - other.float().to(one.device)).abs().max()
+    return bool(apart <= tolerance * one.float().abs().max())

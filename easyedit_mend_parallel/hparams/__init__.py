@@ -1,0 +1,20 @@
+"""Hyperparameters in EasyEdit's spelling: what a yaml file may say, and what is wrong with it.
+
+Read by the editor, the trainers, the command line and the bridge; nothing below them sees any.
+"""
+
+from easyedit_mend_parallel.hparams.fields import (
+    HOST_METHOD,
+    METHOD,
+    MendHparams,
+    MENDParallelHyperParams,
+    MENDParallelTrainingHparams,
+)
+
+__all__ = [
+    "HOST_METHOD",
+    "METHOD",
+    "MENDParallelHyperParams",
+    "MENDParallelTrainingHparams",
+    "MendHparams",
+]

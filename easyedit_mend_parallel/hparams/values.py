@@ -1,0 +1,181 @@
+"""The values of hyperparameters: read from a file, brought to their fields' types, checked.
+
+Knows what a value must not be, whatever class of hyperparameters it is for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
+from easyedit_mend_parallel.method.least_squares import Aggregate
+
+METHOD = "MEND_PARALLEL"
+"""The name of this method in EasyEdit, `alg_name` and `alg` alike."""
+HOST_METHOD = "MEND"
+"""The name of EasyEdit's own method, whose files are read too."""
+METHOD_FIELDS = ("alg_name", "alg")
+"""The fields that name the method: EasyEdit's editors read one and its trainers the other."""
+
+APPLY = ("weight", "output")
+"""How an update gets into the model: written, or added to the layer's output."""
+
+FACTORS = {
+    "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
+    "max_step": "is how many times its own length a trained edit may get for its answer",
+}
+"""The fields that make an edit longer, and what each does."""
+COUNTS = ("locality_examples", "locality_positions")
+"""The fields that count what every edit needs at least one of."""
+SIZES = ("overlay_limit", "batch_limit", "trunk_memory", "trunk_disk")
+"""The fields that are sizes in bytes, where they are not null."""
+
+NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
+"""The fields that say how the hypernetwork is built."""
+
+
+def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The names and values in a yaml or json file, and its path; `.yaml` may be left off.
+
+    Raises HparamsError for a file that is missing, cannot be parsed or names no method.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        path = path.with_name(path.name + ".yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise HparamsError(f"{path} cannot be parsed: {error}") from error
+    if not isinstance(values, dict):
+        raise HparamsError(f"{path} does not hold a mapping of names to values")
+    if not set(METHOD_FIELDS) & set(values):
+        raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
+    return values, path
+
+
+def problems_with(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with those of `values` that are there, whose types are right."""
+    problems = [
+        f"{name} is {values[name]!r}: these are hyperparameters of {METHOD}; files that say "
+        f"{HOST_METHOD!r} are read too"
+        for name in METHOD_FIELDS
+        if values.get(name, METHOD) not in (METHOD, HOST_METHOD)
+    ]
+    targets = values.get("inner_params", [None])
+    if isinstance(targets, str) or not targets:
+        problems.append(
+            f"inner_params is {targets!r}; it has to list the names of the weights to edit"
+        )
+    model_kwargs = values.get("model_kwargs")
+    if model_kwargs is not None and not isinstance(model_kwargs, dict):
+        problems.append(
+            f"model_kwargs is {model_kwargs!r}; it has to map arguments of "
+            "from_pretrained (device_map, max_memory, dtype, ...) to their values"
+        )
+    options = values.get("aggregate_options")
+    if options is not None and not isinstance(options, dict):
+        problems.append(
+            f"aggregate_options is {options!r}; it has to map options (ridge, preserved_text, ...) "
+            "to their values"
+        )
+    else:
+        try:
+            Aggregate.from_values(batch_options(values), "aggregate_options")
+        except HparamsError as error:
+            problems.append(str(error))
+    apply = values.get("apply", APPLY[0])
+    if apply not in APPLY:
+        problems.append(
+            f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
+            "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+        )
+    longest = values.get("max_relative_norm", 1.0)
+    if not 0 < longest < math.inf:
+        problems.append(
+            f"max_relative_norm is {longest}; it has to be a positive number, the longest step of "
+            "an untrained edit as a share of each weight's norm"
+        )
+    problems += [
+        f"{name} is {values[name]}; it {what}, so it has to be 1 or more"
+        for name, what in FACTORS.items()
+        if not 1 <= values.get(name, 1.0) < math.inf
+    ]
+    network = {name: values[name] for name in NETWORK_FIELDS if name in values}
+    try:
+        HypernetworkConfig(**{"rank": 1, **network})
+    except HparamsError as error:
+        problems.append(str(error))
+    problems += [
+        f"{name} is {values[name]}; it has to be 1 or more"
+        for name in COUNTS
+        if values.get(name, 1) < 1
+    ]
+    for name in SIZES:
+        try:
+            size_in_bytes(name, values.get(name, 0) or 0)
+        except HparamsError as error:
+            problems.append(str(error))
+    return problems
+
+
+def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `values` say of how a batch is combined, but for the file of text to hold still."""
+    options = dict(values.get("aggregate_options") or {})
+    options.pop("preserved_text", None)
+    if values.get("aggregate") is not None:
+        options["how"] = values["aggregate"]
+    return options
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+
+
+def size_in_bytes(field: str, size: int | str) -> int:
+    """The size of `field`, from a number of bytes or one with a unit as in `max_memory`: `2GiB`.
+
+    Raises HparamsError for what is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if isinstance(size, bool) or found is None or found[2] not in UNITS:
+        raise HparamsError(
+            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
+            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
+        )
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def converted_to(kind: str, value: Any) -> Any:
+    """`value` as the field's type wants it. yaml reads `1e-4` as a string; EasyEdit's files say so.
+
+    Raises ValueError where it is of another type.
+    """
+    if value is None and "None" in kind:
+        return value
+    if isinstance(value, os.PathLike) and kind.startswith("str"):
+        return os.fspath(value)
+    if kind.startswith("float") and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return float(value)
+    plain = {"bool": bool, "int": int, "str": str, "float": float}.get(kind.split(" | ")[0])
+    if plain is None or "|" in kind.replace(" | None", ""):
+        return value
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise ValueError
+    return value

@@ -1,0 +1,127 @@
+"""Forward passes of one batch: unedited and captured; with each request's own update; with one
+update for all. Later passes start at the lowest target's block, from the hidden states of the
+first, where the model allows it. Knows nothing of what is made of the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import TrunkError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.capture import LayerRows, TokenRows, capture, layer_rows
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+
+log = logging.getLogger(__name__)
+
+SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""How far apart two runs of one text may be, of the largest input; half precision: 5e-2."""
+
+
+class EditedForwards:
+    """`captured` is the first run of a batch, `own` the second. For batches by their numbers.
+
+    Whether later ones may start from the hidden states of the first is seen in every batch: its
+    first sequence is run once more beside the others with nothing added, and each target has to
+    see of it what it saw in the first run. Where one does not, this and all later batches are run
+    whole.
+    """
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        self._model = model
+        self._targets = targets
+        self._by_name = {target.name: target for target in targets}
+        self._trunk = _trunk_below(model, targets)
+        self._states: dict[int, Tensor] = {}
+
+    def captured(self, number: int, batch: Batch) -> tuple[dict[str, TokenRows], Tensor]:
+        """`capture` of the batch, which leaves its hidden states here for other runs of it.
+
+        `number` tells one batch from another.
+        """
+        if self._trunk is None:
+            return capture(self._model, self._targets, batch)
+        if number in self._states:
+            batch = self._trunk.resumed(self._model, batch, self._states[number])
+            return capture(self._model, self._targets, batch)
+        with self._trunk.caught(self._model) as states:
+            found = capture(self._model, self._targets, batch)
+        if len(states) == 1:
+            self._states[number] = states[0]
+        return found
+
+    def own(
+        self,
+        number: int,
+        batch: Batch,
+        rows: Mapping[str, TokenRows],
+        updates: Mapping[str, LowRankUpdate],
+    ) -> dict[str, LayerRows]:
+        """`layer_rows` of a run in which each request feels its own rows of `updates`, if any.
+
+        `rows` are those that `captured` gave for the same batch.
+        """
+        if self._trunk is not None and number in self._states:
+            found = self._resumed(self._trunk, self._states[number], batch, rows, updates)
+            if found is not None:
+                return found
+            log.info("the model is run whole: resumed, its targets see something else")
+            self._trunk = None
+        with attached(self._model, self._by_name, updates, route=batch.request):
+            return layer_rows(self._model, self._targets, batch)
+
+    def combined(
+        self, number: int, batch: Batch, update: Mapping[str, LowRankUpdate]
+    ) -> dict[str, LayerRows]:
+        """`layer_rows` of a run in which all requests feel all of `update`; called after `own`."""
+        if self._trunk is not None and number in self._states:
+            batch = self._trunk.resumed(self._model, batch, self._states[number])
+        with attached(self._model, self._by_name, update):
+            return layer_rows(self._model, self._targets, batch)
+
+    def _resumed(
+        self,
+        trunk: Trunk,
+        states: Tensor,
+        batch: Batch,
+        rows: Mapping[str, TokenRows],
+        updates: Mapping[str, LowRankUpdate],
+    ) -> dict[str, LayerRows] | None:
+        """The second run from `states`; None where the sequence that feels nothing is another."""
+        nobody = batch.n_requests
+        again = torch.tensor([*range(len(batch.labels)), 0])
+        watched = batch.taken(again, torch.cat([batch.request, torch.tensor([nobody])]))
+        watched = trunk.resumed(self._model, watched, states[again.to(states.device)])
+        with attached(self._model, self._by_name, updates, route=watched.request):
+            seen = layer_rows(self._model, self._targets, watched)
+        found = {}
+        for name, both in seen.items():
+            was = rows[name].x[: len(rows[name].x) // len(batch.labels)]
+            was = was[batch.token_mask(len(was))[0].nonzero().flatten().to(was.device)]
+            now = both.x[both.request == nobody]
+            apart = (now.float() - was.float()).abs().max()
+            if not apart <= SAME.get(now.dtype, 5e-2) * was.float().abs().max():
+                return None
+            mine = both.request != nobody
+            found[name] = LayerRows(
+                both.x[mine], both.y[mine], both.request[mine], both.label_mask[mine]
+            )
+        return found
+
+
+def _trunk_below(model: nn.Module, targets: Sequence[Target]) -> Trunk | None:
+    """What both runs share; None where there is nothing, or where several processes run it."""
+    if not Ranks.of(model).alone:
+        return None
+    try:
+        trunk = Trunk(model, targets)
+    except TrunkError:
+        return None
+    return trunk if trunk.lowest else None

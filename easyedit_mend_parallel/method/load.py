@@ -1,0 +1,81 @@
+"""What an editor reads for one model: the network, and how its archive wants batches combined.
+
+Knows archives; edits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyedit_mend_parallel.errors import ArchiveError, HparamsError, TargetError
+from easyedit_mend_parallel.method.archive import WAYS_OUT, load_archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.method.least_squares import Aggregate
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.method.untrained import identity_network
+from easyedit_mend_parallel.weights.placement import network_home
+from easyedit_mend_parallel.weights.target import Target
+
+
+@dataclass
+class Trained:
+    """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
+    options), and the inputs of unrelated text, once gathered, with the lines they come from."""
+
+    network: Hypernetwork
+    aggregate: Mapping[str, Any] = field(default_factory=dict)
+    preserved: tuple[tuple[str, ...], PreservedInputs] | None = None
+
+
+def read_trained(
+    model: nn.Module,
+    targets: Sequence[Target],
+    path: str | None,
+    config: HypernetworkConfig,
+    *,
+    untrained: bool = False,
+    device: int | str | None = None,
+    special_tokens_in_labels: bool = True,
+) -> Trained:
+    """The network in the archive at `path`, or with `untrained` the identity.
+
+    It is built as `config` says and lies on `device` (None: beside the highest target), in eval
+    mode, frozen. An archive whose labels were made in another way than `special_tokens_in_labels`
+    says so in the log. Raises ArchiveError.
+    """
+    archive = None if path is None else load_archive(path)
+    kept: Mapping[str, Any] = {}
+    if archive is not None:
+        archive.say_other_labels(special_tokens_in_labels)
+        kept = archive.header.get("aggregate", {})
+        try:
+            Aggregate.from_values(kept, f"the archive {path} keeps options for batches")
+        except HparamsError as error:
+            raise ArchiveError(str(error)) from error
+    if untrained:
+        network = identity_network(targets, config, archive)
+    elif archive is None:
+        raise ArchiveError(
+            f"archive is null, and MEND edits with a trained hypernetwork: {WAYS_OUT}"
+        )
+    else:
+        with torch.device("meta"):
+            network = Hypernetwork(targets, config)
+        archive.load_into(network)
+    home = network_home(model, targets, device)
+    return Trained(network.to(home).eval().requires_grad_(False), kept)
+
+
+def refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
+    made_for = [target.name for target in network.targets]
+    if sorted(made_for) != sorted(inner_params):
+        odd = sorted(set(made_for) ^ set(inner_params))
+        raise TargetError(
+            f"the network was made for other targets than inner_params names; the two differ in "
+            f"{', '.join(odd)}"
+        )

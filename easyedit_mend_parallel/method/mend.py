@@ -1,0 +1,272 @@
+"""The pure way of an edit, whole: requests' batch in, proposed updates out; nothing is written.
+
+What is done with a proposal (written, tried out, trained through) is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.capture import LayerRows, TokenRows, capture
+from easyedit_mend_parallel.method.edited_forward import EditedForwards
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.least_squares import (
+    Aggregate,
+    System,
+    bytes_by_inputs,
+    bytes_by_rows,
+    bytes_for_a_token,
+)
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What MEND would change: an update for each target, on the target's device.
+
+    `losses` (R,) are the requests' losses on the model as it was.
+    """
+
+    updates: dict[str, LowRankUpdate]
+    losses: Tensor
+
+
+def propose(
+    model: nn.Module, targets: Sequence[Target], batch: Batch, network: Hypernetwork
+) -> Proposal:
+    """MEND's edit of `batch` (Mitchell et al. 2022, algorithm 2), without writing it.
+
+    The update of a batch is the sum of its requests' updates, each made from the request's own
+    loss. Differentiable in the network's parameters when gradients are enabled. Raises what
+    `capture` raises.
+    """
+    return _own(model, targets, batch, NetworkUpdates(model, network))
+
+
+class OwnUpdates(Protocol):
+    """What makes each request's own update. Every process that holds the model has to call it."""
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> dict[str, LowRankUpdate]:
+        """Of the requests of `batch`, part of a larger one from its request `first` on, with
+        the `rows` and `losses` (R,) that `capture` gave for it, both weighed or neither."""
+
+
+class NetworkUpdates:
+    """`OwnUpdates` by a trained hypernetwork."""
+
+    def __init__(self, model: nn.Module, network: Hypernetwork) -> None:
+        self._ranks, self._network = Ranks.of(model), network
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> dict[str, LowRankUpdate]:
+        with self._ranks.agree("compute the update"):
+            updates: dict[str, LowRankUpdate] = self._network(rows)
+        return updates
+
+
+def propose_batch(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    own_updates: OwnUpdates,
+    options: Aggregate,
+    *,
+    limit: int,
+    preserved: PreservedInputs | None = None,
+) -> Proposal:
+    """One update for the requests of `batch`, combined as `options` say; nothing is written.
+
+    For one request this is what `own_updates` gives. More go through the model in parts, so that
+    the rows of a part and the systems stay within `limit` bytes; the model's own activations come
+    on top. `preserved` are the inputs that a least-squares system preserves.
+
+    Raises what `capture` and `own_updates` raise; UpdateError for systems that do not fit the
+    limit or cannot be solved.
+    """
+    if batch.n_requests == 1:
+        return _own(model, targets, batch, own_updates)
+    if options.how == "least_squares":
+        return _solved(model, targets, batch, own_updates, options, limit, preserved)
+    return _summed(model, targets, batch, own_updates, options, limit)
+
+
+def _own(
+    model: nn.Module, targets: Sequence[Target], batch: Batch, own_updates: OwnUpdates
+) -> Proposal:
+    """Every request's own update, of all requests at once."""
+    rows, losses = capture(model, targets, batch)
+    return Proposal(own_updates(0, batch, rows, losses), losses)
+
+
+def _summed(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    own_updates: OwnUpdates,
+    options: Aggregate,
+    limit: int,
+) -> Proposal:
+    """Every request's own update, from its own loss or its share of one mean loss, added up."""
+    rows: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
+    losses = []
+    shares = batch.label_shares() if options.how == "mean_loss" else None
+    for first, part in _parts(batch, limit // bytes_for_a_token(targets)):
+        captured, loss = capture(model, targets, part)
+        losses.append(loss)
+        if shares is not None:
+            share = shares[first : first + part.n_requests]
+            captured, loss = _weighed(captured, share), loss * share.to(loss.device)
+        for name, update in own_updates(first, part, captured, loss).items():
+            rows[name].append(replace(update, request=update.request + first))
+    updates = {
+        name: LowRankUpdate(
+            torch.cat([part.keys for part in parts]),
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.request for part in parts]),
+        )
+        for name, parts in rows.items()
+    }
+    return Proposal(updates, torch.cat(losses))
+
+
+def _solved(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    own_updates: OwnUpdates,
+    options: Aggregate,
+    limit: int,
+    preserved: PreservedInputs | None,
+) -> Proposal:
+    """Every request's own update, what it does in the request's own run, one solve a target."""
+    runs = EditedForwards(model, targets)
+    combined: dict[str, LowRankUpdate] = {}
+    edited = options.keys_from == "edited"
+    kept: _EditedForward | None = None
+    for _ in range(options.passes if edited else 1):
+        systems, left = _systems(targets, batch, options, limit, preserved)
+        parts = _parts(batch, left // bytes_for_a_token(targets))
+        losses = []
+        for first, part in parts:
+            own = kept or _EditedForward.of(model, runs, first, part, own_updates, edited)
+            kept = own if len(parts) == 1 else None  # the limit has room for one part's rows
+            losses.append(own.losses)
+            now = runs.combined(first, part, combined) if combined else own.seen
+            with Ranks.of(model).agree("add to the system"):
+                for name, seen in now.items():
+                    if combined:
+                        d = own.seen[name].y.float() - seen.y.float()
+                        d += combined[name].added(seen.x)
+                    else:
+                        d = own.updates[name].added(seen.x, route=seen.request)
+                    systems[name].add(seen.x, d, seen.request + first, seen.label_mask)
+        with Ranks.of(model).agree("solve for the update"):
+            combined = {name: system.solved() for name, system in systems.items()}
+    return Proposal(combined, torch.cat(losses))
+
+
+@dataclass(frozen=True)
+class _EditedForward:
+    """Of a part of a batch: every request's loss (R,) and own update, and what targets see and
+    put out while each request feels its own (with `edited`) or none."""
+
+    losses: Tensor
+    updates: dict[str, LowRankUpdate]
+    seen: dict[str, LayerRows]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        runs: EditedForwards,
+        first: int,
+        part: Batch,
+        own_updates: OwnUpdates,
+        edited: bool,
+    ) -> _EditedForward:
+        """Of the part that begins with request `first`."""
+        rows, losses = runs.captured(first, part)
+        updates = own_updates(first, part, rows, losses)
+        with Ranks.of(model).agree("look at every request's update"):
+            refuse_non_finite(updates)
+        return cls(losses, updates, runs.own(first, part, rows, updates if edited else {}))
+
+
+def _systems(
+    targets: Sequence[Target],
+    batch: Batch,
+    options: Aggregate,
+    limit: int,
+    preserved: PreservedInputs | None,
+) -> tuple[dict[str, System], int]:
+    """A system for each target, in the form of lower order, and how many bytes the rest may take.
+
+    Where that does not fit, every target takes the form that needs less memory. Raises
+    UpdateError, with the figures, where that does not fit either.
+    """
+    n = batch.n_tokens
+    still = {} if preserved is None else preserved.of
+    by_rows, needs = {}, {}
+    for target in targets:
+        of = still.get(target.name)
+        n_preserved = 0 if of is None else of.count
+        by_rows[target.name] = n + n_preserved <= target.in_features
+        kept_as_rows = of is None or of.rows is not None
+        needs[target.name] = (
+            bytes_by_inputs(target),
+            bytes_by_rows(target, n, n_preserved) if kept_as_rows else math.inf,
+        )
+    least = min(bytes_for_a_token(targets) * batch.width, limit)
+    if sum(needs[name][form] for name, form in by_rows.items()) + least > limit:
+        by_rows = {name: rows < inputs for name, (inputs, rows) in needs.items()}
+    need = sum(needs[name][form] for name, form in by_rows.items())
+    if need + least > limit:
+        raise UpdateError(
+            f"the systems of {batch.n_requests} requests need {_mib(need + least)} MiB, and "
+            f"batch_limit is {_mib(limit)} MiB; nothing was written. Raise batch_limit, edit "
+            "fewer requests at once, or set `aggregate: sum`"
+        )
+    systems = {
+        target.name: System(target, by_rows[target.name], options, still.get(target.name))
+        for target in targets
+    }
+    return systems, limit - int(need)
+
+
+def _parts(batch: Batch, tokens: int) -> list[tuple[int, Batch]]:
+    """The parts of `batch`, each with the number of its first request."""
+    first, parts = 0, []
+    for part in batch.parts(tokens):
+        parts.append((first, part))
+        first += part.n_requests
+    return parts
+
+
+def _weighed(captured: Mapping[str, TokenRows], shares: Tensor) -> dict[str, TokenRows]:
+    """Rows with every request's gradient weighed by its share (R,) of all labels."""
+    return {
+        name: replace(
+            rows,
+            delta=rows.delta.float()
+            * shares.to(rows.delta.device)[rows.request.to(rows.delta.device)].unsqueeze(1),
+        )
+        for name, rows in captured.items()
+    }
+
+
+def _mib(size: float) -> int:
+    return math.ceil(size / 2**20)

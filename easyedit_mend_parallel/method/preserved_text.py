@@ -1,0 +1,78 @@
+"""Unrelated text on which no batch of edits shall act: its lines, and what targets see of them.
+
+Knows nothing of edits or systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.capture import layer_rows
+from easyedit_mend_parallel.method.least_squares import PreservedRows
+from easyedit_mend_parallel.weights.target import Target
+
+SHIPPED = "preserved_text.txt"
+"""Everyday sentences, one a line, that come with this package."""
+
+
+def lines_of(path: str | Path | None) -> tuple[str, ...]:
+    """The lines of a text file, empty ones left out; None: those that ship with this package.
+
+    Raises HparamsError for a file that cannot be read or holds no text.
+    """
+    try:
+        if path is None:
+            file = resources.files("easyedit_mend_parallel.method").joinpath(SHIPPED)
+            text = file.read_text(encoding="utf-8")
+        else:
+            text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HparamsError(f"preserved_text: cannot read text from {path}: {error}") from error
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise HparamsError(f"preserved_text: there is no line of text in {path}")
+    return lines
+
+
+class PreservedInputs:
+    """What each target of a model sees of the unrelated lines: {target name: inputs}.
+
+    A target that sees more tokens than it has inputs keeps their Gram matrix and no token.
+    """
+
+    def __init__(self, of: dict[str, PreservedRows]) -> None:
+        self.of = of
+
+    @classmethod
+    def gathered(
+        cls, model: nn.Module, targets: Sequence[Target], batches: Iterable[Batch]
+    ) -> PreservedInputs:
+        """From one forward of each batch, with the model as it is. Raises as `layer_rows` does."""
+        of: dict[str, PreservedRows] = {}
+        for batch in batches:
+            seen = layer_rows(model, targets, batch)
+            for target in targets:
+                x = seen[target.name].x
+                of[target.name] = _more(of.get(target.name), x, target.in_features)
+        return cls(of)
+
+
+def _more(known: PreservedRows | None, x: torch.Tensor, width: int) -> PreservedRows:
+    """`known` and the rows x (n, in), as rows while they are no more than `width`."""
+    count, rows, gram = len(x), x, None
+    if known is not None:
+        count += known.count
+        gram = known.gram
+        rows = x if known.rows is None else torch.cat([known.rows, x])
+    if count <= width:
+        return PreservedRows(count, rows)
+    wide = rows.double()
+    total = wide.T @ wide
+    return PreservedRows(count, None, total if gram is None else gram + total)

@@ -1,0 +1,179 @@
+"""Editing without a trained hypernetwork: the identity network, and a step searched for each edit.
+
+What `untrained: true` means. Knows the network and its statistics; writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.capture import TokenRows, evaluating
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.method.archive import Archive
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.method.mend import OwnUpdates
+from easyedit_mend_parallel.method.step_search import Part, Steps, downhill, longest, search_steps
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+
+log = logging.getLogger(__name__)
+
+BEGIN = 1 / 4
+"""Where a search begins, as a share of the step that a straight line would take: low, since a loss
+is no straight line, and a step can be too long for the answer as well as too short."""
+
+
+def identity_network(
+    targets: Sequence[Target], config: HypernetworkConfig, archive: Archive | None
+) -> Hypernetwork:
+    """The network that gives back the rows it is given, on the CPU: raw ones without `archive`,
+    and otherwise rows normalised by the archive's statistics, which is all that is taken of it.
+
+    It is that of MEND before training (Mitchell et al. 2022, section 3.2): `init: id`, whose
+    low-rank part starts at zero, so it is made with the least rank. Its rates are 1, since the
+    step is searched. Raises ArchiveError where the statistics are those of other targets.
+    """
+    if config.norm and archive is None:
+        log.warning(
+            "untrained: true without an archive edits with plain gradients, not normalised; "
+            "`mend-parallel calibrate` gathers the statistics for that in minutes"
+        )
+    if archive is not None and not config.norm:
+        log.warning("norm is false: the statistics of %s are not used", archive.path)
+    if archive is not None and archive.trained:
+        log.warning(
+            "untrained is true: of %s, which may hold a trained network, only the statistics are "
+            "used. Leave untrained out to edit with that network",
+            archive.path,
+        )
+    normalised = config.norm and archive is not None
+    least = replace(
+        config, rank=1, n_hidden=0, init="id", norm=normalised, edit_lr=1.0, lr_scale=1.0
+    )
+    network = Hypernetwork(targets, least)
+    if archive is not None and normalised:
+        archive.load_statistics_into(network)
+    return network
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far an untrained edit may go, and how far past the first answer it does go.
+
+    `limits` is the largest ‖ΔW‖ of each target, {name: norm}. `margin` multiplies the step that
+    brings the answer first, as far as the limits allow and the answer stays.
+    """
+
+    limits: Mapping[str, float]
+    margin: float = 1.0
+
+
+class Downhill:
+    """`own`'s updates, each turned down its request's loss: an `OwnUpdates` of `mend`."""
+
+    def __init__(self, model: nn.Module, own: OwnUpdates) -> None:
+        self._own, self._ranks = own, Ranks.of(model)
+
+    def __call__(
+        self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
+    ) -> dict[str, LowRankUpdate]:
+        updates = self._own(first, batch, rows, losses)
+        with self._ranks.agree("turn the update"):
+            return downhill(updates, rows, batch.n_requests)[0]
+
+
+def shortest_steps(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    reach: Reach,
+    part: Part,
+    updates: Mapping[str, LowRankUpdate],
+) -> Tensor:
+    """The steps (R,) of `searched`; raises UpdateError, naming them, for requests of `part` whose
+    answer is not reached."""
+    found = searched(model, targets, reach, part, updates)
+    if found.answered.all():
+        return found.steps
+    answers = part.answers
+    with torch.no_grad(), evaluating(model):
+        with attached(model, targets, found.updates, answers.request):
+            reached = answers.losses_on(model)
+        before = answers.losses_on(model)
+    raise _unanswered(part.requests, found.answered, before, reached)
+
+
+def searched(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    reach: Reach,
+    part: Part,
+    updates: Mapping[str, LowRankUpdate],
+) -> Steps:
+    """For each request the step down its loss after which the model gives its answer.
+
+    The steps tried lie about the one at which a straight line would bring the request's loss to
+    zero (Polyak 1969). `updates` are turned downhill where they are not. Writes nothing.
+    """
+    n = part.answers.n_requests
+    with Ranks.of(model).agree("look for the step"):
+        turned, slopes = downhill(updates, part.rows, n)
+        last = longest(turned, reach.limits, n)
+        straight = torch.where(slopes < 0, -part.losses.cpu() / slopes, last)
+    first = BEGIN * straight
+    return search_steps(model, targets, part.answers, turned, first, last, margin=reach.margin)
+
+
+def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:
+    """Log a warning that names the requests whose answer the model, now edited, does not give.
+
+    `answers` are the parts of the requests' batch. Each request got its own step alone; written
+    together they can disturb each other, and so can the rounding of a weight in half precision.
+    """
+    with torch.no_grad(), evaluating(model):
+        answered = torch.cat([part.answered(model) for part in answers])
+    lost = _named(requests, answered)
+    if lost:
+        log.warning(
+            "%d of %d requests are not answered by the edited model, though each was when it was "
+            "tried out: %s. Edit them one after another (each sees the edits before it); with a "
+            "model in half precision, load it in float32 or set apply: output",
+            len(lost),
+            len(requests),
+            "; ".join(lost),
+        )
+
+
+def _unanswered(
+    requests: Sequence[Request], answered: Tensor, before: Tensor, reached: Tensor
+) -> UpdateError:
+    missed = [
+        f"{name} (negative log-likelihood {then:.2f}, at the longest step {now:.2f})"
+        for name, then, now in zip(
+            _named(requests, answered),
+            before.cpu()[~answered].tolist(),
+            reached.cpu()[~answered].tolist(),
+            strict=True,
+        )
+    ]
+    return UpdateError(
+        f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing was "
+        "written. Give `archive` the statistics that `mend-parallel calibrate` gathers (with them "
+        "more answers come within reach), raise max_relative_norm (what the model says of other "
+        "things moves with it), name more weights in inner_params, or train a hypernetwork"
+    )
+
+
+def _named(requests: Sequence[Request], answered: Tensor) -> list[str]:
+    return [
+        f"{request.prompt!r} -> {request.target_new!r}"
+        for request, yes in zip(requests, answered.tolist(), strict=True)
+        if not yes
+    ]

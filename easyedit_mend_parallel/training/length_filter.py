@@ -1,0 +1,75 @@
+"""The data of a training run, without what is longer than `max_length`.
+
+A text that is too long is left out with its example, counted and said; it is never cut, since a
+cut text would have other labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from easyedit_mend_parallel.errors import DataError
+from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.forward.texts import Text, Texts, TooLong
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Facts to train on and to evaluate on, each with unrelated texts."""
+
+    train: Sequence[Example]
+    unrelated: Sequence[str]
+    validation: Sequence[Example] = ()
+    validation_unrelated: Sequence[str] = ()
+
+
+def fitting_data(data: Data, texts: Texts) -> Data:
+    """What of `data` fits into `texts.max_length` tokens.
+
+    Raises DataError where nothing of a part does, and RequestError for a target that is nothing
+    to the tokenizer.
+    """
+    return Data(
+        _fitting(texts, data.train, "training examples"),
+        [text for text in data.unrelated if _fits(texts, Text(text))],
+        _fitting(texts, data.validation, "evaluation examples"),
+        [text for text in data.validation_unrelated if _fits(texts, Text(text))],
+    )
+
+
+def _fits(texts: Texts, text: Text) -> bool:
+    try:
+        texts.tokenized(text)
+    except TooLong:
+        return False
+    return True
+
+
+def _fitting(texts: Texts, examples: Sequence[Example], what: str) -> list[Example]:
+    kept: list[Example] = []
+    left_out: list[Example] = []
+    for example in examples:
+        target = example.request.target_text
+        of_target = [Text(p, target) for p in (example.request.prompt, *example.rephrases)]
+        others = [Text(h.prompt, h.target) for h in (*example.neighbours, *example.unrelated)]
+        fits = all(_fits(texts, text) for text in (*of_target, *others))
+        (kept if fits else left_out).append(example)
+    if left_out:
+        log.warning(
+            "%d of %d %s are left out: a text has more than max_length: %s tokens (the first: %r)",
+            len(left_out),
+            len(examples),
+            what,
+            texts.max_length,
+            left_out[0].request.prompt,
+        )
+    if examples and not kept:
+        raise DataError(
+            f"all {len(examples)} {what} have a text of more than max_length: {texts.max_length} "
+            "tokens: raise max_length"
+        )
+    return kept

@@ -1,0 +1,91 @@
+"""Whole tensors of a model that is split between processes, one at a time, on the one that asks.
+
+The first process asks for a tensor by its name, in any order, and the others answer until it needs
+no more: none of them holds more than one whole tensor. Knows nothing of edits or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.sharding import whole_tensor
+
+DONE = 0
+"""What the first process says instead of a tensor's number (from 1) when it needs no more."""
+WELL, FAILED = 0, 1
+"""What the others say meanwhile: whether they could do their part in the last tensor."""
+
+
+class Whole(Mapping[str, Tensor]):
+    """The tensors of `split` by name, each gathered when it is asked for, on the CPU."""
+
+    def __init__(self, split: Mapping[str, Tensor], ranks: Ranks) -> None:
+        self._split = split
+        self._numbers = {name: number for number, name in enumerate(split, 1)}
+        self._ranks = ranks
+        self._ended = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raises UpdateError where another process could not do its part in the one before."""
+        self._say(self._numbers[name])
+        return whole_tensor(self._split[name]).cpu()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._split)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def end(self) -> None:
+        """Let the others go. Raises UpdateError as asking for a tensor does."""
+        if not self._ended:
+            self._say(DONE)
+
+    def _say(self, number: int) -> None:
+        heard = self._ranks.gathered(number).tolist()
+        failed = [str(rank) for rank, state in enumerate(heard[1:], 1) if state == FAILED]
+        self._ended = number == DONE or bool(failed)
+        if failed:
+            raise UpdateError(
+                f"rank {', '.join(failed)} could not gather a tensor; the exception raised there "
+                "says why"
+            )
+
+
+@contextmanager
+def asking(split: Mapping[str, Tensor], ranks: Ranks) -> Iterator[Whole]:
+    """For the first process: `split` {name: its part of a tensor} made whole, on asking.
+
+    The others have to call `answer` with their parts, and are let go when the context ends.
+    """
+    whole = Whole(split, ranks)
+    try:
+        yield whole
+    finally:
+        whole.end()
+
+
+def answer(split: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """For every process but the first: do its part until the first needs no more.
+
+    Raises what went wrong here, or an UpdateError where another process could not do its part.
+    """
+    parts = list(split.values())
+    error: BaseException | None = None
+    while True:
+        asked, *others = ranks.gathered(WELL if error is None else FAILED).tolist()
+        if error is not None:
+            raise error
+        if FAILED in others:
+            raise UpdateError("another rank could not gather a tensor; its exception says why")
+        if asked == DONE:
+            return
+        try:
+            whole_tensor(parts[int(asked) - 1])
+        except BaseException as raised:  # told to the others with the next tensor
+            error = raised

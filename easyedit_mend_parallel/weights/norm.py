@@ -1,0 +1,55 @@
+"""How large a weight is, wherever it lies: what the length of a step is measured against.
+
+Reads a weight where a store can, and never changes one; knows nothing of updates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from easyedit_mend_parallel.errors import PlacementError, UpdateError
+from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.sharding import shard_of
+from easyedit_mend_parallel.weights.stores import store_for
+from easyedit_mend_parallel.weights.stores.protocol import WeightStore
+from easyedit_mend_parallel.weights.target import Target
+
+PROBES, SEED = 64, 0
+"""Random inputs of a layer whose weight cannot be read, and what they are drawn from."""
+
+
+@torch.no_grad()
+def weight_norm(model: nn.Module, target: Target) -> float:
+    """‖W‖ (Frobenius) of the target's weight as it is now; the whole weight's, also of a shard.
+
+    A weight that no store can read (packed, or kept by something unknown) is estimated from what
+    its layer does to random inputs, within a few per cent. Every process that holds a shard has
+    to call this.
+    """
+    try:
+        store = store_for(model, target)
+    except (UpdateError, PlacementError):
+        return _estimated(model, target)
+    if not isinstance(store, WeightStore):
+        return _estimated(model, target)
+    square = torch.linalg.vector_norm(store.read(), dtype=torch.float32) ** 2
+    shard = shard_of(model, target)
+    if shard is not None and shard.side is not None:
+        dist.all_reduce(square, group=shard.group)
+    return float(square.sqrt())
+
+
+@torch.no_grad()
+def _estimated(model: nn.Module, target: Target) -> float:
+    """‖W‖ from E‖W g‖² = ‖W‖², g standard normal (Hutchinson 1990, of the trace of WᵀW)."""
+    layer = target.layer(model)
+    dtype = getattr(model, "dtype", torch.float32)
+    probes = torch.randn(
+        PROBES, target.in_features, generator=torch.Generator().manual_seed(SEED)
+    ).to(place(model, target).device, dtype)
+    # Not the layer's __call__, whose hooks may add an edit or watch it; accelerate wraps forward.
+    answers: Tensor = layer.forward(torch.cat([probes, torch.zeros_like(probes[:1])]))
+    moved = (answers[:-1] - answers[-1]).float()  # without the bias
+    return float(moved.square().sum(1).mean().sqrt())

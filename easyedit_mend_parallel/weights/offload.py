@@ -1,0 +1,159 @@
+"""What holds an offloaded weight while its layer does not compute: a map of accelerate's and a key.
+
+Knows how accelerate keeps weights in RAM and on disk, and which of them this package overlays.
+Writes no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.weights.overlay import Overlays
+
+RAM, DAT, SAFETENSORS, UNKNOWN = "ram", "dat", "safetensors", "unknown"
+"""How an offloaded weight is kept: a tensor in a dictionary, a `.dat` file that accelerate wrote,
+an entry of a safetensors file (the user's checkpoint), or in a map that only a plugin can know."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """`container[key]` is the weight; `kept` is one of RAM, DAT, SAFETENSORS and UNKNOWN."""
+
+    container: Any
+    key: str
+    kept: str
+
+    @property
+    def in_memory(self) -> Tensor:
+        """The tensor of a weight that is kept in RAM, itself and no copy."""
+        container: Any = self.container
+        if isinstance(container, OffloadedWeightsLoader):
+            container = container.state_dict
+        tensor: Tensor = container[self.key]
+        return tensor.detach()
+
+
+def find_holder(model: nn.Module, name: str) -> Holder | None:
+    """What holds the parameter called `name`; None where no hook of accelerate offloads it.
+
+    The innermost hook that offloads it counts; with `preload_module_classes` that is one of a
+    module around its layer.
+    """
+    path = name.split(".")
+    for depth in range(len(path) - 1, -1, -1):
+        for hook in hooks_of(model.get_submodule(".".join(path[:depth]))):
+            if not isinstance(hook, AlignDevicesHook) or not hook.offload:
+                continue
+            container, key = hook.weights_map, ".".join(path[depth:])
+            while isinstance(container, PrefixedDataset):
+                container, key = container.dataset, container.prefix + key
+            kept = _kept(container, key)
+            if kept is not None:
+                return Holder(container, key, kept)
+    return None
+
+
+def kept_weight(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter called `name` as the next forward pass will use it, wherever it is kept.
+
+    Not to be written to. A weight on disk is read from there, and through what this package has
+    put before it. None where it has no values and no hook of accelerate holds any for it.
+    """
+    weight = model.get_parameter(name)
+    if weight.device.type != "meta":
+        return weight.detach()
+    holder = find_holder(model, name)
+    if holder is None:
+        return None
+    kept: Tensor = holder.container[holder.key]
+    return kept.detach()
+
+
+def _kept(container: Any, key: str) -> str | None:
+    """How `container` keeps `key`, without reading it; None where it does not."""
+    if isinstance(container, OffloadedWeightsLoader):
+        overlays = Overlays.of(container)
+        if key in container.state_dict and key not in overlays.own:
+            return RAM
+        if key not in container.index:
+            return None
+        entry = overlays.own_entry(container, key)
+        return DAT if entry.get("safetensors_file") is None else SAFETENSORS
+    if isinstance(container, dict):
+        return RAM if isinstance(container.get(key), Tensor) else None
+    return UNKNOWN if container is not None and key in list(container) else None
+
+
+def loaders_of(model: nn.Module) -> list[OffloadedWeightsLoader]:
+    """Every loader that a hook in `model` reads weights from, once."""
+    found: dict[int, OffloadedWeightsLoader] = {}
+    for module in model.modules():
+        for hook in hooks_of(module):
+            container = getattr(hook, "weights_map", None)
+            while isinstance(container, PrefixedDataset):
+                container = container.dataset
+            if isinstance(container, OffloadedWeightsLoader):
+                found[id(container)] = container
+    return list(found.values())
+
+
+def refuse_lost_files(model: nn.Module) -> None:
+    """Raise PlacementError where folders or checkpoint files that `model` reads are gone.
+
+    Looked at before a forward pass, which would break off in the middle of the model.
+    """
+    for loader in loaders_of(model):
+        entries = Overlays.of(loader).own | dict(loader.index)
+        files = {entry.get("safetensors_file") for entry in entries.values()}
+        needed = {loader.save_folder if file is None else file for file in files}
+        lost = [str(path) for path in needed if path is not None and not Path(path).exists()]
+        if lost:
+            raise PlacementError(
+                f"the model's offloaded weights lie in {', '.join(sorted(lost))}, which is gone: "
+                "put it back, or load the model again"
+            )
+
+
+def tied_names(model: nn.Module, name: str) -> set[str]:
+    """The parameters that transformers declares to be one tensor with `name`, itself among them.
+
+    Once weights are offloaded each has a placeholder of its own, and nothing else tells.
+    """
+    declared = getattr(model, "all_tied_weights_keys", None)  # since transformers 5
+    if declared is not None:
+        pairs = list(declared.items())
+    elif getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        pairs = _ties_before_5(model)
+    else:
+        pairs = []
+    group = {name}
+    for _ in pairs:
+        for pair in pairs:
+            if group & set(pair):
+                group.update(pair)
+    if len(group) > 1:  # patterns, and names that this model does not have
+        group &= {known for known, _ in model.named_parameters(remove_duplicate=False)}
+    return group
+
+
+def _ties_before_5(model: Any) -> list[tuple[str, str]]:
+    embeddings = model.get_input_embeddings()
+    source = next((path for path, module in model.named_modules() if module is embeddings), "")
+    return [(key, f"{source}.weight") for key in getattr(model, "_tied_weights_keys", None) or ()]
+
+
+def hooks_of(module: nn.Module) -> Iterator[ModelHook]:
+    """accelerate's hooks on a module, one by one."""
+    hook = getattr(module, "_hf_hook", None)
+    if isinstance(hook, SequentialHook):
+        yield from hook.hooks
+    elif hook is not None:
+        yield hook

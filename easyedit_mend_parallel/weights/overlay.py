@@ -1,0 +1,172 @@
+"""How a weight that stays on disk is edited: something else is put before its file.
+
+accelerate's loader looks for a weight in its dictionary first and then in the files that its index
+names. A *face* is what it finds so. Knows nothing of updates or of models.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from accelerate.utils import OffloadedWeightsLoader
+from safetensors import SafetensorError
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.scratch_files import (
+    WEIGHT,
+    ScratchFile,
+    ScratchFolder,
+    write_scratch,
+)
+
+Entry: TypeAlias = Mapping[str, Any]
+"""What a loader's index says of one weight: dtype and shape, or a safetensors file and a name."""
+
+_ON_LOADER = "_easyedit_mend_parallel_overlays"
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """What a loader finds under the keys of one weight: `tensor`, or what is in the files of
+    `entries` ({key: index entry}, several where weights are tied). `folder` is where accelerate's
+    `.dat` files lie."""
+
+    tensor: Tensor | None
+    entries: Mapping[str, Entry]
+    folder: Any
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the weight is read from, which is not this package's; None if there is
+        none."""
+        key, entry = next(iter(self.entries.items()))
+        if self.tensor is not None or isinstance(entry, _ScratchEntry):
+            return None
+        return file_of(key, entry, self.folder)
+
+    @property
+    def is_read_afresh(self) -> bool:
+        """Whether each reading gives a tensor of its own, as with `.dat` files."""
+        entry = next(iter(self.entries.values()))
+        return self.tensor is None and entry.get("safetensors_file") is None
+
+    def read(self, name: str) -> Tensor:
+        """The weight called `name`, on the CPU; not to be written to.
+
+        Raises UpdateError where its file cannot be read.
+        """
+        if self.tensor is not None:
+            return self.tensor
+        key, entry = next(iter(self.entries.items()))
+        try:
+            # accelerate's way of reading, through a loader that nobody else changes.
+            loader = OffloadedWeightsLoader(save_folder=self.folder, index={key: entry})
+            weight: Tensor = loader[key]
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UpdateError(
+                f"{name} cannot be read from {file_of(key, entry, self.folder)} ({error}): put the "
+                "file back, or load the model again"
+            ) from error
+        return weight
+
+
+class _ScratchEntry(dict[str, Any]):
+    """An index entry that leads to a private file, which lives as long as the entry does."""
+
+    def __init__(self, file: ScratchFile, dtype: str) -> None:
+        super().__init__(safetensors_file=str(file.path), weight_name=WEIGHT, dtype=dtype)
+        self.file = file
+
+
+@dataclass
+class Overlays:
+    """What is put before the files of one loader. Lies on the loader itself, so it lives, and is
+    copied, with the model that the loader belongs to."""
+
+    own: dict[str, Entry] = field(default_factory=dict)
+    """{key of a weight that is overlaid now: its entry in the index before that}"""
+    limit: int | None = None
+    """How many bytes of memory the overlays may take; None: any number."""
+    _tensors: list[weakref.ref[Tensor]] = field(default_factory=list)
+    _folder: ScratchFolder | None = None
+    _versions: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, loader: OffloadedWeightsLoader) -> Overlays:
+        overlays: Overlays | None = vars(loader).get(_ON_LOADER)
+        if overlays is None:
+            overlays = vars(loader)[_ON_LOADER] = cls()
+        return overlays
+
+    def own_entry(self, loader: OffloadedWeightsLoader, key: str) -> Entry:
+        """What the index says of `key` while it is not overlaid."""
+        entry: Entry = self.own[key] if key in self.own else loader.index[key]
+        return entry
+
+    def source(self, loader: OffloadedWeightsLoader, keys: list[str]) -> WeightSource:
+        """What the loader finds now under `keys`."""
+        entries = {key: loader.index[key] for key in keys}
+        return WeightSource(loader.state_dict.get(keys[0]), entries, loader.save_folder)
+
+    def new_source(
+        self, loader: OffloadedWeightsLoader, keys: list[str], tensor: Tensor, name: str
+    ) -> WeightSource:
+        """What shows `tensor` under `keys`: itself, or past the limit a private file of it.
+
+        `tensor` is the caller's own, on the CPU. Raises UpdateError, with the weight's `name`,
+        where the file cannot be written.
+        """
+        if self.has_room(tensor.nbytes):
+            self._tensors.append(weakref.ref(tensor))
+            own = {key: self.own_entry(loader, key) for key in keys}
+            return WeightSource(tensor, own, loader.save_folder)
+        file = write_scratch(self._folder, tensor, name)
+        self._folder = file.folder
+        entry = _ScratchEntry(file, str(tensor.dtype).removeprefix("torch."))
+        return WeightSource(None, dict.fromkeys(keys, entry), loader.save_folder)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an overlay of `size` bytes may be in memory."""
+        self._tensors = [ref for ref in self._tensors if ref() is not None]
+        taken = sum(held.nbytes for ref in self._tensors if (held := ref()) is not None)
+        return self.limit is None or taken + size <= self.limit
+
+    def is_shown(self, loader: OffloadedWeightsLoader, source: WeightSource) -> bool:
+        return all(
+            loader.index[key] is entry and loader.state_dict.get(key) is source.tensor
+            for key, entry in source.entries.items()
+        )
+
+    def show(self, loader: OffloadedWeightsLoader, source: WeightSource) -> None:
+        """Put `source` before what the loader finds now; if it breaks off, it can be repeated."""
+        for key, entry in source.entries.items():
+            # First on record, last off it: a key in the dictionary that is not on record is a
+            # weight that accelerate keeps in RAM.
+            own = self.own.setdefault(key, loader.index[key])
+            loader.index[key] = entry
+            if source.tensor is not None:
+                loader.state_dict[key] = source.tensor
+                continue
+            loader.state_dict.pop(key, None)
+            if entry is own:
+                del self.own[key]
+
+    def is_changed(self, file: Path) -> bool:
+        """Whether `file` is another than when it was first asked about, which may be now.
+
+        Raises OSError where it cannot be looked at.
+        """
+        found = file.stat()
+        version = (found.st_size, found.st_mtime_ns)
+        return self._versions.setdefault(file, version) != version
+
+
+def file_of(key: str, entry: Entry, folder: Any) -> Path:
+    """The file in which the weight of an index entry lies."""
+    file = entry.get("safetensors_file")
+    return Path(folder, f"{key}.dat") if file is None else Path(file)

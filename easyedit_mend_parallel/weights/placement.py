@@ -1,0 +1,208 @@
+"""Where a target computes and where its weight lies, found on the live model.
+
+Three witnesses are heard: `hf_device_map`, accelerate's hook with what it holds, and the weight
+itself. Knows nothing of updates: what is written, and how, is the stores' affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from torch import nn
+
+from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.weights.offload import (
+    DAT,
+    RAM,
+    SAFETENSORS,
+    UNKNOWN,
+    Holder,
+    find_holder,
+    hooks_of,
+    tied_names,
+)
+from easyedit_mend_parallel.weights.target import Target, highest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RESIDENT = "resident"
+OFFLOAD_PLACES: dict[str, tuple[str, ...]] = {
+    "cpu": (RAM, UNKNOWN),
+    "disk": (DAT, SAFETENSORS, UNKNOWN),
+}
+"""{what a device map says of an offloaded module: how its weights can then be kept}"""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a target is: `device` is where its layer computes and its token rows arise.
+
+    `kept` is `"resident"` where the weight lies on that device. Otherwise it is offloaded and
+    only visits: kept meanwhile in `"ram"`, in a `"dat"` file, in a `"safetensors"` file (the
+    user's checkpoint), or in a way that is `"unknown"` here and may be known to a plugin.
+    """
+
+    device: torch.device
+    kept: str = RESIDENT
+
+
+def place(model: nn.Module, target: Target) -> Placement:
+    """The placement of `target` in `model` as it is now.
+
+    Raises PlacementError where the device map has no entry for it, or where the map, the hook
+    and the weight contradict each other; the message names all three.
+    """
+    weight = target.layer(model).get_parameter("weight")
+    mapped = mapped_place(model, target.name)
+    hook = execution_hook(model, target.layer_name)
+    offloaded = weight.device.type == "meta"
+    holder = find_holder(model, target.name) if offloaded else None
+
+    def contradiction() -> PlacementError:
+        return PlacementError(
+            f"{target.name}: hf_device_map says {_say(mapped)}, accelerate's hook says "
+            f"{_say_hook(hook, holder)}, the weight itself is on {weight.device}. Dispatch the "
+            "model again (accelerate.dispatch_model), or delete model.hf_device_map if it was "
+            "never dispatched"
+        )
+
+    if offloaded:
+        if hook is None or holder is None:
+            raise contradiction()
+        if mapped is not None and holder.kept not in OFFLOAD_PLACES.get(str(mapped), ()):
+            raise contradiction()
+        return Placement(as_device(hook.execution_device), holder.kept)
+    if mapped is not None and (mapped == "disk" or not _same(as_device(mapped), weight.device)):
+        raise contradiction()
+    if hook is not None and (
+        hook.offload or not _same(as_device(hook.execution_device), weight.device)
+    ):
+        raise contradiction()
+    return Placement(weight.device)
+
+
+def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> None:
+    """Raise PlacementError where a weight that is tied to the target's is kept in another way.
+
+    Accelerate then keeps two tensors for one weight, and loads whichever it finds first.
+    """
+    for name in sorted(tied_names(model, target.name) - {target.name}):
+        kept = _kept(model, name)
+        if kept != placement.kept:
+            raise PlacementError(
+                f"{target.name} ({placement.kept}) and {name} ({kept}) are tied, one weight under "
+                "two names, and lie in two places: an edit of one would not reach the other. Give "
+                "both modules one place in device_map and load the model again"
+            )
+
+
+def network_home(
+    model: nn.Module, targets: Sequence[Target], wish: int | str | None
+) -> torch.device:
+    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
+    return place(model, highest(model, targets)).device if wish is None else as_device(wish)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids are wanted: the device on which the input embeddings are looked up."""
+    embeddings = model.get_input_embeddings()
+    weight: torch.Tensor = next(embeddings.parameters())
+    if weight.device.type != "meta":
+        return weight.device
+    name = next((name for name, module in model.named_modules() if module is embeddings), "")
+    hook = execution_hook(model, name)
+    if hook is None:
+        raise PlacementError(
+            f"the input embeddings ({name or type(model).__name__}) have no values and no "
+            "accelerate hook that loads them; load the model with from_pretrained"
+        )
+    return as_device(hook.execution_device)
+
+
+def mapped_place(model: nn.Module, parameter: str) -> int | str | torch.device | None:
+    """What `model.hf_device_map` says of `parameter`, by its longest matching prefix.
+
+    None where the model was never dispatched. Raises PlacementError where the map leaves the
+    parameter out.
+    """
+    device_map: Mapping[str, Any] | None = getattr(model, "hf_device_map", None)
+    if device_map is None:
+        return None
+    prefixes = [
+        prefix
+        for prefix in device_map
+        if not prefix or parameter == prefix or parameter.startswith(prefix + ".")
+    ]
+    if not prefixes:
+        raise PlacementError(
+            f"hf_device_map has no entry for {parameter}; its entries are "
+            f"{', '.join(device_map)}: add one for its block and load the model again"
+        )
+    entry: int | str | torch.device = device_map[max(prefixes, key=len)]
+    return entry
+
+
+def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | None:
+    """The innermost accelerate hook on the way to a module that says where it computes."""
+    path = module_name.split(".") if module_name else []
+    for depth in range(len(path), -1, -1):
+        for hook in hooks_of(model.get_submodule(".".join(path[:depth]))):
+            if isinstance(hook, AlignDevicesHook) and hook.execution_device is not None:
+                return hook
+    return None
+
+
+def is_dispatched(model: nn.Module) -> bool:
+    """Whether accelerate's hooks or a device map hold the model in place."""
+    return hasattr(model, "hf_device_map") or any(
+        isinstance(hook, AlignDevicesHook)
+        for module in model.modules()
+        for hook in hooks_of(module)
+    )
+
+
+def as_device(place: int | str | torch.device) -> torch.device:
+    """A device from a device map's entry; a bare number counts this machine's accelerators."""
+    if isinstance(place, str) and place.isdigit():
+        place = int(place)
+    if isinstance(place, int):
+        accelerator = torch.accelerator.current_accelerator()
+        return torch.device(accelerator.type if accelerator else "cuda", place)
+    try:
+        return torch.device(place)
+    except RuntimeError as error:
+        raise PlacementError(
+            f"{place!r} is not a device that torch knows: write 'cpu', a number, or a name such "
+            "as 'cuda:1'"
+        ) from error
+
+
+def _kept(model: nn.Module, name: str) -> str:
+    """As `Placement.kept`, of any parameter."""
+    if model.get_parameter(name).device.type != "meta":
+        return RESIDENT
+    holder = find_holder(model, name)
+    return UNKNOWN if holder is None else holder.kept
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two names mean one device: an accelerator without an index is its first."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def _say(mapped: int | str | torch.device | None) -> str:
+    return "nothing (there is none)" if mapped is None else repr(mapped)
+
+
+def _say_hook(hook: AlignDevicesHook | None, holder: Holder | None) -> str:
+    if hook is None:
+        return "nothing (there is none)"
+    if not hook.offload:
+        return f"{hook.execution_device!r}"
+    kept = "" if holder is None else f", kept as {holder.kept}"
+    return f"{hook.execution_device!r} (offloaded){kept}"

@@ -1,0 +1,110 @@
+"""The processes that hold one model together: they change it together, or none of them does.
+
+Knows nothing of updates. A model that one process holds alone has nobody to ask, and asking costs
+nothing then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.sharding import flat_mesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+logger = logging.getLogger(__name__)
+
+
+class Ranks:
+    """The processes over which a tensor-parallel model is split; `Ranks.of(model)` finds them.
+
+    All of them have to make the same calls in the same order, here as in the model's forward. A
+    process that fails inside the model's own collectives cannot be waited for and does not vote.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None = None) -> None:
+        self._mesh = mesh
+
+    @classmethod
+    def of(cls, model: nn.Module | None) -> Ranks:
+        """The processes among which the parameters of `model` are split, by their DTensors.
+
+        Raises PlacementError for a mesh of several dimensions.
+        """
+        if model is None or not dist.is_available() or not dist.is_initialized():
+            return cls()
+        for name, parameter in model.named_parameters():
+            mesh: DeviceMesh | None = getattr(parameter, "device_mesh", None)
+            if mesh is not None and mesh.size() > 1:
+                return cls(flat_mesh(mesh, name))
+        return cls()
+
+    @property
+    def alone(self) -> bool:
+        return self._mesh is None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes what they write once."""
+        return self._mesh is None or self._mesh.get_local_rank() == 0
+
+    @contextmanager
+    def agree(self, what: str) -> Iterator[None]:
+        """Leave the context on every process, or raise on every one where one of them failed.
+
+        The one that failed raises its own exception, an interrupt too; the others an UpdateError
+        that names it and says that it could not do `what`.
+        """
+        if self._mesh is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            try:
+                self.gathered(1.0)
+            except RuntimeError:  # what went wrong here matters more than that nobody listens
+                logger.warning("the other processes cannot be told that this one failed")
+            raise
+        try:
+            verdicts = self.gathered(0.0)
+        except RuntimeError as error:
+            raise UpdateError(
+                f"the other processes no longer answer, so it is not known whether they could "
+                f"{what}; nothing was changed here. Look at their output for the reason"
+            ) from error
+        failed = [str(rank) for rank, verdict in enumerate(verdicts.tolist()) if verdict]
+        if failed:
+            raise UpdateError(
+                f"rank {', '.join(failed)} could not {what}, so no rank was changed; the "
+                "exception raised there says why"
+            )
+
+    def same(self, number: float, tolerance: float = 0.0) -> bool:
+        """Whether every process came here with the same number, up to a relative `tolerance`.
+
+        All of them get the same answer.
+        """
+        if self._mesh is None:
+            return True
+        numbers = self.gathered(number)
+        apart = numbers.max() - numbers.min()
+        return bool(apart <= tolerance * numbers.abs().max())
+
+    def gathered(self, number: float) -> Tensor:
+        """Every process's number (ranks,), in their order, in fp64; waits for all of them."""
+        assert self._mesh is not None
+        group = self._mesh.get_group()
+        numbers = torch.zeros(self._mesh.size(), dtype=torch.float64, device=self._mesh.device_type)
+        numbers[self._mesh.get_local_rank()] = number
+        dist.all_reduce(numbers, group=group)
+        return numbers

@@ -1,0 +1,83 @@
+"""Files of this process alone, for edited weights that are not to stay in memory.
+
+Each is written whole or not at all, and removed once nobody refers to it, at the latest when the
+process exits. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.files import write_tensors
+
+WEIGHT = "weight"
+"""The name of the one tensor in each file."""
+
+
+class ScratchFolder:
+    """A folder that only this user can read, in the system's folder for temporary files (TMPDIR).
+
+    A copy of it is itself, so that a copied model shares the files and none is removed too early.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="easyedit_mend_parallel_"))
+        self._count = 0
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def next_path(self) -> Path:
+        self._count += 1
+        return self.path / f"{self._count}.safetensors"
+
+    def __deepcopy__(self, _memo: object) -> ScratchFolder:
+        return self
+
+
+class ScratchFile:
+    """A safetensors file of one tensor; removed when the last reference to it is gone."""
+
+    def __init__(self, folder: ScratchFolder, tensor: Tensor) -> None:
+        self.folder = folder  # so the folder outlives its files
+        self.path = folder.next_path()
+        weakref.finalize(self, _remove, self.path, os.getpid())
+        write_tensors(self.path, {WEIGHT: tensor}, {})
+
+    def __deepcopy__(self, _memo: object) -> ScratchFile:
+        return self
+
+
+def write_scratch(folder: ScratchFolder | None, tensor: Tensor, name: str) -> ScratchFile:
+    """A file of `tensor`, the weight called `name`, in `folder` or a new one.
+
+    Raises UpdateError where there is no room or the disk cannot be written.
+    """
+    where = tempfile.gettempdir() if folder is None else str(folder.path)
+    try:
+        free = shutil.disk_usage(where).free
+        if free < tensor.nbytes:
+            raise OSError(f"it takes {tensor.nbytes:,} bytes and {free:,} are free")
+        return ScratchFile(folder or ScratchFolder(), tensor)
+    except (OSError, SafetensorError) as error:
+        raise UpdateError(
+            f"{name}: the edited weight cannot be written to {where} ({error}); nothing was "
+            "changed. Name another folder in the environment variable TMPDIR, or raise "
+            "overlay_limit so that the weight stays in memory"
+        ) from error
+
+
+def _remove(path: Path, made_by: int) -> None:
+    """Remove a file or folder; in a fork of the process that made it, leave it alone."""
+    if os.getpid() != made_by:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""The store of a weight that accelerate keeps in RAM and loads for each forward pass.
+
+It is changed in place where accelerate keeps it, so that tied weights follow and the storage
+address, by which accelerate knows tied weights, stays.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from easyedit_mend_parallel.weights.offload import RAM, find_holder
+from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.stores.resident import ResidentStore
+
+
+def offer(place: WeightPlace) -> RamStore | None:
+    """A store for a weight that is offloaded to RAM."""
+    if place.placement.kept != RAM or place.apply != "weight":
+        return None
+    return RamStore(place)
+
+
+class RamStore(ResidentStore):
+    """A weight in accelerate's dictionary, which is looked up anew each time and never held.
+
+    Its backup lies in RAM too; everything else is as for a weight that its layer has itself.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """The tensor that accelerate keeps, itself. Raises UpdateError once it is not in RAM."""
+        weight = self._found()
+        if weight is None:
+            raise self.current_store.moved()
+        return weight
+
+    @property
+    def is_here(self) -> bool:
+        """Whether accelerate still keeps the weight in RAM."""
+        return self._found() is not None
+
+    def _found(self) -> Tensor | None:
+        if self.current_store.layer.get_parameter("weight").device.type != "meta":
+            return None
+        holder = find_holder(self.current_store.model, self.target.name)
+        return holder.in_memory if holder is not None and holder.kept == RAM else None

@@ -1,0 +1,94 @@
+"""The store of a weight that lies where its layer computes: it is changed in place.
+
+In place, so that tied weights follow and accelerate's keys (storage addresses) stay right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from easyedit_mend_parallel.weights.placement import RESIDENT
+from easyedit_mend_parallel.weights.stores.memory import room_for
+from easyedit_mend_parallel.weights.stores.protocol import (
+    CurrentStore,
+    WeightPlace,
+    let_go,
+    refuse_overflow,
+    refuse_unwritable,
+)
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+
+def offer(place: WeightPlace) -> ResidentStore | None:
+    """A store for a weight that lies where it computes."""
+    if place.placement.kept != RESIDENT or place.apply != "weight":
+        return None
+    return ResidentStore(place)
+
+
+class ResidentStore:
+    """The weight of a layer, changed in place. Holds no model and no layer: a deleted model is
+    freed.
+
+    Stores of weights that are changed in place elsewhere say where that is: `weight` and `is_here`.
+    """
+
+    def __init__(self, place: WeightPlace) -> None:
+        self.target = place.target
+        self.current_store = CurrentStore(place)
+        refuse_unwritable(self.target, self.current_store.layer, self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the layer has it now; it may have been moved since it was staged."""
+        weight = self.current_store.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the layer still has the weight, on whichever device, and it is not offloaded."""
+        return self.weight.device.type != "meta"
+
+    def read(self) -> Tensor:
+        return self.weight
+
+    def stage(self, update: LowRankUpdate) -> ResidentStaged:
+        """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
+        refuse_overflow(self.target, self.weight, update)
+        return ResidentStaged(self, update)
+
+    @torch.no_grad()
+    def put(self, bits: Tensor) -> None:
+        self.weight.copy_(bits)
+
+
+class ResidentStaged:
+    """An update of a weight that is changed in place, with the weight's bits from before it."""
+
+    independent = False
+
+    def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
+        self._store = store
+        self._update = update
+        weight = store.weight
+        self.before: Tensor | None = room_for(store.current_store.layer, weight).copy_(weight)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        if self._store.is_here:
+            self._update.write(self._store.weight, self._store.target.transposed)
+        else:
+            self._store.current_store.write(self._update)
+
+    def undo(self) -> None:
+        if self.before is None:
+            raise let_go(self._store.target)
+        if self._store.is_here:
+            self._store.put(self.before)
+        else:
+            self._store.current_store.put(self.before)
+
+    def forget(self) -> None:
+        self.before = None

@@ -1,0 +1,176 @@
+"""The low-rank update that an edit is, and how it is felt without being written.
+
+Knows nothing of hypernetworks or stores: it is two matrices of token rows, their algebra, and a
+context manager that adds them to the outputs of layers while a model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.sharding import Shard, is_distributed, shard_of
+from easyedit_mend_parallel.weights.target import Target
+
+WRITE_LIMIT = 1 << 19
+"""Elements of ΔW (fp32) formed at once while an update is written: as many as a cache holds."""
+WRITE_LIMIT_ELSEWHERE = 1 << 21
+"""The same on anything but a CPU, where each piece costs a launch."""
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """ΔW = valuesᵀ keys (out × in), one pair of rows for each of n tokens.
+
+    `keys` is (n, in) and `values` (n, out), both fp32 on one device, with the learned rate
+    already in the values; `request` (n,) is the index of the request that each row belongs to.
+    A layer's output changes by (x keysᵀ) values. Rows of padding are zero, not absent.
+    """
+
+    keys: Tensor
+    values: Tensor
+    request: Tensor
+
+    def to(self, device: torch.device) -> LowRankUpdate:
+        return LowRankUpdate(self.keys.to(device), self.values.to(device), self.request.to(device))
+
+    def detach(self) -> LowRankUpdate:
+        return LowRankUpdate(self.keys.detach(), self.values.detach(), self.request)
+
+    def is_finite(self) -> Tensor:
+        """A boolean scalar on the update's device; reading it waits for that device.
+
+        False where a row is not finite, and where finite rows have a product that is not.
+        """
+        return torch.isfinite(self.largest_possible())
+
+    def norm(self) -> Tensor:
+        """‖ΔW‖ (Frobenius), from the n × n Gram matrices and never from ΔW."""
+        gram = (self.keys @ self.keys.T) * (self.values @ self.values.T)
+        return gram.sum().clamp(min=0).sqrt()
+
+    def largest_possible(self) -> Tensor:
+        """An upper bound of the largest entry of ΔW, without forming it."""
+        return (self.keys.abs().amax(1) * self.values.abs().amax(1)).sum()
+
+    @torch.no_grad()
+    def write(self, weight: Tensor, transposed: bool, base: Tensor | None = None) -> None:
+        """Add ΔW to `weight` in place, on the weight's device; or make it `base` with ΔW added.
+
+        ΔW is computed in fp32, a few rows at a time, cast to the weight's dtype and added once,
+        as EasyEdit does (`p + update.to(p.dtype)`). A fused product and sum (`addmm_`) would
+        round into the weight once for each block of tokens.
+        """
+        keys, values = self.keys.to(weight.device), self.values.to(weight.device)
+        left, right = (keys, values) if transposed else (values, keys)
+        limit = WRITE_LIMIT if weight.device.type == "cpu" else WRITE_LIMIT_ELSEWHERE
+        rows = max(1, limit // max(1, weight.shape[1]))  # a process may hold no column
+        change = right.new_empty(min(rows, weight.shape[0]), weight.shape[1])
+        for start in range(0, weight.shape[0], rows):
+            part = weight[start : start + rows]
+            torch.mm(left[:, start : start + rows].T, right, out=change[: len(part)])
+            before = part if base is None else base[start : start + rows]
+            torch.add(before, change[: len(part)].to(weight.dtype), out=part)
+
+    def added(self, x: Tensor, route: Tensor | None = None) -> Tensor:
+        """What the layer's output gains for inputs x (..., in): (..., out), fp32, on x's device.
+
+        With `route` (B,), sequence b feels the rows of request `route[b]` only; x then has B
+        sequences in its first dimension, or B × T tokens.
+        """
+        return self._routed(x.float() @ self.keys.T, route) @ self.values
+
+    def added_here(
+        self, x: Tensor, width: int, shard: Shard, route: Tensor | None = None
+    ) -> Tensor:
+        """`added` for a layer that is split between processes: what its output gains here.
+
+        x has the columns of the input that this process has, and `width` is how many columns its
+        output has. Every process has to call this.
+        """
+        match = self._routed(shard.match(x.float(), self.keys), route)
+        return shard.spread(match, self.values, width)
+
+    def _routed(self, match: Tensor, route: Tensor | None) -> Tensor:
+        """`match` (..., n) with only what each sequence is to feel."""
+        if route is None:
+            return match
+        mask = (route.unsqueeze(-1) == self.request).to(match.dtype)
+        mask = mask.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
+        return match * mask.reshape(mask.shape[0], *(1,) * (match.dim() - 2), -1)
+
+
+@contextmanager
+def attached(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    updates: Mapping[str, LowRankUpdate],
+    route: Tensor | None = None,
+) -> Iterator[None]:
+    """While the context lasts, every call of `model` feels `updates` ({target name: update}).
+
+    Each update is added to its layer's output where that output arises; nothing is written and
+    accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for `route`.
+    Where a layer is split between processes, all of them have to call the model alike.
+    """
+    with ExitStack() as stack:
+        for name, update in updates.items():
+            target = targets[name]
+            hook = _adding(update, route, shard_of(model, target))
+            stack.callback(target.layer(model).register_forward_hook(hook).remove)
+        yield
+
+
+def output_with_update(
+    update: LowRankUpdate, x: Tensor, output: Tensor, route: Tensor | None = None
+) -> Tensor:
+    """A layer's `output` with what `update` adds to it: in fp32, cast to its dtype once.
+
+    For forward hooks. accelerate moves inputs inside the forward that it wraps: a hook can still
+    see `x` on the previous device, so the output says where the layer computed.
+    """
+    added = update.to(output.device).added(x.to(output.device), route)
+    return (output + added).to(output.dtype)
+
+
+def _adding(  # type: ignore[no-untyped-def]
+    update: LowRankUpdate, route: Tensor | None, shard: Shard | None
+):
+    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        device = output.device
+        here = None if route is None else route.to(device)
+        if shard is None:
+            return output_with_update(update, inputs[0], output, here)
+        if is_distributed(output):
+            raise UpdateError(
+                f"the output of {shard.target}'s layer is a DTensor, which an update cannot be "
+                "added to: make it parallel with use_local_output=True"
+            )
+        # A tensor-parallel layer adds up its processes' parts inside its forward (or in hooks
+        # that were there before), so the output is summed already.
+        x = inputs[0].to(device)
+        x = shard.whole(x, "in") if is_distributed(x) else x
+        gain = update.to(device).added_here(x, output.shape[-1], shard, here)
+        return (output + gain).to(output.dtype)
+
+    return add
+
+
+def refuse_non_finite(updates: Mapping[str, LowRankUpdate]) -> None:
+    """Raise UpdateError naming every target whose update has a NaN or an infinity in it."""
+    if not updates:
+        return
+    verdicts = [update.is_finite() for update in updates.values()]
+    home = verdicts[0].device
+    finite = torch.stack([verdict.to(home) for verdict in verdicts]).tolist()  # one wait for all
+    bad = [name for name, good in zip(updates, finite, strict=True) if not good]
+    if bad:
+        raise UpdateError(
+            f"the update of {', '.join(bad)} is not finite; nothing was written. Check the "
+            "archive's statistics, and the model's dtype (float16 overflows; bfloat16 does not)"
+        )
