@@ -129,17 +129,19 @@ def test_options_that_cannot_be_used_are_refused(values: dict[str, Any], says: s
 
 
 def test_options_are_read_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(TEXT))
     fields = toy_hparams(["w"]).to_dict() | {
         "aggregate": "least_squares",
-        "aggregate_options": {"ridge": "1e-3", "preserved_text": "text.txt"},
+        "aggregate_options": {"ridge": "1e-3", "preserved_text": str(file)},
         "batch_limit": "500MB",
     }
     (tmp_path / "mend.json").write_text(json.dumps(fields))
 
     hparams = MENDParallelHyperParams.from_hparams(tmp_path / "mend.json")
 
-    assert hparams.aggregation({}) == Aggregate(ridge=1e-3)
-    assert (hparams.preserved_text, hparams.batch_bytes) == ("text.txt", 500_000_000)
+    assert hparams.aggregation({}) == Aggregate(ridge=1e-3, preserved_text=tuple(TEXT))
+    assert (hparams.preserved_text, hparams.batch_bytes) == (str(file), 500_000_000)
 
 
 # Text that is held still
