@@ -1,7 +1,7 @@
 """Trains a hypernetwork for a model that lies wherever it lies, in one process or in many.
 
 The loop: draw, measure, step; now and then log, evaluate, keep the best and write a checkpoint.
-What a step draws and minimises is said in `drawing.py` and `objective.py`.
+`sampling.py` says what a step draws, `objective.py` what it minimises.
 """
 
 from __future__ import annotations
