@@ -35,122 +35,135 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 
 @dataclass(kw_only=True)
 class MendHparams:
-    """The fields that EasyEdit's MEND has for editing and for training alike, and this package's.
+    """The fields for editing and training: those of EasyEdit's MEND, and this package's own.
 
-    Those without a default have to be in the file. What each means stands behind it (`#:`); from
-    there docs/configuration.md is made, and a test asks that none is without.
+    A field without a default is required. The `#:` comment of each field says what it means.
+    `make docs` writes these comments into docs/configuration.md; a test checks that none is
+    missing.
     """
 
     # Model
     #: Path or hub id of the model; in Python also a pair `(model, tokenizer)`.
     model_name: Any
-    #: Names of the weights to edit, e.g. `model.layers.31.mlp.up_proj.weight`.
+    #: Names of the weights to edit (the targets), e.g. `model.layers.31.mlp.up_proj.weight`.
     inner_params: list[str]
-    #: The trained hypernetwork: a file that EasyEdit's trainer wrote, or one of `save_archive`.
-    #: Training resumes from it; `null` starts anew.
+    #: File with the trained hypernetwork, written by EasyEdit's trainer or by `save_archive`.
+    #: Training continues from it; with `null` it starts with a new network.
     archive: str | None
-    model_class: str = "AutoModelForCausalLM"  #: The class that EasyEdit's trainer loads.
-    tokenizer_class: str = "AutoTokenizer"  #: The same for the tokenizer.
-    tokenizer_name: str | None = None  #: Path or hub id of the tokenizer, for the trainer.
-    #: EasyEdit spreads the model with `device_map="auto"`, unless `model_kwargs` say otherwise.
+    model_class: str = "AutoModelForCausalLM"  #: Class of the model, in transformers.
+    tokenizer_class: str = "AutoTokenizer"  #: Class of the tokenizer, in transformers.
+    #: Path or hub id of the tokenizer, for training and the command line. Default: `model_name`.
+    tokenizer_name: str | None = None
+    #: Load the model with `device_map="auto"`, unless `model_kwargs` have a device map.
     model_parallel: bool = False
-    #: Where EasyEdit's evaluation sends its prompts; accelerate takes them on from there.
+    #: Device to which EasyEdit's evaluation sends its prompts; accelerate moves them on.
     device: int | str = 0
-    half: bool = False  #: With `no_grad_layers`, in EasyEdit's trainer: bfloat16.
+    #: On the command line: load the model in fp16, unless `model_kwargs` have a dtype. In
+    #: EasyEdit's trainer, with `no_grad_layers`: bfloat16.
+    half: bool = False
 
     # Method
-    rank: int  #: Bound on the rank of each layer of the hypernetwork.
-    #: First value of each target's learned rate; the archive's value replaces it.
+    rank: int  #: Maximum rank of each layer of the hypernetwork.
+    #: Initial value of each target's learned rate; an archive's value replaces it.
     edit_lr: float
-    shared: bool  #: Targets of one shape share a network.
-    combine: bool  #: One network for x and δ together; otherwise one for each.
-    norm: bool  #: Rows are normalised by the statistics in the archive.
-    init: str  #: `id`: each layer begins as the identity; or `xavier`.
-    mlp_class: str  #: `IDMLP`; EasyEdit itself stops on `MLP`.
-    n_hidden: int  #: The network has one layer more than this.
-    one_sided: bool  #: Without `combine`: transform only the narrower of x and δ.
-    x_only: bool  #: Without `combine`: transform only x.
-    delta_only: bool  #: Without `combine`: transform only δ.
-    hidden_dim: int | None = None  #: Read by no one: `IDMLP` has the rows' width.
-    act: str = "relu"  #: Read by no one: `IDMLP` clamps at zero.
+    shared: bool  #: Targets of the same shape share one network.
+    combine: bool  #: One network for x and δ together; `false`: one for each.
+    norm: bool  #: Normalise token rows with the statistics in the archive.
+    init: str  #: Initial layers: `id` (the identity) or `xavier`.
+    mlp_class: str  #: `IDMLP`. EasyEdit itself fails with `MLP`.
+    n_hidden: int  #: Number of layers of the network, minus one.
+    one_sided: bool  #: With `combine: false`: transform only the narrower of x and δ.
+    x_only: bool  #: With `combine: false`: transform only x.
+    delta_only: bool  #: With `combine: false`: transform only δ.
+    hidden_dim: int | None = None  #: Unused: the layers of `IDMLP` are as wide as the rows.
+    act: str = "relu"  #: Unused: `IDMLP` always uses ReLU.
     lr: float = 1e-6  #: Learning rate of the hypernetwork.
-    lr_lr: float = 1e-4  #: Learning rate of the learned rates.
-    #: Multiplies the update, as in the early release; today's EasyEdit ignores it.
+    lr_lr: float = 1e-4  #: Learning rate of the targets' learned rates.
+    #: Factor on every update, as in EasyEdit's release; EasyEdit's repository ignores it.
     lr_scale: float = 1.0
-    cedit: float = 0.1  #: Weight of the edit's loss in training.
+    cedit: float = 0.1  #: Weight of the edit loss in training.
     cloc: float = 1.0  #: Weight of the locality loss in training.
-    cbase: float = 1.0  #: Weight of the base model's own loss, with `train_base`.
-    dropout: float | None = 0.0  #: EasyEdit's trainer sets the model's dropout to it.
-    train_base: bool = False  #: EasyEdit's trainer trains the model itself, too.
-    no_grad_layers: Any = None  #: EasyEdit's trainer sets it on the model.
-    seed: int = 42  #: Seed of EasyEdit's trainer.
+    cbase: float = 1.0  #: With `train_base`: weight of the base model's own loss.
+    dropout: float | None = 0.0  #: Dropout of the model in EasyEdit's trainer.
+    train_base: bool = False  #: Also train the model itself (EasyEdit's trainer only).
+    no_grad_layers: Any = None  #: EasyEdit's trainer sets this attribute on the model.
+    seed: int = 42  #: Seed of a training run.
 
     # Training
-    batch_size: int = 1  #: Records in a step; in `batch_edit`, requests in one update.
-    val_batch_size: int = 5  #: Records in a step of validation.
-    accumulate_bs: int = 10  #: Steps whose gradients are added up before the optimizer's.
-    max_epochs: int | None = None  #: Bounds the steps by passes over the data.
-    max_iters: int | None = None  #: Bounds the steps; EasyEdit makes one less.
-    max_length: int = 40  #: Tokens to which EasyEdit's data set truncates.
-    max_output_length: int | None = None  #: Read by no one for MEND.
-    model_save_pt: int = 5000  #: Read by no one: EasyEdit saves after a validation.
+    batch_size: int = 1  #: Edits per training step; in `batch_edit`, requests per update.
+    val_batch_size: int = 5  #: Records per validation step, in EasyEdit's trainer.
+    accumulate_bs: int = 10  #: Batches whose gradients are accumulated for one optimizer step.
+    max_epochs: int | None = None  #: Maximum number of passes over the data.
+    max_iters: int | None = None  #: Maximum number of steps; EasyEdit's trainer makes one less.
+    #: Longest text in tokens: EasyEdit's data set truncates longer ones, `mend-parallel train`
+    #: leaves their facts out.
+    max_length: int = 40
+    max_output_length: int | None = None  #: Unused by MEND.
+    #: Steps between checkpoints of `mend-parallel train`. EasyEdit's trainer saves after
+    #: validations.
+    model_save_pt: int = 5000
     opt: str = "Adam"  #: A class of `torch.optim`.
-    grad_clip: float = 100.0  #: Bound on the norm of the hypernetwork's gradient.
-    log_interval: int = 1000  #: Steps between log lines; so long may a dead gradient go unnoticed.
-    eval_log_interval: int = 1000  #: Read by no one for MEND.
-    val_interval: int = 1000  #: Steps between validations, after which the archive is saved.
-    val_steps: int = 500  #: Steps of each validation.
-    #: What has to improve within `early_stop_patience` steps, for this package's trainer:
-    #: this loss, or `score` (the sum of the measures). EasyEdit's loop never asks.
+    #: Maximum norm of the hypernetwork's gradient; a larger gradient is scaled to it.
+    grad_clip: float = 100.0
+    #: Steps between log lines; also how often zero gradients are checked.
+    log_interval: int = 1000
+    eval_log_interval: int = 1000  #: Unused by MEND.
+    val_interval: int = 1000  #: Steps between validations; the archive is saved after them.
+    val_steps: int = 500  #: Steps per validation, in EasyEdit's trainer.
+    #: The figure by which `mend-parallel train` keeps the best archive and stops early: this loss,
+    #: or `score` (the sum of the four measures). EasyEdit's trainer never stops early.
     early_stop_key: str = "loss/total_edit_val"
-    early_stop_patience: int = 20000  #: See `early_stop_key`.
-    final_eval: bool = True  #: Validate the saved archive when the run is over.
-    eval_only: bool = False  #: Validate, and train nothing.
-    debug: bool = False  #: Save nothing, unless `save`.
-    save: bool = False  #: With `debug`: save all the same.
+    #: Steps without improvement before `mend-parallel train` stops.
+    early_stop_patience: int = 20000
+    final_eval: bool = True  #: Validate the saved archive after the last step.
+    eval_only: bool = False  #: Validate only; do not train.
+    debug: bool = False  #: EasyEdit's trainer saves nothing, unless `save` is set.
+    save: bool = False  #: With `debug`: save nevertheless.
     silent: bool = False  #: EasyEdit's trainer logs less.
-    verbose: bool = True  #: Read by no one for MEND.
+    verbose: bool = True  #: Unused by MEND.
 
     # Output
-    results_dir: str = "./results"  #: EasyEdit's trainer writes archive and results below it.
+    results_dir: str = "./results"  #: Folder for the archive and results of EasyEdit's trainer.
 
     # This package
-    #: Handed to `from_pretrained` when EasyEdit loads the model for this method: `device_map` (a
+    #: Arguments for `from_pretrained` when the model is loaded for this method: `device_map` (a
     #: name, or a mapping), `max_memory`, `dtype`, `attn_implementation`, `quantization_config`,
     #: `offload_folder`, `distributed_config`.
     model_kwargs: dict[str, Any] | None = None
-    #: Where the hypernetwork lives: a number or a device's name. Default: beside the highest
-    #: target. The device with room left is seldom the one with the targets.
+    #: Device of the hypernetwork: a number or a device's name. Default: the device of the highest
+    #: target. Choose a device with free memory.
     network_device: int | str | None = None
-    #: `weight`: the update is written; `output`: it is added to the layer's output.
+    #: `weight`: write the update into the weight. `output`: add it to the layer's output.
     apply: str = "weight"
-    #: How much memory edited weights may take that would otherwise lie on disk: bytes, or
-    #: `2GiB`, `500MB` and the like. Default: no limit. `0`: nothing stays in memory.
+    #: Memory for the edited weights of targets on disk, whose files are never modified: bytes, or a
+    #: size such as `2GiB` or `500MB`. Above it, edited weights go to private files. Default: no
+    #: limit.
     overlay_limit: int | str | None = None
-    #: Training compares each update with the true gradient (`grad/true_mag`, `true_std`, `diff`,
-    #: `cos`).
+    #: In EasyEdit's trainer: compare each update with the true gradient (`grad/true_mag`,
+    #: `true_std`, `diff`, `cos`).
     gradient_diagnostics: bool = False
-    #: How several requests become one update: `least_squares`, `sum`, or `mean_loss` (EasyEdit's
-    #: form). Default: as the archive says, or `least_squares`; see [batches](batches.md).
+    #: How several requests become one update: `least_squares`, `sum`, or `mean_loss` (as in
+    #: EasyEdit). Default: what the archive says, or `least_squares`. See [batches](batches.md).
     aggregate: str | None = None
-    #: Options of `least_squares`, a mapping; see [batches](batches.md).
+    #: Options of `least_squares`, a mapping. See [batches](batches.md).
     aggregate_options: dict[str, Any] | None = None
-    #: How much memory the rows and systems of a batch may take: bytes, or `2GiB` and the like.
+    #: Memory for the rows and systems of a batch: bytes, or a size such as `2GiB`.
     batch_limit: int | str = "2GiB"
-    #: Labels have the special tokens that EasyEdit leaves in them; `false`: they are left out.
+    #: Keep special tokens in the labels, as EasyEdit does; `false` removes them.
     special_tokens_in_labels: bool = True
-    #: How many times its own length a trained edit may get where the model would not give its
-    #: target yet; 1 leaves every edit as MEND makes it. See [what edits reach](quality.md).
+    #: Scale a failed edit by up to this factor, until the model gives its target. `1`: never. See
+    #: [what edits reach](quality.md).
     max_step: float = 1.0
-    #: Edit with the identity network and a step that is searched for each request.
+    #: Edit without a trained hypernetwork: along each request's gradient, by the smallest step that
+    #: yields the target. See [untrained](untrained.md).
     untrained: bool = False
-    #: The longest step of an untrained edit, as a share of each weight's norm.
+    #: Maximum step of an untrained edit, as a fraction of each weight's norm.
     max_relative_norm: float = 0.05
-    #: How many times the shortest step that brings the answer an untrained edit takes.
+    #: Step size of an untrained edit, as a multiple of the smallest that yields the target.
     step_margin: float = 2.0
 
     # Name of the method
-    alg_name: str = METHOD  #: `MEND_PARALLEL`, or `MEND` as in EasyEdit's files, for its editors.
+    alg_name: str = METHOD  #: For EasyEdit's editors: `MEND_PARALLEL`, or `MEND`.
     alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
 
     def __post_init__(self) -> None:
@@ -162,7 +175,7 @@ class MendHparams:
 
     @property
     def overlay_bytes(self) -> int | None:
-        """`overlay_limit` in bytes, None for no limit; raises HparamsError for what is no size."""
+        """`overlay_limit` in bytes, None for no limit. Raises HparamsError if it is not a size."""
         return (
             None
             if self.overlay_limit is None
@@ -171,21 +184,21 @@ class MendHparams:
 
     @property
     def batch_bytes(self) -> int:
-        """`batch_limit` in bytes; raises HparamsError for what is no size."""
+        """`batch_limit` in bytes. Raises HparamsError if it is not a size."""
         return size_in_bytes("batch_limit", self.batch_limit)
 
     @property
     def preserved_text(self) -> str | None:
-        """The file of unrelated text that `aggregate_options` name, if they name one."""
+        """The file of preserved text that `aggregate_options` name; None if they name none."""
         named = (self.aggregate_options or {}).get("preserved_text")
         return None if named is None else os.fspath(named)
 
     def aggregation(self, kept: Mapping[str, Any]) -> Aggregate:
         """How the updates of several requests become one.
 
-        What is set here comes before what an archive keeps (`kept`), and both before the defaults.
-        With least squares it has the lines of preserved text. Raises HparamsError for an option
-        that cannot be used.
+        Values set here override those in the archive (`kept`), which override the defaults. For
+        least squares the result has the lines of preserved text. Raises HparamsError for an
+        invalid option.
         """
         values = {**kept, **batch_options(vars(self))}
         options = Aggregate.from_values(values, "the archive's options for batches")
@@ -196,7 +209,7 @@ class MendHparams:
         return options
 
     def network_config(self) -> HypernetworkConfig:
-        """The hypernetwork's part; raises HparamsError for options that cannot be built."""
+        """The options of the hypernetwork. Raises HparamsError for an invalid combination."""
         return HypernetworkConfig(**{name: getattr(self, name) for name in NETWORK_FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,17 +217,17 @@ class MendHparams:
 
     @classmethod
     def from_hparams(cls: type[Hparams], hparams_name_or_path: str | Path) -> Hparams:
-        """Read a yaml or json file; `.yaml` may be left off, as in EasyEdit.
+        """Read a yaml or json file. The ending `.yaml` may be omitted, as in EasyEdit.
 
-        Raises HparamsError for a file that is missing or no mapping, and for keys that are
-        missing, misspelt, or of the wrong type: all of them at once.
+        Raises HparamsError if the file is missing or not a mapping, or if keys are missing,
+        unknown or of the wrong type. The error lists all such keys.
         """
         values, path = read_values(hparams_name_or_path)
         return cls.from_values(values, str(path))
 
     @classmethod
     def taken_from(cls: type[Hparams], hparams: Any, options: Mapping[str, Any]) -> Hparams:
-        """Hyperparameters of this package as they are; or EasyEdit's own, with `options` added."""
+        """This package's hyperparameters unchanged, or EasyEdit's with `options` added."""
         if isinstance(hparams, cls):
             return hparams
         known = {field.name for field in dataclasses.fields(cls)}
@@ -225,7 +238,7 @@ class MendHparams:
     def from_values(
         cls: type[Hparams], values: dict[str, Any], source: str = "the hyperparameters"
     ) -> Hparams:
-        """Hyperparameters from names and values; `source` is named in the HparamsError."""
+        """Hyperparameters from names and values. An HparamsError names `source`."""
         converted, problems = cls.looked_through(values)
         if problems:
             raise HparamsError(f"{source}: " + "; ".join(problems))
@@ -233,9 +246,9 @@ class MendHparams:
 
     @classmethod
     def looked_through(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """What of `values` can be used, each of its field's type, and what is wrong with the rest.
+        """The valid `values`, converted to their fields' types, and the problems of the others.
 
-        Names only what is unknown, missing or of another type; see also `every_problem`.
+        Finds unknown and missing keys and wrong types only; `every_problem` finds the rest.
         """
         fields = {option.name: option for option in dataclasses.fields(cls)}
         problems = [
@@ -259,9 +272,9 @@ class MendHparams:
 
     @classmethod
     def every_problem(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """As `looked_through`, and what the values that can be read must not be: all at once.
+        """As `looked_through`, and also the problems of values that have the right type.
 
-        The values come with the defaults of the fields that are absent.
+        The returned values include the defaults of absent fields.
         """
         converted, problems = cls.looked_through(values)
         defaults = {
@@ -279,26 +292,30 @@ class MENDParallelHyperParams(MendHparams):
 
 @dataclass(kw_only=True)
 class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork, by EasyEdit's `EditTrainer` or by this
-    package's trainer (`mend-parallel train`), which alone heeds the fields of its own.
+    """Hyperparameters for training the hypernetwork, with EasyEdit's `EditTrainer` or with
+    `mend-parallel train`. Only the latter uses the fields below.
     """
 
-    #: On how many texts that shall not change each edit of a step is tried.
+    #: Locality examples per edit in each training step.
     locality_examples: int = 1
-    #: Of those, how many are about another subject of the same relation.
+    #: Fraction of them that are neighbours: prompts about another subject of the same relation. The
+    #: others are unrelated texts.
     neighbour_share: float = 0.6
-    #: At how many positions of such a text predictions are compared, at most.
+    #: Maximum number of positions per locality example at which predictions are compared.
     locality_positions: int = 6
-    #: How many edits are seen for the network's statistics before the first step.
+    #: Number of edits from which the network's statistics are computed before the first step.
     statistics_examples: int = 1000
-    #: How much memory hidden states below the lowest target may take, and then how much disk.
+    #: Memory of the hidden-state cache, which stores the outputs of the blocks below the lowest
+    #: target: bytes, or a size such as `1GiB`.
     trunk_memory: int | str = "1GiB"
-    trunk_disk: int | str = 0  #: The same on disk; `0` for both: every step runs the whole model.
-    #: Where those on disk are kept for the next run. Default: a temporary file.
+    #: Disk space of the cache, used when its memory is full. With `0` for both, every step runs the
+    #: whole model.
+    trunk_disk: int | str = 0
+    #: Folder of the cache on disk, for later runs to reuse. Default: a temporary file.
     trunk_folder: str | None = None
-    #: How `lr` and `lr_lr` change over a run: `constant`, `linear`, `cosine`, as in transformers.
+    #: Schedule of `lr` and `lr_lr`: `constant`, `linear` or `cosine`, as in transformers.
     lr_schedule: str = "constant"
-    #: How many steps in a row may have a gradient that is not a number, before the run stops.
+    #: Stop after this many consecutive steps whose gradient is not finite.
     nan_limit: int = 10
 
     @property

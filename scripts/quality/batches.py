@@ -3,7 +3,7 @@
     python scripts/quality/batches.py --facts test.jsonl --archive ARCHIVE --out batches.json
 
 SmolLM2-135M-Instruct on one thread, in one process. `--easyedit CLONE` puts EasyEdit's own
-`batch_edit` beside it, with the same archive. See docs/batches.md for the figures.
+`batch_edit` beside it, with the same archive. See docs/experiments.md for the figures.
 """
 
 from __future__ import annotations
