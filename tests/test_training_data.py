@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_facts import ZSRE_RECORDS
 
 from easyedit_mend_parallel import DataError
 from easyedit_mend_parallel.evaluation.data import Example, LocalityText, read_examples
@@ -276,3 +277,25 @@ def test_one_object_is_no_list_and_an_unknown_format_is_named(tmp_path: Path) ->
     assert "format 'jsonl'" in refusal(path, "zsre")
     with pytest.raises(DataError, match="did you mean 'counterfact'"):
         read_examples(path, "counterfacts")
+
+
+def test_an_answer_of_a_locality_text_follows_it_after_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(ZSRE_RECORDS))
+    examples, _ = read_examples(path)
+    assert {example.unrelated[0].target[0] for example in examples} == {" "}
+    assert LocalityText("who", "me") == LocalityText("who", " me")
+
+
+def test_questions_that_need_the_new_fact_and_one_more_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    hop = {"New Question": "who is in Rome ?", "New Answer": "a cat"}
+    path.write_text(json.dumps([{**ZSRE_RECORDS[0], "portability": hop}, ZSRE_RECORDS[1]]))
+    examples, _ = read_examples(path)
+    assert [one.prompt for one in examples[0].portability] == ["who is in Rome ?"]
+    assert examples[1].portability == ()
+    path.write_text(
+        json.dumps({"prompt": "a", "target_new": "b", "portability": [{"prompt": "c"}]})
+    )
+    with pytest.raises(DataError, match=r"portability\[0\].*'target' is missing"):
+        read_examples(path)

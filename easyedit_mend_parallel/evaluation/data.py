@@ -31,6 +31,7 @@ _EDIT_FIELDS = (
     "rephrases",
     "neighbours",
     "unrelated",
+    "portability",
     "split",
 )
 
@@ -39,13 +40,18 @@ _EDIT_FIELDS = (
 class LocalityText:
     """A text that an edit must not change.
 
-    With a `target`, which follows `prompt` after a space, only the positions that predict the
-    target are compared. Without one, a neighbour is compared where it ends, an unrelated text at
-    every position.
+    With a `target`, which follows `prompt` after a space (put there where it is missing), only the
+    positions that predict the target are compared. Without one, a neighbour is compared where it
+    ends, an unrelated text at every position. `name` is that of its group in EasyEdit's requests.
     """
 
     prompt: str
     target: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target and self.target[0] != " ":
+            object.__setattr__(self, "target", " " + self.target)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Example:
         rephrases: further prompts after which the target is to follow.
         neighbours: prompts about other subjects, whose answers must not change.
         unrelated: texts about anything else, which must not change.
+        portability: prompts, with their answers, to which the edit leads in one step of reasoning.
         subject: whom or what the edit is about.
         relation: what is asked of the subject; facts of one relation can be neighbours.
         split: the label under which evaluation reports the edit.
@@ -66,6 +73,7 @@ class Example:
     rephrases: tuple[str, ...] = ()
     neighbours: tuple[LocalityText, ...] = ()
     unrelated: tuple[LocalityText, ...] = ()
+    portability: tuple[LocalityText, ...] = ()
     subject: str | None = None
     relation: str | None = None
     split: str = DEFAULT_SPLIT
@@ -127,6 +135,10 @@ def _plain(record: Record) -> Example | str:
         rephrases=record.texts("rephrases"),
         neighbours=tuple(LocalityText(text) for text in record.texts("neighbours")),
         unrelated=tuple(LocalityText(text) for text in record.texts("unrelated")),
+        portability=tuple(
+            LocalityText(one.text("prompt"), one.text("target"))
+            for one in record.inners("portability")
+        ),
         subject=record.optional("subject"),
         relation=record.optional("relation"),
         split=record.optional("split") or DEFAULT_SPLIT,
@@ -148,8 +160,17 @@ def _zsre(record: Record) -> Example | None:
         request=_request(record, "src", "alt", answers[0] if answers else None),
         rephrases=(record.text("rephrase"),),
         unrelated=(LocalityText(record.text("loc"), record.text("loc_ans")),),
+        portability=_one_hop(record),
         subject=record.optional("subject"),
     )
+
+
+def _one_hop(record: Record) -> tuple[LocalityText, ...]:
+    """The question that needs the new fact and one more, where the record has it."""
+    if not isinstance(record.fields.get("portability"), dict):
+        return ()
+    hop = record.inner("portability")
+    return (LocalityText(hop.text("New Question"), hop.text("New Answer"), "one_hop"),)
 
 
 def _counterfact(record: Record) -> Example:
@@ -161,6 +182,7 @@ def _counterfact(record: Record) -> Example:
         request=_request(record, "prompt", "target_new", record.optional("ground_truth")),
         rephrases=(record.text("rephrase_prompt"),),
         neighbours=(locality,),
+        portability=_one_hop(record),
         subject=record.optional("subject"),
     )
 

@@ -1,14 +1,13 @@
-"""The four measures of edits, each on facts of their own, with their confidence intervals.
+"""Training's validation: the four measures of edits that are tried and not written, and losses.
 
 edit and rephrase: the share of requests of which every target token is the argmax, after the
 prompt and after another wording of it. neighbours: the share of prompts about other subjects
 whose next token is unchanged. unrelated: the mean share of a text's argmax tokens that are
-unchanged. Every request is edited by itself; nothing is written.
+unchanged (`questions.value`). Every request is edited by itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,42 +16,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.evaluation.data import Example, LocalityText
-from easyedit_mend_parallel.forward.texts import Text, Texts, as_index, target_positions
+from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.evaluation.intervals import Score
+from easyedit_mend_parallel.evaluation.questions import (
+    EDIT,
+    LEARNT,
+    NEIGHBOURS,
+    REPHRASE,
+    UNRELATED,
+    Asked,
+    questions_of,
+    value,
+)
+from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
-MEASURES = ("edit", "rephrase", "neighbours", "unrelated")
-Z = 1.959963984540054
-"""The normal quantile of a 95 % interval."""
-
+MEASURES = (EDIT, REPHRASE, NEIGHBOURS, UNRELATED)
 Editing = Callable[[Sequence[Text]], dict[str, LowRankUpdate]]
 """Requests in, {target name: update} out, each row with the number of its request."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean over `n` texts, with its 95 % interval from `low` to `high`."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Score:
-        """Of shares that are all 0 or 1, Wilson's interval; of others the normal one."""
-        n = len(values)
-        mean = sum(values) / n
-        if all(value in (0.0, 1.0) for value in values):
-            centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
-            half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        else:
-            variance = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
-            centre, half = mean, Z * math.sqrt(variance / n)
-        return cls(mean, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 @dataclass(frozen=True)
@@ -164,50 +148,28 @@ def _measured(
     unrelated: Sequence[str],
 ) -> list[Measurement]:
     """Every measurement of some examples, from one edited and one unedited forward."""
-    chosen = [
-        (n, kind, text) for n, (at, e) in enumerate(part) for kind, text in _of(e, at, unrelated)
+    rows = [
+        (row, question)
+        for row, (number, example) in enumerate(part)
+        for question in questions_of(number, example, unrelated)
+        if question.kind in MEASURES
     ]
     updates = editing([Text(e.request.prompt, e.request.target_text) for _, e in part])
-    route = torch.tensor([number for number, _, _ in chosen])
-    # A special token among the labels (a BOS) is no part of the answer.
-    batch = texts.batch([text for _, _, text in chosen]).answers(texts.tokenizer.all_special_ids)
-    found = [target_positions(batch, row) for row in range(len(chosen))]
-    for row, (_, kind, text) in enumerate(chosen):
-        if kind == "neighbours" and not text.target:
-            found[row] = found[row][-1:]
-    sequence, position = as_index(found)
+    asked = Asked.of(texts, [question for _, question in rows])
+    route = torch.tensor([row for row, _ in rows])
     with attached(texts.model, {target.name: target for target in targets}, updates, route):
-        after = batch.predictions(texts.model, sequence, position).float()
-    before = batch.predictions(texts.model, sequence, position).float()
-    labels = batch.labels[sequence, position].to(after.device)
-    sizes = [len(one) for one in found]
-    parts = (torch.split(one, sizes) for one in (after, before, labels))
-    each = zip(chosen, *parts, strict=True)
+        after = asked.logits(texts.model)
+    each = zip(rows, after, asked.logits(texts.model), asked.expected(), strict=True)
     return [
-        _measure(part[number][1].split, kind, edited, whole, label)
-        for (number, kind, _), edited, whole, label in each
-    ]
-
-
-def _of(example: Example, number: int, unrelated: Sequence[str]) -> list[tuple[str, Text]]:
-    """The texts on which an example's edit is measured, each with its measure."""
-    target = example.request.target_text
-    locality = list(example.unrelated[:1])
-    if not locality and unrelated:
-        locality = [LocalityText(unrelated[number % len(unrelated)])]
-    return [
-        ("edit", Text(example.request.prompt, target)),
-        *(("rephrase", Text(prompt, target)) for prompt in example.rephrases),
-        *(("neighbours", Text(one.prompt, one.target)) for one in example.neighbours),
-        *(("unrelated", Text(one.prompt, one.target)) for one in locality),
+        _measure(part[row][1].split, question.kind, edited, whole, label.to(edited.device))
+        for (row, question), edited, whole, label in each
     ]
 
 
 def _measure(split: str, kind: str, after: Tensor, before: Tensor, label: Tensor) -> Measurement:
-    if kind in ("edit", "rephrase"):
-        hit = bool((after.argmax(-1) == label).all())
-        return Measurement(split, kind, float(hit), F.cross_entropy(after, label).item())
-    same = (after.argmax(-1) == before.argmax(-1)).float()
-    value = same.mean().item() if kind == "unrelated" else float(same.all())
+    before = before.to(after.device)
+    found = value(kind, after.argmax(-1), label, before.argmax(-1))
+    if kind in LEARNT:
+        return Measurement(split, kind, found, F.cross_entropy(after, label).item())
     old, new = before.log_softmax(-1), after.log_softmax(-1)
-    return Measurement(split, kind, value, (old.exp() * (old - new)).sum(-1).mean().item())
+    return Measurement(split, kind, found, (old.exp() * (old - new)).sum(-1).mean().item())

@@ -118,6 +118,13 @@ class Record:
             raise self.error(name, f"is {_kind(value)}, and has to be an object: {{...}}")
         return Record(value, f"{self.where}, in {name!r}")
 
+    def inners(self, name: str) -> list[Record]:
+        """The objects of a list, none where the field is absent."""
+        found = self.fields.get(name, [])
+        if not isinstance(found, list):
+            raise self.error(name, f"is {_kind(found)}; write a list of objects: [{{...}}]")
+        return [Record(one, f"{self.where}, in '{name}[{i}]'") for i, one in enumerate(found)]
+
     def _as_text(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.error(name, f"is {_kind(value)}, and has to be a string")

@@ -49,13 +49,14 @@ class Texts:
         max_length: int | None = None,
         trunk: Trunk | None = None,
         special_tokens_in_labels: bool = True,
+        known: dict[Text, Tokenized] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.trunk = trunk
         self.special_tokens_in_labels = special_tokens_in_labels
-        self._tokenized: dict[Text, Tokenized] = {}
+        self._tokenized: dict[Text, Tokenized] = {} if known is None else known
 
     def tokenized(self, text: Text) -> Tokenized:
         """Its token ids. Raises TooLong, and RequestError for a target that is nothing."""
