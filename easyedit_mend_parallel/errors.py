@@ -34,6 +34,10 @@ class UpdateError(MendParallelError):
     """An update cannot be written, or a written one cannot be taken back."""
 
 
+class WorseError(UpdateError):
+    """An update after which its own target would be less likely than before; nothing was kept."""
+
+
 class EditError(MendParallelError):
     """A saved edit or a journal cannot be read, or does not belong to the model it is put onto."""
 

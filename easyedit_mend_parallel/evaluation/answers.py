@@ -5,13 +5,13 @@ Knows requests and models, and nothing of updates: whoever asks puts the edit on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.evaluation.examples import example_of
 from easyedit_mend_parallel.forward.batch import Tokenized, batch_of, tokenized
 from easyedit_mend_parallel.forward.requests import Request
 
@@ -42,25 +42,25 @@ def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
 
     Of prompt and rephrases the new answer and the old one (`ground_truth`, where a request has
     it); of neighbours the right answer where it is known, otherwise the model's own next token.
-    Rephrases and neighbours are read from a request's `rephrases` and `neighbours` (lists), or
-    from EasyEdit's `rephrase_prompt` and `locality`.
+    Rephrases and neighbours are read as `example_of` reads them.
     """
     found: list[Answer] = []
     for number, request in enumerate(requests):
         truth = request.other.get("ground_truth")
-        rephrases = [(REPHRASE, text) for text in _texts(request.other, "rephrase")]
+        example = example_of(request)
+        rephrases = [(REPHRASE, text) for text in example.rephrases]
         for kind, prompt in [(PROMPT, request.prompt), *rephrases]:
             for role, answer in ((NEW, request.target_new), (OLD, truth)):
                 if isinstance(answer, str) and answer.strip():
                     tokens = tokenized(model, tokenizer, prompt, _spaced(answer))
                     found.append(Answer(number, kind, role, prompt, answer.strip(), tokens))
-        for prompt, answer in _neighbours(request.other):
-            if answer:
-                tokens = tokenized(model, tokenizer, prompt, _spaced(answer))
-                found.append(Answer(number, NEIGHBOUR, OLD, prompt, answer.strip(), tokens))
+        for one in example.neighbours:
+            if one.target:
+                tokens = tokenized(model, tokenizer, one.prompt, one.target)
+                found.append(Answer(number, NEIGHBOUR, OLD, one.prompt, one.target.strip(), tokens))
             elif not model.config.is_encoder_decoder:
-                text, tokens = _next(model, tokenizer, prompt)
-                found.append(Answer(number, NEIGHBOUR, OLD, prompt, text, tokens))
+                text, tokens = _next(model, tokenizer, one.prompt)
+                found.append(Answer(number, NEIGHBOUR, OLD, one.prompt, text, tokens))
     return found
 
 
@@ -86,27 +86,6 @@ def _next(model: Any, tokenizer: Any, prompt: str) -> tuple[str, Tokenized]:
     token = int(logits.argmax())
     answer = tokenizer.decode([token]).strip() or repr(tokenizer.decode([token]))
     return answer, Tokenized((*text.ids, token), (token,))
-
-
-def _texts(other: Mapping[str, Any], kind: str) -> list[str]:
-    found = other.get(f"{kind}s") or other.get(f"{kind}_prompt") or []
-    return [found] if isinstance(found, str) else [str(text) for text in found]
-
-
-def _neighbours(other: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(prompt, answer or nothing) of each neighbour."""
-    for one in other.get("neighbours") or []:
-        yield (one, "") if isinstance(one, str) else (one["prompt"], one.get("target", ""))
-    locality = other.get("locality")
-    if not isinstance(locality, Mapping):
-        return
-    for name, one in locality.items():
-        if not isinstance(one, Mapping) or "prompt" not in one:
-            raise RequestError(f"locality {name!r} has no 'prompt', as EasyEdit's has")
-        prompts, truths = one["prompt"], one.get("ground_truth") or ""
-        if isinstance(prompts, str):
-            prompts, truths = [prompts], [truths]
-        yield from zip(prompts, truths or [""] * len(prompts), strict=True)
 
 
 def _spaced(answer: str) -> str:

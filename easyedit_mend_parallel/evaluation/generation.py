@@ -1,0 +1,129 @@
+"""Greedy text of a model after many prompts at once, with a cache: transformers' own `generate`.
+
+Knows token ids and nothing of what a text is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from easyedit_mend_parallel.forward.batch import called_with
+
+AT_ONCE = 64
+"""Texts that are written together."""
+
+Feeling = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""Numbers of the sequences of a batch, in order, to a context in which the model is called."""
+
+
+def feeling_nothing(_numbers: Sequence[int]) -> AbstractContextManager[None]:
+    """Call the model as it is."""
+    return nullcontext()
+
+
+@torch.no_grad()
+def written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    begun: Sequence[Sequence[int]] = (),
+    feeling: Feeling = feeling_nothing,
+) -> list[tuple[list[int], bool]]:
+    """The token ids that `model` writes after each prompt, the most probable one each time, and
+    whether an end-of-text token (which is not among them) came behind them.
+
+    At most `limits` (one for each prompt) are written, so a text that would never stop is cut.
+    `begun` are ids that each text begins with, after its prompt; they are not among those
+    returned. Prompts of like length go together, padded on the
+    left, `AT_ONCE` in a batch; `feeling` is given their numbers. Whatever the model's generation
+    config says of sampling, penalties and stops is left out.
+    """
+    starts = [[*ids] for ids in begun] or [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda one: len(prompts[one]) + len(starts[one]))
+    texts: list[tuple[list[int], bool]] = [([], False) for _ in prompts]
+    with greedy(model, tokenizer) as ends:
+        for at in range(0, len(order), AT_ONCE):
+            chosen = [one for one in order[at : at + AT_ONCE] if limits[one] > 0]
+            if not chosen:
+                continue
+            with feeling(chosen):
+                found = _batch(
+                    model,
+                    [prompts[one] for one in chosen],
+                    [starts[one] for one in chosen],
+                    max(limits[one] for one in chosen),
+                )
+            for one, ids in zip(chosen, found, strict=True):
+                kept = ids[: limits[one]]
+                end = next((n for n, token in enumerate(kept) if token in ends), None)
+                texts[one] = kept[:end], end is not None
+    return texts
+
+
+@contextmanager
+def greedy(model: Any, tokenizer: Any) -> Iterator[set[int]]:
+    """While the context lasts `model.generate` is greedy and nothing else; gives the ids that end
+    a text: the model's, or else the tokenizer's."""
+    before = model.generation_config
+    ends = before.eos_token_id if before is not None else None
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    padding = [tokenizer.pad_token_id, *ends, 0]
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=ends or None,
+        pad_token_id=next(one for one in padding if one is not None),
+        bos_token_id=tokenizer.bos_token_id,
+        decoder_start_token_id=_start(model, before),
+    )
+    try:
+        yield set(ends)
+    finally:
+        model.generation_config = before
+
+
+def _start(model: Any, config: Any) -> int | None:
+    named = getattr(config, "decoder_start_token_id", None)
+    return getattr(model.config, "decoder_start_token_id", None) if named is None else named
+
+
+def _batch(
+    model: Any, prompts: list[Sequence[int]], starts: list[list[int]], limit: int
+) -> list[list[int]]:
+    """What is written after each prompt and what begins its text; padding behind an end."""
+    decodes_alone = model.config.is_encoder_decoder
+    read = prompts if decodes_alone else [[*p, *s] for p, s in zip(prompts, starts, strict=True)]
+    padding = model.generation_config.pad_token_id
+    inputs = called_with(model, {"input_ids": _left(read, padding), "attention_mask": _mask(read)})
+    options: dict[str, Any] = {"max_new_tokens": limit}
+    width = inputs["input_ids"].shape[1]
+    if decodes_alone:
+        first = [[model.generation_config.decoder_start_token_id, *start] for start in starts]
+        options["decoder_input_ids"] = _left(first, padding).to(inputs["input_ids"].device)
+        if len({len(one) for one in first}) > 1:
+            options["decoder_attention_mask"] = _mask(first).to(inputs["input_ids"].device)
+        width = options["decoder_input_ids"].shape[1]
+    out = model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options
+    )
+    rows: list[list[int]] = out[:, width:].tolist()
+    return rows
+
+
+def _left(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[padding] * (width - len(row)) + [*row] for row in rows])
+
+
+def _mask(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])

@@ -1,0 +1,289 @@
+"""What a model says to the texts that judge edits, recorded before an edit and scored after it.
+
+`record` and `score` only call the model (forward and generate): whatever changed it in between, and
+however, is theirs who changed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.errors import NoTrunkError
+from easyedit_mend_parallel.evaluation.asking import Asker, context_of
+from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.evaluation.examples import Asking, as_examples
+from easyedit_mend_parallel.evaluation.free_text import Judgement, answer_tokens, judged
+from easyedit_mend_parallel.evaluation.generation import Feeling, feeling_nothing, written
+from easyedit_mend_parallel.evaluation.questions import (
+    EDIT,
+    HELD,
+    REPHRASE,
+    Asked,
+    Question,
+    questions_of,
+)
+from easyedit_mend_parallel.forward.batch import IGNORED, Tokenized, batch_of
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.weights.target import Target
+
+NEW_TOKENS = 24
+"""How many tokens of free text are written beyond those of the answer."""
+TOKENS_AT_ONCE = 1024
+"""How many tokens, padding counted, go through the model in one forward pass."""
+WRITTEN = (EDIT, REPHRASE)
+"""Kinds of prompts after which free text is written."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says where a question is judged: `tokens` (the argmax at each position), and of
+    the `expected` ones the mean log-likelihood (None where nothing is expected). Of held text:
+    `loss`, the sum of its `n` tokens' negative log-likelihoods."""
+
+    tokens: tuple[int, ...] = ()
+    expected: tuple[int, ...] = ()
+    log_likelihood: float | None = None
+    loss: float = 0.0
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """What a model writes by itself: `ids` without the end-of-text token, which came where `ended`;
+    `answer` is how many of them are the answer (0: it is not the beginning). `base` is how likely
+    the unedited model finds what follows the answer, given prompt and answer (the mean
+    log-likelihood of its tokens; None where it was not asked or nothing follows)."""
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+    answer: int
+    judgement: Judgement
+    base: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says and writes at one time: {number of the question: ...}."""
+
+    said: dict[int, Said] = field(default_factory=dict)
+    texts: dict[int, FreeText] = field(default_factory=dict)
+
+    def __or__(self, other: Answers) -> Answers:
+        return Answers(self.said | other.said, self.texts | other.texts)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is asked, and what the model answered when it was recorded. Holds no model.
+
+    `given` is how the model goes on where it is given the answer: what free text after an edit can
+    be compared with.
+    """
+
+    examples: list[Example]
+    questions: list[Question]
+    answers: Answers
+    given: dict[int, FreeText]
+    asker: Asker
+    free: bool
+    new_tokens: int
+
+    def numbers(self, requests: Sequence[int] | None = None) -> list[int]:
+        """The numbers of all questions; or of those about `requests`, and of held text, which is
+        about none, each line once."""
+        if requests is None:
+            return list(range(len(self.questions)))
+        chosen, lines = set(requests), set[str]()
+        found = []
+        for number, one in enumerate(self.questions):
+            is_new_line = one.kind == HELD and one.prompt not in lines
+            if is_new_line or (one.kind != HELD and one.request in chosen):
+                found.append(number)
+            if is_new_line:
+                lines.add(one.prompt)
+        return found
+
+
+def record(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Asking],
+    *,
+    unrelated: Sequence[str] = (),
+    held: Sequence[str] = (),
+    free: bool = True,
+    new_tokens: int = NEW_TOKENS,
+    chat: bool = False,
+    targets: Sequence[Target] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> Recorded:
+    """Ask `model`, as it is now, everything that judges edits of `requests`.
+
+    Args:
+        requests: examples, requests, or EasyEdit's dictionaries (`example_of` says what is read).
+        unrelated: texts for requests that have none of their own, one each, in turn.
+        held: lines of text whose perplexity is taken. Each is asked at least once, and each request
+            has at least one, so that edits that are felt one by one have some each.
+        free: also let the model write by itself after prompts and rephrases, greedily, up to
+            `new_tokens` tokens more than the answer has.
+        chat: prompts go through the tokenizer's chat template; unrelated and held text do not.
+        targets: what later edits will change. The blocks below the lowest of them are then run once
+            for each text, and their hidden states kept in memory (1 GiB at most).
+        progress: is told how many questions are answered.
+
+    Raises RequestError, before anything is asked, for a text that cannot be asked: longer than the
+    model's context, a target of special tokens alone, `chat` without a template.
+    """
+    examples = as_examples(requests)
+    questions = [
+        question
+        for number, example in enumerate(examples)
+        for question in questions_of(number, example, unrelated, most_unrelated=None)
+    ]
+    for number in range(max(len(held), len(examples)) if held else 0):
+        line = held[number % len(held)]
+        questions.append(Question(number % len(examples), HELD, line))
+    try:
+        trunk = Trunk(model, targets) if targets else None
+    except NoTrunkError:
+        trunk = None
+    asker = Asker(tokenizer, chat, trunk)
+    asker.check(model, questions)
+    empty = Recorded(examples, questions, Answers(), {}, asker, free, new_tokens)
+    answers = answers_to(model, empty, range(len(questions)), progress=progress)
+    given: dict[int, FreeText] = {}
+    if free:
+        edits = [n for n, one in enumerate(questions) if one.kind == EDIT]
+        given = likelihoods(model, empty, _texts(model, empty, edits, given=True))
+    return replace(empty, answers=answers, given=given)
+
+
+def score(
+    model: Any,
+    recorded: Recorded,
+    requests: Sequence[int] | None = None,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Answers:
+    """Ask `model`, as it is now, what was recorded: all of it, or what is about `requests` (their
+    numbers) besides every line of held text. `figures` makes figures of it.
+
+    Only calls the model. How likely the unedited model finds the free text is for `likelihoods`,
+    which has to be given that model.
+    """
+    return answers_to(model, recorded, recorded.numbers(requests), progress=progress)
+
+
+def answers_to(
+    model: Any,
+    recorded: Recorded,
+    numbers: Sequence[int],
+    *,
+    feeling: Feeling = feeling_nothing,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Answers:
+    """Answers to the numbered questions. `feeling` is given the requests of each batch's sequences,
+    in order, for whoever makes each sequence feel an edit of its own."""
+    said: dict[int, Said] = {}
+    for chosen in recorded.asker.batches(model, recorded.questions, numbers, TOKENS_AT_ONCE):
+        with feeling([recorded.questions[number].request for number in chosen]):
+            said |= _said(model, recorded, chosen)
+        progress(len(said))
+    texts: dict[int, FreeText] = {}
+    if recorded.free:
+        free = [n for n in numbers if recorded.questions[n].kind in WRITTEN]
+        texts = _texts(model, recorded, free, feeling=feeling)
+    return Answers(said, texts)
+
+
+@torch.no_grad()
+def likelihoods(model: Any, recorded: Recorded, texts: dict[int, FreeText]) -> dict[int, FreeText]:
+    """`texts` with how likely `model` finds what follows the answer, given prompt and answer.
+
+    `model` is the one that was recorded, unedited. A text that does not begin with the answer, or
+    ends with it, is left as it is.
+    """
+    asker, found = recorded.asker, dict(texts)
+    open_ends = [n for n, text in texts.items() if text.answer and len(text.ids) > text.answer]
+    for chosen in asker.batches(model, recorded.questions, open_ends, TOKENS_AT_ONCE):
+        rows = []
+        for n in chosen:
+            prompt, _ = asker.prompt_and_answer(model, recorded.questions[n])
+            read = () if model.config.is_encoder_decoder else texts[n].ids
+            rows.append(Tokenized((*prompt, *read), texts[n].ids))
+        batch = batch_of(model, asker.tokenizer, rows)
+        for row, n in enumerate(chosen):  # the answer itself was given
+            labelled = (batch.labels[row] != IGNORED).nonzero().flatten()
+            batch.labels[row, labelled[: texts[n].answer]] = IGNORED
+        for n, loss in zip(chosen, batch.losses_on(model).tolist(), strict=True):
+            found[n] = replace(texts[n], base=-loss)
+    return found
+
+
+@torch.no_grad()
+def _said(model: Any, recorded: Recorded, chosen: Sequence[int]) -> dict[int, Said]:
+    questions = [recorded.questions[number] for number in chosen]
+    asked = Asked.of(recorded.asker.texts(model), [recorded.asker.worded(q) for q in questions])
+    found: dict[int, Said] = {}
+    if questions[0].kind == HELD:
+        for number, (total, n) in zip(chosen, asked.held_losses(model), strict=True):
+            found[number] = Said(loss=total, n=n)
+        return found
+    each = zip(chosen, questions, asked.logits(model), asked.expected(), strict=True)
+    for number, question, logits, label in each:
+        tokens = tuple(logits.argmax(-1).tolist())
+        if not question.target:
+            found[number] = Said(tokens)
+            continue
+        loss = F.cross_entropy(logits, label.to(logits.device))
+        found[number] = Said(tokens, tuple(label.tolist()), -float(loss))
+    return found
+
+
+def _texts(
+    model: Any,
+    recorded: Recorded,
+    numbers: Sequence[int],
+    *,
+    given: bool = False,
+    feeling: Feeling = feeling_nothing,
+) -> dict[int, FreeText]:
+    """Free text after the numbered prompts; with `given`, after prompt and answer, which then is
+    the beginning of the text."""
+    asker = recorded.asker
+    asked = [asker.prompt_and_answer(model, recorded.questions[number]) for number in numbers]
+    room = context_of(model)
+    limits = [
+        min(len(answer) + recorded.new_tokens, room - len(prompt)) - (len(answer) if given else 0)
+        for prompt, answer in asked
+    ]
+    ids = written(
+        model,
+        asker.tokenizer,
+        [prompt for prompt, _ in asked],
+        limits,
+        begun=[answer for _, answer in asked] if given else (),
+        feeling=lambda chosen: feeling([recorded.questions[numbers[n]].request for n in chosen]),
+    )
+    found = {}
+    for number, (_, answer), (own, ended) in zip(numbers, asked, ids, strict=True):
+        whole = [*answer, *own] if given else own
+        target = recorded.questions[number].target
+        found[number] = _free_text(asker.tokenizer, whole, target, ended=ended)
+    return found
+
+
+def _free_text(tokenizer: Any, ids: Sequence[int], target: str, *, ended: bool) -> FreeText:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    judgement = judged(text, target, ids, ended=ended)
+    answer = 0
+    if judgement.first:
+        pieces = (tokenizer.decode(ids[: n + 1]) for n in range(len(ids)))
+        answer = answer_tokens(pieces, target)
+    return FreeText(tuple(ids), text, ended, answer, judgement)
