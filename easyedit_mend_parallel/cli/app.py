@@ -18,6 +18,7 @@ from easyedit_mend_parallel.cli import (
     check,
     demo,
     edit,
+    evaluate,
     export,
     list,
     plugins,
@@ -27,9 +28,10 @@ from easyedit_mend_parallel.cli import (
 )
 from easyedit_mend_parallel.errors import MendParallelError
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, BELOW, INTERRUPTED = 0, 1, 2, evaluate.BELOW, 130
 """Exit codes: done; refused or failed with this package's own error; wrong arguments (click's
-own); interrupted, with nothing left half done."""
+own); evaluated, and a figure that was asked for was not reached; interrupted, with nothing left
+half done."""
 
 app = typer.Typer(
     name="mend-parallel",
@@ -59,6 +61,7 @@ def _all_commands(
 app.command("calibrate")(calibrate.command)
 app.command("check")(check.command)
 app.command("edit")(edit.command)
+app.command("evaluate")(evaluate.command)
 app.command("list")(list.command)
 app.command("undo")(undo.command)
 app.command("apply")(apply.command)

@@ -115,20 +115,7 @@ def command(
 def read_requests(path: Path) -> list[Request]:
     """The edits of a file, each with the texts that judge it. Raises DataError."""
     from easyedit_mend_parallel.evaluation.data import read_examples
-    from easyedit_mend_parallel.forward.requests import Request
+    from easyedit_mend_parallel.evaluation.examples import with_texts
 
     examples, _ = read_examples(path)
-    return [
-        Request(
-            example.request.prompt,
-            example.request.target_new,
-            {
-                **example.request.other,
-                "rephrases": list(example.rephrases),
-                "neighbours": [
-                    {"prompt": text.prompt, "target": text.target} for text in example.neighbours
-                ],
-            },
-        )
-        for example in examples
-    ]
+    return [with_texts(example) for example in examples]
