@@ -1,6 +1,7 @@
 """The bridge works on both EasyEdits: the release that pip installs, and a clone of today's.
 
-Runs the tests of tests/hosts once for each, in a process of its own. To run them by hand:
+Runs the tests of tests/hosts once for each, in a process of its own, and reports each test by its
+name. To run them by hand:
 
     export OMP_NUM_THREADS=1
     EASYEDIT_MEND_PARALLEL_HOST=installed python -m pytest tests/hosts
@@ -10,10 +11,10 @@ Runs the tests of tests/hosts once for each, in a process of its own. To run the
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import inner_runs
 import pytest
 
 SUITE = Path(__file__).with_name("hosts")
@@ -22,47 +23,37 @@ TIME_LIMIT_SECONDS = 900  # a hang fails; each host takes a fraction of this
 pytestmark = pytest.mark.host
 
 
-def test_the_bridge_on_the_installed_easyedit(tmp_path: Path) -> None:
-    run_suite("installed", tmp_path)
+def test_the_bridge_on_the_installed_easyedit(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    run_suite("installed", tmp_path, subtests)
 
 
 @pytest.mark.skipif(
     not os.environ.get("EASYEDIT_HOME"),
     reason="EASYEDIT_HOME does not name a clone of EasyEdit's repository",
 )
-def test_the_bridge_on_a_clone_of_easyedit(tmp_path: Path) -> None:
+def test_the_bridge_on_a_clone_of_easyedit(tmp_path: Path, subtests: pytest.Subtests) -> None:
     home = Path(os.environ["EASYEDIT_HOME"]).absolute()
     assert (home / "easyeditor").is_dir(), f"EASYEDIT_HOME={home} holds no easyeditor folder"
-    run_suite("clone", tmp_path, EASYEDIT_HOME=str(home))
+    run_suite("clone", tmp_path, subtests, EASYEDIT_HOME=str(home))
 
 
-def run_suite(host: str, folder: Path, **variables: str) -> None:
-    """Run tests/hosts with `host` in a process of its own, in `folder`; fail if a test fails."""
-    # What the outer pytest left in the environment is not meant for the inner one, nor is a path
-    # on which another EasyEdit lies.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PYTEST_") and name != "EASYEDIT_HOME"
-    }
-    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+def run_suite(host: str, folder: Path, subtests: pytest.Subtests, **variables: str) -> None:
+    """Run tests/hosts with `host` in a process of its own, in `folder`."""
+    environment = inner_runs.child_environment(
+        EASYEDIT_MEND_PARALLEL_HOST=host, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    )
+    # A path on which another EasyEdit lies is not meant for the child.
+    environment.pop("EASYEDIT_HOME", None)
+    paths = environment["PYTHONPATH"].split(os.pathsep)
     environment["PYTHONPATH"] = os.pathsep.join(
-        str(Path(path).absolute())
-        for path in paths
-        if path and not (Path(path) / "easyeditor").is_dir()
+        path for path in paths if not (Path(path) / "easyeditor").is_dir()
     )
-    environment |= {"EASYEDIT_MEND_PARALLEL_HOST": host, "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
-
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider"],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIME_LIMIT_SECONDS,
+    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider"]
+    inner_runs.run(
+        [*command, "-p", "inner_runs"],
+        subtests,
+        folder=folder,
+        environment=environment | variables,
+        seconds=TIME_LIMIT_SECONDS,
+        records=folder / "records",
     )
-
-    assert child.returncode == 0, f"tests/hosts failed on {host}:\n{child.stdout[-10_000:]}"
-    print(f"tests/hosts, {host}:", child.stdout.strip().splitlines()[-1])

@@ -1,4 +1,5 @@
-"""Runs the tests of tests/simulated in a process of its own, which has simulated accelerators.
+"""Runs the tests of tests/simulated in a process of its own, which has simulated accelerators, and
+reports each by its name.
 
 To run them by hand, for instance one of them under a debugger:
 
@@ -8,37 +9,32 @@ To run them by hand, for instance one of them under a debugger:
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import inner_runs
+import pytest
 import torch
 
 SUITE = Path(__file__).with_name("simulated")
 TIME_LIMIT_SECONDS = 1800  # a hang fails; the suite and its one compilation take far less
 
 
-def test_everything_holds_on_simulated_accelerators() -> None:
+def test_everything_holds_on_simulated_accelerators(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
     command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "inner_runs"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "2"]
-    # What the outer pytest left in the environment is not meant for the inner one.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment |= {"EASYEDIT_MEND_PARALLEL_SIMULATED": "1", "OMP_NUM_THREADS": "1"}
-
-    child = subprocess.run(
+    inner_runs.run(
         command,
-        cwd=SUITE.parent.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIME_LIMIT_SECONDS,
+        subtests,
+        folder=SUITE.parent.parent,
+        environment=inner_runs.child_environment(EASYEDIT_MEND_PARALLEL_SIMULATED="1"),
+        seconds=TIME_LIMIT_SECONDS,
+        records=tmp_path / "records",
     )
-
-    assert child.returncode == 0, f"tests/simulated failed:\n{child.stdout[-10_000:]}"
-    print("tests/simulated:", child.stdout.strip().splitlines()[-1])
 
 
 def test_this_process_keeps_its_own_accelerator() -> None:

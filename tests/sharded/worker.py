@@ -1,4 +1,5 @@
-"""One process of a tensor-parallel model: runs the claims, and ends with an error where one fails.
+"""One process of a tensor-parallel model: runs and records the claims. Ends with an error where one
+fails.
 
 Started by tests/test_sharded.py. By hand, all of them or those that are named:
 
@@ -15,6 +16,7 @@ import traceback
 import warnings
 
 import transformers
+from inner_runs import FAILED, PASSED, SKIPPED, STARTED, record
 from torch import distributed as dist
 
 COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
@@ -28,22 +30,29 @@ def main(names: list[str]) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
-    held = 0
-    for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS):
-        if names and claim.__name__ not in names:
-            continue
+    chosen = [
+        claim
+        for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS)
+        if not names or claim.__name__ in names
+    ]
+    for number, claim in enumerate(chosen):
         started = time.perf_counter()
+        record(claim.__name__, STARTED)
         try:
             claim()
         except BaseException:
-            print(f"rank {dist.get_rank()}: {claim.__name__} fails\n{traceback.format_exc()}")
+            found = f"rank {dist.get_rank()}:\n{traceback.format_exc()}"
+            record(claim.__name__, FAILED, found)
+            print(f"{claim.__name__} fails, {found}")
+            for later in chosen[number + 1 :]:
+                record(later.__name__, SKIPPED, f"{claim.__name__} failed before it")
             sys.exit(1)  # the other process may be anywhere now
-        held += 1
+        record(claim.__name__, PASSED)
         if dist.get_rank() == 0:
             print(f"{time.perf_counter() - started:5.1f} s {claim.__name__}", flush=True)
     dist.barrier()
     if dist.get_rank() == 0:
-        print(f"{held} claims hold on {dist.get_world_size()} processes")
+        print(f"{len(chosen)} claims hold on {dist.get_world_size()} processes")
     dist.destroy_process_group()
 
 
