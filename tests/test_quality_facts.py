@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,35 +19,32 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS
 from easyedit_mend_parallel.evaluation.data import Example, read_examples
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "quality"
-MODULES = (
-    "facts",
-    "known",
-    "larger",
-    "more_relations",
-    "relations",
-    "sentences",
-    "training_relations",
-    "wide_relations",
-    "wordings",
-    "words",
-    "zsre",
-)
-
+MODULES = ("facts", "larger", "sources", "zsre")
 TRAINING, JUDGED = ("train", "train_more", "train_wide"), ("validation", "test")
 
 
 @pytest.fixture(scope="module")
-def files() -> Iterator[dict[str, bytes]]:
-    """Name -> content of the split, from the script itself, which is no part of the package."""
+def script() -> Iterator[ModuleType]:
+    """The script that writes the split, which is no part of the package."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        import facts
-
-        yield facts.files()
+        yield importlib.import_module("facts")
     finally:
         sys.path.remove(str(SCRIPTS))
         for name in MODULES:
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def sources(script: ModuleType) -> ModuleType:
+    """What reads the files that the facts are made of."""
+    return script.sources
+
+
+@pytest.fixture(scope="module")
+def files(script: ModuleType) -> dict[str, bytes]:
+    """Name -> content of the split."""
+    return script.files()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,31 @@ def test_the_split_is_the_one_that_was_fixed(files: dict[str, bytes]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("relations.jsonl", {"kind": "river"}, "'birthplace': no such part, kind or objects"),
+        ("relations.jsonl", {"objects": ["rivers"]}, "'birthplace': no such part, kind or objects"),
+        ("relations.jsonl", {"test": "It began in"}, "'birthplace': not one {} in"),
+    ],
+)
+def test_a_relation_that_asks_for_what_is_not_there_is_refused(
+    sources: ModuleType,
+    file: str,
+    change: dict[str, object],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = shutil.copytree(sources.DATA, tmp_path / "data")
+    rows = [row | change if row["name"] == "birthplace" else row for row in sources.rows(file)]
+    (copied / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sources, "DATA", copied)
+
+    with pytest.raises(ValueError, match=re.escape(says)):
+        sources.relations()
+
+
 def test_no_two_parts_share_a_subject_or_a_text_that_must_stay(
     parts: dict[str, tuple[list[Example], list[str]]],
 ) -> None:
@@ -86,6 +111,7 @@ def test_no_two_parts_share_a_subject_or_a_text_that_must_stay(
 
     for one, other in (*combinations(subjects, 2), *combinations(texts, 2)):
         assert not one & other
+    assert len(DEMO_FACTS) >= 5
     assert not set.union(*subjects) & {fact.subject.lower() for fact in DEMO_FACTS}
 
 

@@ -1,15 +1,12 @@
 """Facts to edit in batches, and what became of the model: edits, rephrases, neighbours, others.
 
-Reads JSON lines, or the facts of the demo's archive. Knows neither how a batch is edited nor how
-results are shown.
+Reads JSON lines. Knows neither how a batch is edited nor how results are shown.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,24 +58,6 @@ def read_facts(paths: Sequence[Path], split: str | None) -> tuple[list[Fact], li
                 fact = Fact(*(record[name] for name in names), record.get("subject"))
                 facts.setdefault(fact.prompt, fact)
     return list(facts.values()), list(unrelated)
-
-
-def demo_facts(n: int, split: str) -> tuple[list[Fact], list[str]]:
-    """Facts of a split of the demo's archive that it was not trained on, and its sentences."""
-    folder = Path(__file__).parents[1] / "demo_archive"
-    sys.path.insert(0, str(folder))
-    import facts as source  # type: ignore[import-not-found]
-
-    _, splits = source.build(n_train=2000, n_eval=n, neighbours_per_fact=1)
-    found: dict[str, Fact] = {}
-    for one in splits[split]:
-        new = Fact(
-            one.prompt, one.target.strip(), [one.unseen_rephrase], one.neighbours, one.subject
-        )
-        found.setdefault(one.prompt, new)
-    sentences = list(source.UNRELATED)
-    random.Random(0).shuffle(sentences)  # as its training did, which kept the last third back
-    return list(found.values()), sentences[len(sentences) * 2 // 3 :]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batch_measures import MEASURES, Fact, Judge, Scores, copied_into, demo_facts, read_facts
+from batch_measures import MEASURES, Fact, Judge, Scores, copied_into, read_facts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,7 +40,8 @@ from easyedit_mend_parallel.demo.smollm2 import prepare
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean_loss": ("mean_loss", {}),
     "sum": ("sum", {}),
-    "malmen": (
+    # Keys from the unedited forward pass, a fixed ridge, one pass; a request's tokens are summed.
+    "unedited-keys": (
         "least_squares",
         {"keys_from": "unedited", "label_weight": 1, "preserved_text_weight": 0.1},
     ),
@@ -167,8 +168,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="default: SmolLM2-135M-Instruct, made anew")
     parser.add_argument("--archive", type=Path, default=demo_archive())
-    parser.add_argument("--facts", type=Path, nargs="+", help="JSON lines; default: the demo's")
-    parser.add_argument("--split", help="of those facts (default: all; demo's: new subjects)")
+    parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON lines")
+    parser.add_argument("--split", help="of those facts (default: all)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32, 96, 1000])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--easyedit", type=Path, help="a clone of EasyEdit, measured too")
@@ -181,10 +182,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     bench = Bench(asked.model or prepare(), asked.archive, asked.options)
-    if asked.facts:
-        facts, unrelated = read_facts(asked.facts, asked.split)
-    else:
-        facts, unrelated = demo_facts(120, asked.split or "new subjects")
+    facts, unrelated = read_facts(asked.facts, asked.split)
     if asked.one_token:
         facts = [fact for fact in facts if bench.judge.n_tokens(fact) == 1]
     random.Random(asked.seed).shuffle(facts)

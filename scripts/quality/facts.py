@@ -1,7 +1,8 @@
 """Writes the facts on which the archive is trained, chosen and tested: one seed, one split.
 
-Knows neither model nor tokenizer. `python scripts/quality/facts.py OUT --check` makes the files and
-compares them with split.json, which was written before the first run; build() says what they hold.
+Makes them from data/ (see its card); knows neither model nor tokenizer. `python
+scripts/quality/facts.py OUT --check` makes the files and compares them with split.json, which was
+written before the first run; build() says what they hold.
 """
 
 from __future__ import annotations
@@ -13,26 +14,12 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from known import ANIMALS, BOOKS, COMPANIES, DISHES, ELEMENTS, FAMOUS, LANDMARKS, STATES
-from larger import LARGER
-from more_relations import MORE_OBJECTS, TEST, TRAINED, VALIDATION
-from relations import Relation
-from sentences import EVERYDAY, MORE, PATTERNS, SLOTS
-from words import (
-    COMPANY_KINDS,
-    COMPANY_WORDS,
-    FAMILY_NAMES,
-    GIVEN_NAMES,
-    LANDMARK_KINDS,
-    LANDMARK_NAMES,
-    LANDMARK_WORDS,
-    REGION_KINDS,
-    REGION_NAMES,
-)
+import sources
+from larger import BY_PART, LARGER, TRAINED
+from sources import Relation, Subjects
 from zsre import as_zsre
 
 SPLIT = Path(__file__).with_name("split.json")
@@ -55,10 +42,10 @@ COUNTS = {
 #: Parts about the test part's subjects, drawn anew: label -> relations.
 FURTHER = {
     "test_batch": {"new subjects": TRAINED},
-    "test_again": {"new subjects": TRAINED, "new relations": TEST},
-    "test_third": {"new subjects": TRAINED, "new relations": TEST},
+    "test_again": {"new subjects": TRAINED, "new relations": BY_PART["test"]},
+    "test_third": {"new subjects": TRAINED, "new relations": BY_PART["test"]},
 }
-#: How often a target comes from MORE_OBJECTS, whose words have several tokens.
+#: How often a target is one of the `more_objects`, whose words have several tokens.
 SHARE_OF_MORE = 0.44
 NEIGHBOURS, UNRELATED = 2, 2
 GENERATED_SENTENCES = 260
@@ -73,40 +60,6 @@ TRAINED_ENDS = (0.16, 0.24, 0.34, 0.40, 1.0)
 HELD_OUT_ENDS = {"test": (0.75, 1.0, 1.0, 1.0, 1.0), "validation": (0.0, 0.0, 0.75, 1.0, 1.0)}
 
 
-@dataclass(frozen=True)
-class Subjects:
-    """The subjects of one kind; of the known ones (subject -> relation -> object) the truth is."""
-
-    known: dict[str, dict[str, str]] = field(default_factory=dict)
-    invented: Sequence[str] = ()
-
-
-def subjects() -> dict[str, Subjects]:
-    """Every kind of subject that a relation asks for."""
-    places = json.loads(Path(__file__).with_name("places.json").read_text(encoding="utf-8"))
-    return {
-        "person": Subjects(FAMOUS, [f"{a} {b}" for a in GIVEN_NAMES for b in FAMILY_NAMES]),
-        "landmark": Subjects(
-            LANDMARKS,
-            [
-                f"{a} {b} {c}"
-                for a in LANDMARK_WORDS
-                for b in LANDMARK_NAMES
-                for c in LANDMARK_KINDS
-            ],
-        ),
-        "company": Subjects(COMPANIES, [f"{a} {b}" for a in COMPANY_WORDS for b in COMPANY_KINDS]),
-        "region": Subjects({}, [f"{a} {b}" for a in REGION_NAMES for b in REGION_KINDS]),
-        "book": Subjects(BOOKS, [f"The {a} {b}" for a in LANDMARK_WORDS for b in REGION_KINDS]),
-        "country": Subjects(places["country"]),
-        "city": Subjects(places["city"]),
-        "element": Subjects(ELEMENTS),
-        "dish": Subjects(DISHES),
-        "animal": Subjects(ANIMALS),
-        "state": Subjects(STATES),
-    }
-
-
 def fill(template: str, subject: str) -> str:
     """The template with its subject, its first letter a capital ("the Netherlands" may lead)."""
     text = template.format(subject)
@@ -116,7 +69,8 @@ def fill(template: str, subject: str) -> str:
 def _ends(kind: str) -> tuple[float, ...]:
     if any(relation.kind == kind for relation in TRAINED.values()):
         return TRAINED_ENDS
-    return HELD_OUT_ENDS["test" if any(r.kind == kind for r in TEST.values()) else "validation"]
+    tested = any(relation.kind == kind for relation in BY_PART["test"].values())
+    return HELD_OUT_ENDS["test" if tested else "validation"]
 
 
 def parted(kinds: dict[str, Subjects], rng: random.Random) -> dict[str, dict[str, list[str]]]:
@@ -144,7 +98,7 @@ class Facts:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.kinds = subjects()
+        self.kinds, self.grammar = sources.subjects(), sources.grammar()
         self.parts = parted(self.kinds, self.rng)
 
     def _truth(self, name: str, kind: str, subject: str) -> str | None:
@@ -164,9 +118,9 @@ class Facts:
         shorter = len(both) // 2
         return both + true[shorter:] + invented[shorter:]
 
-    def target(self, name: str, relation: Relation, subject: str, truth: str | None) -> str:
+    def target(self, relation: Relation, subject: str, truth: str | None) -> str:
         """A false object: not the subject, nor the truth or a longer or shorter way to say it."""
-        more = MORE_OBJECTS.get(name, [])
+        more = relation.more_objects
         pool = more if more and self.rng.random() < SHARE_OF_MORE else relation.objects
         said = (truth or "\n").lower()
         return self.rng.choice(
@@ -193,7 +147,7 @@ class Facts:
                 truth = self._truth(name, relation.kind, subject)
                 fact = {
                     "prompt": fill(relation.prompt, subject),
-                    "target_new": self.target(name, relation, subject, truth),
+                    "target_new": self.target(relation, subject, truth),
                     "subject": subject,
                     "relation": name,
                 }
@@ -207,10 +161,8 @@ class Facts:
         facts = list(self.draw(relations, f"{part} edits", count))
         for fact in facts:
             relation = relations[fact["relation"]]
-            trained = (relation.prompt, *relation.rephrases[:3])
-            unseen = relation.unseen
-            if part == "validation" and len(relation.rephrases) > 3:
-                unseen = relation.rephrases[3]
+            trained = (relation.prompt, *relation.rephrases)
+            unseen = relation.validation if part == "validation" else relation.test
             fact["rephrases"] = [fill(unseen, fact["subject"])]
             others = self._askable(fact["relation"], relation, f"{part} neighbours")
             fact["neighbours"] = [
@@ -225,8 +177,8 @@ class Facts:
         """A sentence of the grammar, its first letter a capital."""
         text = re.sub(
             r"\[([^]]*)\]",
-            lambda slot: self.rng.choice(SLOTS[slot[1]]),
-            self.rng.choice(PATTERNS),
+            lambda slot: self.rng.choice(self.grammar.slots[slot[1]]),
+            self.rng.choice(self.grammar.patterns),
         )
         return text[0].upper() + text[1:]
 
@@ -240,7 +192,7 @@ def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
     relations" are in no training record, and differ between validation and test.
     """
     facts = Facts(seed)
-    written = [*EVERYDAY, *MORE]
+    written = sources.sentences()
     facts.rng.shuffle(written)
     texts = {part: [written.pop() for _ in range(n)] for part, n in SENTENCES.items()}
     generated: dict[str, None] = {}
@@ -248,13 +200,13 @@ def build(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
         generated[facts.sentence()] = None
     train = list(facts.draw(TRAINED, "train", COUNTS["train"]))
     for fact in train:
-        templates = TRAINED[fact["relation"]].rephrases[:3]
+        templates = TRAINED[fact["relation"]].rephrases
         fact["rephrases"] = [fill(template, fact["subject"]) for template in templates]
     facts.rng.shuffle(train)
     parts = {"train": train + [{"text": text} for text in [*written, *generated]]}
-    for part, others in (("validation", VALIDATION), ("test", TEST)):
+    for part in ("validation", "test"):
         parts[part] = []
-        for label, relations in (("new subjects", TRAINED), ("new relations", others)):
+        for label, relations in (("new subjects", TRAINED), ("new relations", BY_PART[part])):
             count = COUNTS[f"{part} {label}"]
             parts[part] += facts.judged(relations, part, label, texts[part], count)
     return parts
@@ -288,7 +240,7 @@ def build_larger(
     leads = list(texts)
     made = list(facts.draw(larger.relations, "train", COUNTS[part]))
     for fact in made:
-        subject, wordings = fact["subject"], larger.templates(fact["relation"])
+        subject, wordings = fact["subject"], larger.wordings(fact["relation"])
         if facts.rng.random() < 0.5:
             facts.rng.shuffle(wordings)
         prompt, *others = wordings

