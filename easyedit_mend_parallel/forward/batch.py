@@ -204,10 +204,13 @@ class Batch:
 @dataclass(frozen=True)
 class Tokenized:
     """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
-    prompt alone), and the target's as `labels`; without labels nothing is to be predicted."""
+    prompt alone), and the target's as `labels`; without labels nothing is to be predicted.
+
+    The last `n_after` of the ids follow the target and are no labels."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...] = ()
+    n_after: int = 0
 
 
 def make_batch(
@@ -274,7 +277,9 @@ def batch_of(
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
     else:
         at_end = [
-            [IGNORED] * (len(text.ids) - len(text.labels) - 1) + [*text.labels, IGNORED]
+            [IGNORED] * (len(text.ids) - text.n_after - len(text.labels) - 1)
+            + [*text.labels]
+            + [IGNORED] * (text.n_after + 1)
             for text in texts
         ]
         labels = _padded(at_end, IGNORED, left)

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt, and what follows it (with its leading space), if anything."""
+    """A prompt, and what follows it (with its leading space), if anything.
+
+    `continuation` are the ids of tokens that follow the target and are no labels.
+    """
 
     prompt: str
     target: str = ""
+    continuation: tuple[int, ...] = ()
 
 
 class TooLong(RequestError):
@@ -62,6 +66,8 @@ class Texts:
         """Its token ids. Raises TooLong, and RequestError for a target that is nothing."""
         if text not in self._tokenized:
             found = tokenized(self.model, self.tokenizer, text.prompt, text.target)
+            after = text.continuation
+            found = replace(found, ids=found.ids + after, n_after=len(after))
             length = max(len(found.ids), len(found.labels))
             if self.max_length is not None and length > self.max_length:
                 raise TooLong(
@@ -88,7 +94,7 @@ class Texts:
         assert self.trunk is not None
         found = [self.tokenized(text) for text in dict.fromkeys(texts)]
         ids = {
-            one.ids: len(one.ids) - len(one.labels) if one.labels else 0
+            one.ids: len(one.ids) - one.n_after - len(one.labels) if one.labels else 0
             for one in sorted(found, key=lambda one: len(one.labels))
         }
         return self.trunk.keep(self.model, list(ids.items()))
@@ -106,6 +112,16 @@ def target_positions(batch: Batch, sequence: int) -> list[int]:
         return [0]
     live = batch.inputs["attention_mask"][sequence].nonzero().flatten()
     return [int(position) for position in live]
+
+
+def continuation_positions(batch: Batch, sequence: int) -> list[int]:
+    """The positions of a decoder-only sequence from its target's last token on.
+
+    The first of them predicts what comes after the target.
+    """
+    labelled = (batch.labels[sequence] != IGNORED).nonzero().flatten()
+    live = batch.inputs["attention_mask"][sequence].nonzero().flatten().cpu()
+    return [int(position) for position in live if position > labelled[-1]]
 
 
 def some_positions(batch: Batch, sequence: int, limit: int, seed: str) -> list[int]:

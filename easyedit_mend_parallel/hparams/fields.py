@@ -303,6 +303,10 @@ class MENDParallelTrainingHparams(MendHparams):
     neighbour_share: float = 0.6
     #: Maximum number of positions per locality example at which predictions are compared.
     locality_positions: int = 6
+    #: Maximum number of positions after each answer at which the edited model is held to the base
+    #: model's predictions, given prompt and answer. The first is the answer's last token. With `0`
+    #: nothing is asked of what follows an answer.
+    continuation_positions: int = 0
     #: Number of edits from which the network's statistics are computed before the first step.
     statistics_examples: int = 1000
     #: Memory of the hidden-state cache, which stores the outputs of the blocks below the lowest

@@ -124,6 +124,11 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         for name in COUNTS
         if values.get(name, 1) < 1
     ]
+    if values.get("continuation_positions", 0) < 0:
+        problems.append(
+            f"continuation_positions is {values['continuation_positions']}; it has to be 0 (none) "
+            "or the number of positions after an answer that are compared"
+        )
     for name in SIZES:
         try:
             size_in_bytes(name, values.get(name, 0) or 0)

@@ -10,7 +10,11 @@ from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.training.metrics import FILE, read_metrics
 
 PICTURE = "curves.png"
-LABELS = {"edit": "edit loss (nats)", "locality": "locality (KL, nats)"}
+LABELS = {
+    "edit": "edit loss (nats)",
+    "locality": "locality (KL, nats)",
+    "continuation": "continuation (KL, nats)",
+}
 
 
 def draw_curves(folder: Path) -> Path:
@@ -37,7 +41,8 @@ def draw_curves(folder: Path) -> Path:
 def _losses(axis: Any, lines: list[dict[str, Any]]) -> None:
     steps = [line["step"] for line in lines]
     for name, label in LABELS.items():
-        axis.plot(steps, [line[name] for line in lines], label=label, linewidth=1)
+        if any(line.get(name) for line in lines):
+            axis.plot(steps, [line.get(name) for line in lines], label=label, linewidth=1)
     axis.set(title="training", xlabel="step", yscale="log")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

@@ -1,23 +1,26 @@
 """What one training step minimises: the edits' loss on texts that try them out, and how far they
-move texts that shall stay (Mitchell et al. 2022, equation 5).
+move texts that shall stay and what follows an answer (Mitchell et al. 2022, equation 5).
 
 Knows neither optimizers nor processes.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.texts import (
     Text,
     Texts,
     as_index,
+    continuation_positions,
     some_positions,
     target_positions,
 )
@@ -32,15 +35,33 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 class Measured:
     """Of one step's examples, means as scalars: `edit`, the loss (nats for each target token) of
     the texts that try the edits out; `locality`, the KL divergence (nats for each position) that
-    the edits cause in the texts that shall stay; `success`, the share of the former of which
+    the edits cause in the texts that shall stay; `continuation`, the same after the answers of the
+    former, zero for an example without a continuation; `success`, the share of the former of which
     every target token is the argmax; `unchanged`, the share of the latter's positions whose
     argmax stays. Only the losses have a gradient."""
 
     edit: Tensor
     locality: Tensor
+    continuation: Tensor
     success: Tensor
     unchanged: Tensor
     updates: dict[str, LowRankUpdate]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Where predictions are compared with the base model's: `positions` of the sequence `row`, of
+    a text of example `owner`. Those after its answer, or (`after` false) those of any text."""
+
+    row: int
+    owner: int
+    text: Text
+    positions: list[int]
+    after: bool
+
+    def all_in(self, batch: Batch, row: int) -> list[int]:
+        """Of which positions of the sequence `row` of `batch`, the same text, they are some."""
+        return (continuation_positions if self.after else target_positions)(batch, row)
 
 
 def measure_step(
@@ -50,19 +71,24 @@ def measure_step(
     chosen: Sequence[Sample],
     *,
     locality_positions: int,
+    continued: Mapping[Text, Text] | None = None,
+    n_continued: int = 0,
 ) -> Measured:
     """Edit every example by itself, and measure each edit on its own texts, in one batch.
 
-    `locality_positions` is how many positions of each text are compared at most. Differentiable
-    in the network's parameters.
+    `locality_positions` is how many positions of each text are compared at most. `continued` has,
+    for texts that try an edit out, the text with a continuation, of which `n_continued` positions
+    are compared at most. Differentiable in the network's parameters.
     """
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
     updates = propose(texts.model, targets, texts.batch(requests), network).updates
-    tried = [
+    plain = [
         (number, Text(prompt, sample.example.request.target_text))
         for number, sample in enumerate(chosen)
         for prompt in sample.prompts
     ]
+    continued = continued or {}
+    tried = [(number, continued.get(text, text)) for number, text in plain]
     preserved = [
         (number, Text(text.prompt, text.target))
         for number, sample in enumerate(chosen)
@@ -72,22 +98,36 @@ def measure_step(
     route = torch.tensor([number for number, _ in tried + preserved])
     labelled = [target_positions(batch, row) for row in range(len(tried))]
     compared = [
-        some_positions(batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}")
-        for row, (number, _) in enumerate(preserved)
+        _Compared(
+            len(tried) + row,
+            number,
+            text,
+            some_positions(
+                batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}"
+            ),
+            after=False,
+        )
+        for row, (number, text) in enumerate(preserved)
+    ]
+    compared += [
+        _Compared(
+            row,
+            number,
+            text,
+            _first_and_some(
+                continuation_positions(batch, row), n_continued, f"{chosen[number].seed}/after{row}"
+            ),
+            after=True,
+        )
+        for row, (number, text) in enumerate(tried)
+        if plain[row][1] in continued
     ]
     by_name = {target.name: target for target in targets}
     with attached(texts.model, by_name, updates, route):
-        after = batch.predictions(texts.model, *as_index([*labelled, *compared])).float()
-    alone = texts.batch([text for _, text in preserved])
-    with torch.no_grad():
-        # The same positions, which left padding puts elsewhere in another batch.
-        there = [
-            [of_alone[in_batch.index(position)] for position in found]
-            for row, found in enumerate(compared)
-            for of_alone in [target_positions(alone, row)]
-            for in_batch in [target_positions(batch, len(tried) + row)]
-        ]
-        before = alone.predictions(texts.model, *as_index(there)).float()
+        asked = [*enumerate(labelled), *((one.row, one.positions) for one in compared)]
+        sequence, position = _where(asked)
+        after = batch.predictions(texts.model, sequence, position).float()
+    before = _unedited(texts, batch, compared)
     sequence, position = as_index(labelled)
     labels = batch.labels[sequence, position].to(after.device)
     edited, moved = after[: len(labels)], after[len(labels) :]
@@ -96,24 +136,60 @@ def measure_step(
     edit = (each * _share(labelled, owners).to(each.device)).sum()
     old, new = before.log_softmax(-1), moved.log_softmax(-1)
     divergence = (old.exp() * (old - new)).sum(-1)
-    shares = _share(compared, [owner for owner, _ in preserved])
-    locality = (divergence * shares.to(divergence.device)).sum()
+    of_texts = [c for c in compared if not c.after]
+    shares = _share([c.positions for c in of_texts], [c.owner for c in of_texts])
+    n_texts = len(shares)
+    locality = (divergence[:n_texts] * shares.to(divergence.device)).sum()
+    continuations = [c for c in compared if c.after]
+    of_continuations = _share(
+        [c.positions for c in continuations], [c.owner for c in continuations], len(chosen)
+    )
+    continuation = (divergence[n_texts:] * of_continuations.to(divergence.device)).sum()
     with torch.no_grad():
         right = torch.split(edited.argmax(-1) == labels, [len(found) for found in labelled])
         every = torch.stack([one.all() for one in right]).float()
         success = (every * _share([[0]] * len(tried), owners).to(every.device)).sum()
-        same = (moved.argmax(-1) == before.argmax(-1)).float()
+        same = (moved[:n_texts].argmax(-1) == before[:n_texts].argmax(-1)).float()
         unchanged = (same * shares.to(same.device)).sum()
-    return Measured(edit, locality, success, unchanged, updates)
+    return Measured(edit, locality, continuation, success, unchanged, updates)
 
 
-def _share(found: Sequence[Sequence[int]], owners: Sequence[int]) -> Tensor:
-    """Each position's weight in the mean over examples: an example is the mean over its texts, a
-    text the mean over its positions. So a batch is the mean of its parts, however it is split."""
+@torch.no_grad()
+def _unedited(texts: Texts, batch: Batch, compared: Sequence[_Compared]) -> Tensor:
+    """The base model's logits at the positions of `compared`, which are those of `batch`."""
+    alone = texts.batch([one.text for one in compared])
+    # The same positions, which padding puts elsewhere in another batch.
+    there = []
+    for row, one in enumerate(compared):
+        of_alone, in_batch = one.all_in(alone, row), one.all_in(batch, one.row)
+        there.append([of_alone[in_batch.index(position)] for position in one.positions])
+    return alone.predictions(texts.model, *as_index(there)).float()
+
+
+def _first_and_some(positions: Sequence[int], limit: int, seed: str) -> list[int]:
+    """At most `limit` of `positions`, the first one always among them."""
+    if len(positions) <= limit:
+        return list(positions)
+    return [positions[0], *sorted(random.Random(seed).sample(positions[1:], limit - 1))]
+
+
+def _where(found: Sequence[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    """(sequence, position) of positions of numbered sequences."""
+    pairs = [(row, position) for row, positions in found for position in positions]
+    sequence, position = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return sequence, position
+
+
+def _share(
+    found: Sequence[Sequence[int]], owners: Sequence[int], n_examples: int | None = None
+) -> Tensor:
+    """Each position's weight in the mean over examples (those that have texts, or `n_examples`):
+    an example is the mean over its texts, a text the mean over its positions. So a batch is the
+    mean of its parts, however it is split."""
     texts = Counter(owners)
     return torch.tensor(
         [
-            1 / len(positions) / texts[owner] / len(texts)
+            1 / len(positions) / texts[owner] / (n_examples or len(texts))
             for positions, owner in zip(found, owners, strict=True)
             for _ in positions
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import NoTrunkError
@@ -12,8 +12,10 @@ from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.training.continuations import Continuations, to_continue
 from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.processes import Processes
+from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.weights.target import Target
 
@@ -44,15 +46,38 @@ def gather_statistics(
         network.observe(rows, processes.samples)
 
 
+def draw_continuations(
+    texts: Texts,
+    samples: Iterable[Sample],
+    hparams: MENDParallelTrainingHparams,
+    processes: Processes,
+    screen: Screen,
+) -> dict[Text, Text]:
+    """For the texts that `samples` try their edits on, and that are continued, the text with a
+    continuation; none where `continuation_positions` is 0. Raises what `Continuations` raises."""
+    if not hparams.continuation_positions:
+        return {}
+    wanted = {
+        text: greedy
+        for sample in samples
+        for text, greedy in to_continue(sample.example)
+        if text.prompt in sample.prompts
+    }
+    drawn = Continuations(texts, seed=hparams.seed, folder=_folder(hparams, processes))
+    screen.count(drawn.draw(wanted), len(wanted), "continuations of the answers")
+    return drawn.of
+
+
 def keep_states(
     texts: Texts,
     targets: Sequence[Target],
-    data: Data,
+    samples: Iterable[Sample],
+    continued: Mapping[Text, Text],
     hparams: MENDParallelTrainingHparams,
     processes: Processes,
     screen: Screen,
 ) -> None:
-    """Give `texts` a trunk and pass the training texts through it, where states may be kept.
+    """Give `texts` a trunk and pass the texts of `samples` through it, where states may be kept.
 
     A model that has none is run whole in every step, and a warning says so. Raises TrunkError
     for a `trunk_folder` of other weights or another tokenizer.
@@ -60,9 +85,7 @@ def keep_states(
     memory, disk = hparams.trunk_bytes
     if not memory + disk:
         return
-    folder = None
-    if hparams.trunk_folder is not None:
-        folder = Path(hparams.trunk_folder) / f"process-{processes.index}"
+    found = _texts_of(samples, continued)
     try:
         trunk = Trunk(
             texts.model,
@@ -70,26 +93,32 @@ def keep_states(
             texts.tokenizer,
             memory_limit=memory,
             disk_limit=disk,
-            folder=folder,
+            folder=_folder(hparams, processes),
         )
         texts.trunk = trunk
-        first = data.train[0].request
-        texts.batch([Text(first.prompt, first.target_text)])
+        texts.batch(found[:1])
     except NoTrunkError as error:
         log.warning("every step runs the whole model: %s", error)
         texts.trunk = None
         return
-    found = _all_texts(data)
     screen.count(texts.keep(found), len(found), "hidden states below the targets")
     trunk.kept.save()
 
 
-def _all_texts(data: Data) -> list[Text]:
-    """Every text that a step may draw, once."""
-    found = dict.fromkeys(Text(text) for text in data.unrelated)
-    for example in data.train:
-        prompts = (example.request.prompt, *example.rephrases)
-        locality = (*example.neighbours, *example.unrelated)
-        found |= dict.fromkeys(Text(prompt, example.request.target_text) for prompt in prompts)
-        found |= dict.fromkeys(Text(one.prompt, one.target) for one in locality)
+def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:
+    """Where this process keeps what is computed once, for the next run."""
+    if hparams.trunk_folder is None:
+        return None
+    return Path(hparams.trunk_folder) / f"process-{processes.index}"
+
+
+def _texts_of(samples: Iterable[Sample], continued: Mapping[Text, Text]) -> list[Text]:
+    """Every text of the samples, once."""
+    found: dict[Text, None] = {}
+    for sample in samples:
+        request = sample.example.request
+        tried = [Text(prompt, request.target_text) for prompt in sample.prompts]
+        found[Text(request.prompt, request.target_text)] = None
+        found |= dict.fromkeys(continued.get(text, text) for text in tried)
+        found |= dict.fromkeys(Text(one.prompt, one.target) for one in sample.locality)
     return list(found)

@@ -8,7 +8,7 @@ what one alone would.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from easyedit_mend_parallel.errors import DataError
@@ -90,6 +90,10 @@ class Sampler:
             self._sample(self.examples[index], f"{self._seed}/{number}/{offset}")
             for offset, index in enumerate(self._order[1][start : start + self.per_step])
         ]
+
+    def drawn(self, steps: int) -> Iterator[Sample]:
+        """The samples of the first `steps` steps, one after the other."""
+        return (sample for number in range(steps) for sample in self.step(number))
 
     def _sample(self, example: Example, seed: str) -> Sample:
         rng = random.Random(seed)

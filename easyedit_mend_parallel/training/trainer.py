@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.measures import Scores, measure_edits, scores_of
-from easyedit_mend_parallel.forward.texts import Texts
+from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
@@ -33,7 +34,11 @@ from easyedit_mend_parallel.training.length_filter import Data, fitting_data
 from easyedit_mend_parallel.training.metrics import Metrics
 from easyedit_mend_parallel.training.objective import measure_step
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
-from easyedit_mend_parallel.training.preparation import gather_statistics, keep_states
+from easyedit_mend_parallel.training.preparation import (
+    draw_continuations,
+    gather_statistics,
+    keep_states,
+)
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
@@ -48,7 +53,7 @@ SCORE = "score"
 """The sum of the four measures over all splits, as `early_stop_key`."""
 
 
-LOGGED = ("edit", "locality", "success", "unchanged")
+LOGGED = ("edit", "locality", "continuation", "success", "unchanged")
 """The figures of a step: see `objective.Measured`."""
 
 
@@ -105,6 +110,7 @@ class Trainer:
         self.optimizer = make_optimizer(hparams.opt, self.network, hparams.lr, hparams.lr_lr)
         self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
         self.progress = Progress(configuration=self._configuration())
+        self.continued: dict[Text, Text] = {}
         self.evaluations: list[Scores] = []
 
     def run(self) -> Path:
@@ -118,7 +124,7 @@ class Trainer:
             accelerator.log if accelerator.trackers else None,
         )
         watch = GradientWatch(self.hparams.log_interval)
-        started, bad, seen = time.monotonic(), 0, torch.zeros(4)
+        started, bad, seen = time.monotonic(), 0, torch.zeros(len(LOGGED))
         logged = self.progress.step
         with self.screen.steps(self.steps, self.progress.step):
             while self.progress.step < self.steps and not self._is_over(started):
@@ -137,7 +143,7 @@ class Trainer:
                     values = dict(zip(LOGGED, mean.tolist(), strict=True))
                     metrics.add(step, "train", values)
                     self.screen.show(step, values)
-                    seen, logged = torch.zeros(4), step
+                    seen, logged = torch.zeros(len(LOGGED)), step
                 else:
                     self.screen.show(step)
                 if self._every(self.hparams.val_interval):
@@ -159,7 +165,7 @@ class Trainer:
         """Gradients of one step, the same in every process: its figures, and their norm."""
         hparams, accelerator = self.hparams, self.processes.accelerator
         self.optimizer.zero_grad(set_to_none=True)
-        figures = torch.zeros(4)
+        figures = torch.zeros(len(LOGGED))
         for chosen in self._own_parts(self.sampling.step(self.progress.step)):
             with accelerator.autocast():
                 found = measure_step(
@@ -168,11 +174,14 @@ class Trainer:
                     self.network,
                     chosen,
                     locality_positions=hparams.locality_positions,
+                    continued=self.continued,
+                    n_continued=hparams.continuation_positions,
                 )
             watch.follow(found.updates)
-            loss = hparams.cedit * found.edit + hparams.cloc * found.locality.to(found.edit.device)
+            moved = (found.locality + found.continuation).to(found.edit.device)
+            loss = hparams.cedit * found.edit + hparams.cloc * moved
             accelerator.backward(loss / hparams.accumulate_bs)
-            values = (found.edit, found.locality, found.success, found.unchanged)
+            values = [getattr(found, name) for name in LOGGED]
             figures += torch.stack([v.detach().cpu() for v in values]) / hparams.accumulate_bs
         parameters = list(self.network.parameters())
         self.processes.average_gradients(parameters)
@@ -203,7 +212,11 @@ class Trainer:
             )
         self.processes.agree(repr(self.progress), "configurations or data")
         self.processes.accelerator.init_trackers("mend")
-        keep_states(self.texts, self.targets, self.data, self.hparams, self.processes, self.screen)
+        given = (self.hparams, self.processes, self.screen)
+        # Of a resumed run those before it too: states computed in other company differ in bits.
+        drawn = partial(self.sampling.drawn, self.steps)
+        self.continued = draw_continuations(self.texts, drawn(), *given)
+        keep_states(self.texts, self.targets, drawn(), self.continued, *given)
         if self.resume:
             return
         if self.hparams.archive is not None:
@@ -304,7 +317,7 @@ class Trainer:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
-        names.append("lr_schedule")
+        names += ["lr_schedule", "continuation_positions"]
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
