@@ -28,7 +28,7 @@ TEXTS = [Text("the capital of France is", " Rome and Oslo"), Text("my cat", " sa
 
 def drawn(texts: Texts, greedy: bool = True, **options: Any) -> dict[Text, Text]:
     continuations = Continuations(texts, seed=1, **options)
-    list(continuations.draw([(text, greedy) for text in TEXTS]))
+    list(continuations.draw(dict.fromkeys(TEXTS, greedy)))
     return continuations.of
 
 
@@ -96,11 +96,11 @@ def measured(texts: Texts, network: Hypernetwork, positions: int, prompts: int =
         Sample(e, (e.request.prompt, *e.rephrases)[:prompts], HELD, e.request.prompt)
         for e in facts()[:3]
     ]
-    asked = [
-        (Text(prompt, sample.example.request.target_text), True)
+    asked = {
+        Text(prompt, sample.example.request.target_text): True
         for sample in samples
         for prompt in sample.prompts
-    ]
+    }
     continuations = Continuations(texts, seed=1)
     list(continuations.draw(asked))
     return measure_step(

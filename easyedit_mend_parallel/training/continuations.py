@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -63,24 +63,23 @@ class Continuations:
         self._kept = self._read()
         self.of: dict[Text, Text] = {}
 
-    def draw(self, wanted: Sequence[tuple[Text, bool]]) -> Iterator[int]:
+    def draw(self, wanted: Mapping[Text, bool]) -> Iterator[int]:
         """Draw what is missing of `wanted`, texts and whether greedily; yields how many are done.
 
         Those of like length go together. A continuation that would make its text longer than
         `max_length` is shortened.
         """
-        asked = dict(wanted)
-        missing = [text for text in asked if _key(text, asked[text]) not in self._kept]
-        missing.sort(key=lambda text: (asked[text], len(self._ids(text))))
+        missing = [text for text in wanted if _key(text, wanted[text]) not in self._kept]
+        missing.sort(key=lambda text: (wanted[text], len(self._ids(text))))
         done = 0
         while done < len(missing):
-            greedy = asked[missing[done]]
-            part = [text for text in missing[done : done + AT_ONCE] if asked[text] == greedy]
+            greedy = wanted[missing[done]]
+            part = [text for text in missing[done : done + AT_ONCE] if wanted[text] == greedy]
             for text, found in zip(part, self._generated(part, greedy), strict=True):
                 self._kept[_key(text, greedy)] = found
             done += len(part)
             yield done
-        for text, greedy in asked.items():
+        for text, greedy in wanted.items():
             room = self._texts.max_length
             found = self._kept[_key(text, greedy)]
             if room is not None:
