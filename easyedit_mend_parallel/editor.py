@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from easyedit_mend_parallel.edits.result import EditResult
+from easyedit_mend_parallel.edits.scoping import Scoping, say_replaced
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.forward.batch import Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
@@ -29,7 +30,7 @@ from easyedit_mend_parallel.method.load import (
     refuse_other_targets,
 )
 from easyedit_mend_parallel.method.mend import NetworkUpdates, OwnUpdates, Proposal, propose_batch
-from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
 from easyedit_mend_parallel.method.step_search import SearchedUpdates
 from easyedit_mend_parallel.method.untrained import Downhill, Reach, say_unanswered, shortest_steps
 from easyedit_mend_parallel.weights.ledger import Ledger
@@ -37,6 +38,7 @@ from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.placement import place
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import prepare
+from easyedit_mend_parallel.weights.stores.scoped import SCOPED
 from easyedit_mend_parallel.weights.target import find_targets
 
 __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
@@ -97,6 +99,11 @@ class MendParallel:
             )
             self.aggregate = hparams.aggregation(self.trained.aggregate)
             refuse_other_targets(self.network, hparams.inner_params)
+            self.scoping: Scoping | None = None
+            if hparams.apply == SCOPED:
+                named = hparams.preserved_text
+                lines = None if named is None else lines_of(named)
+                self.scoping = Scoping.of(model, tokenizer, self.targets, self.trained.scope, lines)
 
     @property
     def network(self) -> Hypernetwork:
@@ -111,9 +118,9 @@ class MendParallel:
         """Edit the model so that each request's prompt is followed by its target.
 
         Several requests are one update, made of their own updates as `aggregate` in the
-        hyperparameters says. The model is changed wholly or not at all. `losses_after` costs one
-        more forward pass; `max_step` above 1 and `untrained: true` cost one for each step tried,
-        and the latter one for a last look.
+        hyperparameters says; with `apply: scoped` each keeps its own. The model is changed wholly
+        or not at all. `losses_after` costs one more forward pass; `max_step` above 1 and
+        `untrained: true` cost one for each step tried, and the latter one for a last look.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
@@ -136,6 +143,8 @@ class MendParallel:
                     "rank the same ones, in the same order"
                 )
             proposal = self._propose(batch, asked)
+            if self.scoping is not None:
+                say_replaced(self.model, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
             entry = ledger.change(self.targets, proposal.updates, self.apply)
             try:
@@ -164,6 +173,9 @@ class MendParallel:
         rollback_all(self.model)
 
     def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
+        if self.scoping is not None:
+            own, limit = self._own_updates(asked), self._batch_limit
+            return self.scoping.propose(self.model, self.targets, batch, asked, own, limit)
         return propose_batch(
             self.model,
             self.targets,

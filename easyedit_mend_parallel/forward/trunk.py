@@ -21,6 +21,7 @@ from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch, called_with, takes
 from easyedit_mend_parallel.forward.capture import evaluating
 from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
+from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
 from easyedit_mend_parallel.weights.placement import execution_hook
 from easyedit_mend_parallel.weights.target import Target
@@ -94,6 +95,12 @@ class Trunk:
         weight of the trunk has changed since the states were kept, and NoTrunkError where the
         model, resumed, predicts something else than it does whole.
         """
+        gate = Gate.of(model)
+        if gate is not None and not gate.is_silent:
+            raise NoTrunkError(
+                "the model has scoped edits, and where they apply is told by the states of blocks "
+                "that a resumed forward skips: run it whole (trunk_memory: 0)"
+            )
         if self._seen_versions(model) != self._versions:
             raise TrunkError(
                 f"weights below {self.blocks}.{self.lowest} have changed since their hidden "

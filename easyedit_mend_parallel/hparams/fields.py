@@ -134,6 +134,7 @@ class MendHparams:
     #: target. Choose a device with free memory.
     network_device: int | str | None = None
     #: `weight`: write the update into the weight. `output`: add it to the layer's output.
+    #: `scoped`: add it there only for texts about the edited fact. See [scopes](scopes.md).
     apply: str = "weight"
     #: Memory for the edited weights of targets on disk, whose files are never modified: bytes, or a
     #: size such as `2GiB` or `500MB`. Above it, edited weights go to private files. Default: no

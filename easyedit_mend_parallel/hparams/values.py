@@ -27,8 +27,9 @@ HOST_METHOD = "MEND"
 METHOD_FIELDS = ("alg_name", "alg")
 """The fields that name the method: EasyEdit's editors read one and its trainers the other."""
 
-APPLY = ("weight", "output")
-"""How an update gets into the model: written, or added to the layer's output."""
+APPLY = ("weight", "output", "scoped")
+"""How an update gets into the model: written, added to the layer's output, or added to it for the
+sequences that it is about."""
 
 FACTORS = {
     "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
@@ -101,7 +102,8 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
     if apply not in APPLY:
         problems.append(
             f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
-            "weight) or 'output' (it is added to the layer's output, and nothing is written)"
+            "weight), 'output' (it is added to the layer's output, and nothing is written) or "
+            "'scoped' (the same, for the sequences that it is about)"
         )
     longest = values.get("max_relative_norm", 1.0)
     if not 0 < longest < math.inf:

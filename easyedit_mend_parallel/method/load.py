@@ -19,17 +19,20 @@ from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.method.untrained import identity_network
 from easyedit_mend_parallel.weights.placement import network_home
+from easyedit_mend_parallel.weights.scope import Scope
 from easyedit_mend_parallel.weights.target import Target
 
 
 @dataclass
 class Trained:
     """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
-    options), and the inputs of unrelated text, once gathered, with the lines they come from."""
+    options), the inputs of unrelated text, once gathered, with the lines they come from, and the
+    scope that was trained for it, if any was."""
 
     network: Hypernetwork
     aggregate: Mapping[str, Any] = field(default_factory=dict)
     preserved: tuple[tuple[str, ...], PreservedInputs] | None = None
+    scope: Scope | None = None
 
 
 def read_trained(

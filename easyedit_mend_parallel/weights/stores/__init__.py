@@ -14,7 +14,7 @@ from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
 from easyedit_mend_parallel.weights.placement import place, refuse_split_tie
-from easyedit_mend_parallel.weights.stores import output, overlay, ram, resident, sharded
+from easyedit_mend_parallel.weights.stores import output, overlay, ram, resident, scoped, sharded
 from easyedit_mend_parallel.weights.stores.memory import free_spare_memory
 from easyedit_mend_parallel.weights.stores.overlay import limit_overlays
 from easyedit_mend_parallel.weights.stores.protocol import Staged, Store, WeightPlace
@@ -22,7 +22,7 @@ from easyedit_mend_parallel.weights.target import Target
 
 __all__ = ["Staged", "Store", "free_spare_memory", "prepare", "store_for"]
 
-OFFERS = (output.offer, sharded.offer, resident.offer, ram.offer, overlay.offer)
+OFFERS = (output.offer, scoped.offer, sharded.offer, resident.offer, ram.offer, overlay.offer)
 """This package's own kinds, in the order in which they are asked."""
 KINDS = tuple(offer.__module__.rpartition(".")[2] for offer in OFFERS)
 """Their names."""

@@ -24,7 +24,8 @@ class WeightPlace:
     """One target's weight, for which a store is wanted.
 
     `placement` is where it lies now; `apply` is the user's wish: `"weight"`, the update is
-    written, or `"output"`, it is added to the layer's output.
+    written, `"output"`, it is added to the layer's output, or `"scoped"`, the same for the
+    sequences in which its scope fires.
     """
 
     model: nn.Module

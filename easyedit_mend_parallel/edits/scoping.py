@@ -1,0 +1,200 @@
+"""Edits that know where they apply: a request's update with its scope.
+
+Knows how rows are proposed and compressed, and what a scope compares; changes no model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.block_states import block_states
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.method.compression import compressed
+from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
+from easyedit_mend_parallel.method.mend import OwnUpdates, Proposal
+from easyedit_mend_parallel.method.untrained_scope import scope_blocks, untrained_scope
+from easyedit_mend_parallel.weights.gate import base_of
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.scope import (
+    Scope,
+    ScopedRequest,
+    ScopedUpdate,
+    stands_in,
+    words_of,
+)
+from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+log = logging.getLogger(__name__)
+
+REQUESTS_AT_ONCE = 32
+"""How many requests' rows exist uncompressed at a time."""
+
+
+@dataclass(frozen=True)
+class Scoping:
+    """What scoped edits of one model need besides their rows: a scope and the tokenizer."""
+
+    scope: Scope
+    tokenizer: Any
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        targets: Sequence[Target],
+        scope: Scope | None = None,
+        lines: Sequence[str] | None = None,
+    ) -> Scoping:
+        """With `scope`, an archive's, or where that is None the one that the model's scoped edits
+        have, or one that needs no training and is made from `lines` of unrelated text.
+
+        Raises TargetError for targets below which no block lies, UpdateError for a scope that was
+        trained for other blocks, and for a model that is split between processes.
+        """
+        name, blocks = scope_blocks(model, targets)
+        if not Ranks.of(model).alone:
+            raise UpdateError(
+                "`apply: scoped` is not there yet for a model that is split between processes: "
+                "set `apply: weight`"
+            )
+        if scope is None:
+            memory = scoped_memory(model)
+            if memory is not None and memory.scope.common is not None:
+                return cls(memory.scope, tokenizer)
+            log.warning(
+                "no trained scope: where an edit applies is told by the subject that its request "
+                "names and by how alike hidden states are. An archive gets a trained scope by "
+                "`mend-parallel train CONFIG --train FACTS --scope-only`"
+            )
+            return cls(untrained_scope(model, tokenizer, targets, lines), tokenizer)
+        if scope.blocks_name != name or scope.blocks[-1] != blocks[-1]:
+            raise UpdateError(
+                f"the archive's scope was trained for targets from block {scope.blocks[-1]} of "
+                f"{scope.blocks_name} on, and inner_params begin in block {blocks[-1]} of {name}: "
+                "name the targets that it was trained for, or train another scope "
+                "(`mend-parallel train --scope-only`)"
+            )
+        return cls(scope, tokenizer)
+
+    def propose(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        batch: Batch,
+        requests: Sequence[Request],
+        own_updates: OwnUpdates,
+        limit: int,
+    ) -> Proposal:
+        """Every request's own update on the base, compressed, with its scope; nothing is written.
+
+        At most `limit` bytes of rows at once. Raises what `capture` and `own_updates` raise.
+        """
+        tokens = min(limit // bytes_for_a_token(targets), REQUESTS_AT_ONCE * batch.width)
+        parts: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
+        losses, first = [], 0
+        with base_of(model):
+            for part in batch.parts(tokens):
+                rows, loss = capture(model, targets, part)
+                own = own_updates(first, part, rows, loss)
+                for name, one in compressed(model, targets, part, own).items():
+                    parts[name].append(LowRankUpdate(one.keys, one.values, one.request + first))
+                losses.append(loss)
+                first += part.n_requests
+        joined = {
+            name: LowRankUpdate(
+                torch.cat([one.keys for one in of]),
+                torch.cat([one.values for one in of]),
+                torch.cat([one.request for one in of]),
+            )
+            for name, of in parts.items()
+        }
+        scoped: dict[str, LowRankUpdate] = {**self.scoped(model, joined, requests)}
+        return Proposal(scoped, torch.cat(losses))
+
+    def scoped(
+        self,
+        model: nn.Module,
+        updates: Mapping[str, LowRankUpdate],
+        requests: Sequence[Request],
+    ) -> dict[str, ScopedUpdate]:
+        """`updates`, of which row after row says whose of `requests` it is, with their scopes."""
+        found = self.scoped_requests(model, requests)
+        return {
+            name: ScopedUpdate(
+                update.keys,
+                update.values,
+                update.request,
+                found,
+                self.scope,
+                self.tokenizer.decode,
+            )
+            for name, update in updates.items()
+        }
+
+    def scoped_requests(
+        self, model: nn.Module, requests: Sequence[Request]
+    ) -> tuple[ScopedRequest, ...]:
+        """What the scope compares sequences with, from the base's states of each prompt."""
+        ids = [self.tokenizer(request.prompt)["input_ids"] for request in requests]
+        scope = self.scope
+        with base_of(model):
+            states = dict(block_states(model, scope.blocks_name, scope.blocks, ids))
+        found = []
+        for number, request in enumerate(requests):
+            keys, weights = scope.keys(states[number].to(scope.mean.device))
+            found.append(
+                ScopedRequest(
+                    request.prompt,
+                    request.target_new,
+                    keys,
+                    weights,
+                    _subject(request),
+                    self._answers(request),
+                )
+            )
+        return tuple(found)
+
+    def _answers(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """The target's token ids, as it follows a word and as it stands alone."""
+        written = (request.target_text, request.target_text.lstrip())
+        special = set(self.tokenizer.all_special_ids)
+        ids = [tuple(self.tokenizer(text)["input_ids"]) for text in written]
+        plain = [tuple(token for token in one if token not in special) for one in ids]
+        return tuple(dict.fromkeys(one for one in plain if one))
+
+
+def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:
+    """Log which scoped edits of the model new `requests` replace: those with the same prompt."""
+    memory = scoped_memory(model)
+    if memory is None:
+        return
+    known = {request.prompt: request for request in memory.requests}
+    for request in requests:
+        before = known.get(request.prompt)
+        if before is None:
+            continue
+        other = before.target.strip() != request.target_new.strip()
+        log.warning(
+            "%r -> %r replaces %s; undone, it comes back",
+            request.prompt,
+            request.target_new,
+            f"the edit to {before.target!r}, which contradicts it" if other else "the same edit",
+        )
+
+
+def _subject(request: Request) -> tuple[str, ...]:
+    """The words of the subject that a request names; none where its own prompt lacks them."""
+    subject = words_of(str(request.other.get("subject") or ""))
+    return subject if subject and stands_in(words_of(request.prompt), subject) else ()

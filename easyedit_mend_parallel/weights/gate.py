@@ -1,0 +1,217 @@
+"""The gate: hooks that let a model's scoped memory decide in each forward who feels which update.
+
+The blocks below the lowest target hand on hidden states that no edit changes; the gate reads them
+on the way. Its answer lives as long as the call, and what was read as long as the cache that goes
+on from it. Knows no update's rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.weights.scope import ScopedRequest
+from easyedit_mend_parallel.weights.scoped_memory import Reading, ScopedMemory
+
+_GATE = "_easyedit_mend_parallel_gate"
+"""The attribute of a model that holds its `Gate`."""
+_READING = "_easyedit_mend_parallel_reading"
+"""The attribute of a cache that holds what the gate has read of its sequences."""
+_REORDERS = ("reorder_cache", "batch_select_indices")
+"""Methods of a cache that are given which of its sequences to keep, in which order."""
+
+
+@dataclass
+class Decision:
+    """One forward: whose update each position feels (B, T), None where no position feels any.
+
+    `before` is how many tokens of each sequence its `cache` held when it began.
+    """
+
+    ids: Tensor | None
+    mask: Tensor | None
+    cache: Any
+    before: int = 0
+    states: dict[int, Tensor] = field(default_factory=dict)
+    felt: list[list[ScopedRequest | None]] | None = None
+    reading: Reading | None = None
+
+
+class Gate:
+    """The hooks of one model for its `memory`; `remove` takes them off."""
+
+    def __init__(self, model: nn.Module, memory: ScopedMemory) -> None:
+        self.memory = memory
+        self._open: dict[int, list[Decision | None]] = {}
+        self._silent: dict[int, int] = {}
+        name = memory.scope.blocks_name
+        body = model.get_submodule(name.rpartition(".")[0])
+        blocks = [block for _, block in model.get_submodule(name).named_children()]
+        self._handles = [
+            body.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            body.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            *(
+                blocks[number].register_forward_pre_hook(
+                    partial(self._see, number), with_kwargs=True
+                )
+                for number in memory.scope.blocks
+            ),
+        ]
+        setattr(model, _GATE, self)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Gate | None:
+        gate: Gate | None = getattr(model, _GATE, None)
+        return gate
+
+    @property
+    def decision(self) -> Decision | None:
+        """That of the forward which this thread is in; None outside one, or while silent."""
+        opened = self._open.get(threading.get_ident())
+        return opened[-1] if opened else None
+
+    def remove(self, model: nn.Module) -> None:
+        for handle in self._handles:
+            handle.remove()
+        delattr(model, _GATE)
+
+    @property
+    def is_silent(self) -> bool:
+        return self._silent.get(threading.get_ident(), 0) > 0
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """While the context lasts, this thread's forwards are those of the base."""
+        thread = threading.get_ident()
+        self._silent[thread] = self._silent.get(thread, 0) + 1
+        try:
+            yield
+        finally:
+            self._silent[thread] -= 1
+
+    def _enter(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        opened = self._open.setdefault(threading.get_ident(), [])
+        if self.is_silent:
+            opened.append(None)
+            return
+        given = _arguments(body, args, kwargs)
+        mask = given.get("attention_mask")
+        cache: Any = given.get("past_key_values")
+        opened.append(
+            Decision(
+                given.get("input_ids"),
+                mask if isinstance(mask, Tensor) and mask.dim() == 2 else None,
+                cache,
+                # asked now: the blocks below the gate add to it
+                int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0,
+            )
+        )
+
+    def _leave(
+        self, _body: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
+    ) -> None:
+        opened = self._open.get(threading.get_ident())
+        decision = opened.pop() if opened else None
+        if not opened:
+            self._open.pop(threading.get_ident(), None)
+        if decision is None or decision.reading is None:
+            return
+        made = getattr(output, "past_key_values", None)
+        cache = made if made is not None else decision.cache
+        if cache is not None:
+            _keep(cache, decision.reading)
+
+    def _see(
+        self, number: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        decision = self.decision
+        if decision is None:
+            return
+        decision.states[number] = (args[0] if args else kwargs["hidden_states"]).detach()
+        if number == self.memory.scope.blocks[-1]:
+            self._decide(decision)
+
+    def _decide(self, decision: Decision) -> None:
+        wanted = self.memory.scope.blocks
+        home = decision.states[wanted[-1]].device
+        states = torch.cat([decision.states[number].to(home) for number in wanted], -1)
+        length = states.shape[1]
+        before = _read_before(decision, len(states))
+        if decision.mask is None:
+            real = torch.ones(states.shape[:2], dtype=torch.bool)
+        else:
+            real = decision.mask[:, -length:].bool().cpu()
+        ids = None if decision.ids is None else decision.ids.cpu()
+        decision.felt, decision.reading = self.memory.look_up(states, real, ids, before)
+
+
+@contextmanager
+def base_of(model: nn.Module) -> Iterator[None]:
+    """While the context lasts, no scope fires in this thread's forwards of `model`."""
+    gate = Gate.of(model)
+    if gate is None:
+        yield
+        return
+    with gate.silent():
+        yield
+
+
+class _Reordering:
+    """A cache's own method, which takes what was read of its sequences along."""
+
+    def __init__(self, cache: Any, method: str) -> None:
+        self._cache, self._method = cache, getattr(cache, method)
+
+    def __call__(self, what: Any, *args: Any, **kwargs: Any) -> Any:
+        reading = getattr(self._cache, _READING)
+        setattr(self._cache, _READING, reading.taken(self._order(what, len(reading.encoded))))
+        return self._method(what, *args, **kwargs)
+
+    def _order(self, indices: Any, _count: int) -> Tensor:
+        return torch.as_tensor(indices)
+
+
+class _Repeating(_Reordering):
+    """The same for the method that is given how often to repeat each sequence."""
+
+    def _order(self, repeats: Any, count: int) -> Tensor:
+        return torch.arange(count).repeat_interleave(int(repeats))
+
+
+def _keep(cache: Any, reading: Reading) -> None:
+    """Keep what was read with the cache of what was computed from it, as long as that lives."""
+    if isinstance(cache, (tuple, list)):
+        return
+    if not hasattr(cache, _READING):
+        for method in _REORDERS:
+            if hasattr(cache, method):
+                setattr(cache, method, _Reordering(cache, method))
+        if hasattr(cache, "batch_repeat_interleave"):
+            cache.batch_repeat_interleave = _Repeating(cache, "batch_repeat_interleave")
+    setattr(cache, _READING, reading)
+
+
+def _read_before(decision: Decision, n_sequences: int) -> Reading | None:
+    """What was read of the sequences that the forward's cache holds, as far as it holds them."""
+    reading: Reading | None = getattr(decision.cache, _READING, None)
+    if reading is None or len(reading.encoded) != n_sequences:
+        return None
+    held = decision.before
+    if held == len(reading):
+        return reading
+    return reading.cut(held) if 0 < held < len(reading) else None
+
+
+def _arguments(body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not args:
+        return kwargs
+    names = list(inspect.signature(type(body).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -1,0 +1,155 @@
+"""A scope: which sequences feel whose update, told from hidden states that no edit changes.
+
+Knows tensors and words; knows no model, no tokenizer and no update's rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+MOST_KEYS = 8
+"""How many tokens of a request a sequence is compared with: those of the largest weights."""
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Characters of scripts that are written without spaces: each counts as a word."""
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which logit on a request's scope fires: `subject` where the request names its subject
+    and the text has it, `alias` where it names one that the text lacks, `states` where it names
+    none."""
+
+    subject: float = 0.0
+    alias: float = 0.0
+    states: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The encoder of a scope, and from which logits on it fires.
+
+    `blocks` are the numbers, in the model's list of blocks `blocks_name`, of those whose inputs are
+    read, ascending; the last is the lowest target's. Their states, one after the other (width D),
+    are standardised by `mean` and `std` (D,), projected by `projection` (d, D) and normalised.
+    Token s of a request has the weight softplus(`weigh` · state + `weigh_bias`). A request's logit
+    for a sequence is `scale` × (the weighted mean of each of its tokens' best cosine with any token
+    of the sequence) + `shift`: late interaction (Khattab and Zaharia 2020), with weights. All fp32.
+    `skip_first`: the first token of a text is not compared, since in many models its state is the
+    same in every text. `trained` is false for a scope that was fitted to unrelated text: then
+    `common` (n, d) are encoded tokens of that text, and a token weighs as much as it differs from
+    the nearest of them.
+    """
+
+    blocks_name: str
+    blocks: tuple[int, ...]
+    mean: Tensor
+    std: Tensor
+    projection: Tensor
+    weigh: Tensor
+    weigh_bias: Tensor
+    scale: float
+    shift: float
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    skip_first: bool = False
+    common: Tensor | None = None
+
+    @property
+    def trained(self) -> bool:
+        return self.common is None
+
+    def standardised(self, states: Tensor) -> Tensor:
+        """`states` (..., D), in any dtype, as fp32 on the scope's device."""
+        return (states.to(self.mean.device, torch.float32) - self.mean) / self.std
+
+    def encoded(self, states: Tensor) -> Tensor:
+        """(..., d), of length 1, for `states` (..., D)."""
+        return F.normalize(self.standardised(states) @ self.projection.T, dim=-1)
+
+    def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, d) and (S,): what the scope keeps of a prompt's `states` (T, D), and their weights,
+        which sum to 1. S is at most `MOST_KEYS`."""
+        if self.skip_first and len(states) > 1:
+            states = states[1:]
+        weights = self._token_weights(states)
+        kept = weights.topk(min(MOST_KEYS, len(weights))).indices.sort().values
+        chosen = weights[kept]
+        return self.encoded(states[kept]), chosen / chosen.sum().clamp(min=1e-12)
+
+    def _token_weights(self, states: Tensor) -> Tensor:
+        if self.common is not None:
+            nearest = (self.encoded(states) @ self.common.T).amax(1)
+            return (1 - nearest).clamp(min=1e-3)
+        return F.softplus(self.standardised(states) @ self.weigh + self.weigh_bias)
+
+    def logits(self, best: Tensor, weights: Tensor) -> Tensor:
+        """(...,) from each key's best cosine (..., S) and its weight (..., S)."""
+        return self.scale * (best * weights).sum(-1) + self.shift
+
+    def to(self, device: torch.device) -> Scope:
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **moved)
+
+    def fingerprint(self) -> str:
+        """What tells this scope from another, thresholds aside."""
+        digest = hashlib.sha256(f"{self.blocks_name} {self.blocks} {self.skip_first}".encode())
+        digest.update(f"{self.scale:.6g} {self.shift:.6g}".encode())
+        for tensor in (self.mean, self.std, self.projection, self.weigh):
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ScopedRequest:
+    """One request as a memory holds it: what it says, and what its scope compares with.
+
+    `keys` (S, d) and `weights` (S,) are those of `Scope.keys`; `subject` are the words of the
+    subject it names, if any; `answers` are its target's token ids, in each way in which the target
+    may be written.
+    """
+
+    prompt: str
+    target: str
+    keys: Tensor
+    weights: Tensor
+    subject: tuple[str, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScopedUpdate(LowRankUpdate):
+    """An update of which each sequence feels the rows of one request at most.
+
+    `requests[r]` says where the rows apply whose `request` is r; `read` gives the text of token
+    ids. Rows may be in half precision.
+    """
+
+    requests: tuple[ScopedRequest, ...] = ()
+    scope: Scope | None = None
+    read: object = None
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, without case, accents and punctuation."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return tuple(_WORD.findall("".join(c for c in plain if not unicodedata.combining(c))))
+
+
+def stands_in(words: Sequence[str], subject: Sequence[str]) -> bool:
+    """Whether `subject` stands in `words`, its words one after the other."""
+    n = len(subject)
+    return any(tuple(words[i : i + n]) == tuple(subject) for i in range(len(words) - n + 1))

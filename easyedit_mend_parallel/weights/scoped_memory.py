@@ -1,0 +1,375 @@
+"""The memory of a model's scoped requests: whose update each position of a sequence feels, if any.
+
+What was decided on a prompt holds while the text goes on from it, with a cache and without. Knows
+encoded states and token ids, and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+AT_ONCE = 1 << 22
+"""How many cosines are formed at once: the look-up is exact, in parts of this size."""
+NOBODY = -1
+"""Whose update a position feels where no scope fired."""
+
+
+@dataclass
+class Reading:
+    """What has been read of B sequences: `encoded` (B, L, d) states, which of their L tokens are
+    `real` (B, L) and no padding, their `ids` (B, L) where they are known, and the best cosine of
+    each key with any of them, `best` (B, R, S), for the memory of `version`."""
+
+    encoded: Tensor
+    real: Tensor
+    ids: Tensor | None
+    best: Tensor | None = None
+    version: int = -1
+
+    def __len__(self) -> int:
+        return self.encoded.shape[1]
+
+    def taken(self, sequences: Tensor) -> Reading:
+        """The reading of the numbered sequences, in that order."""
+        here = sequences.to(self.encoded.device)
+        ids = None if self.ids is None else self.ids[sequences.to(self.ids.device)]
+        best = None if self.best is None else self.best[here]
+        return Reading(self.encoded[here], self.real[here.cpu()], ids, best, self.version)
+
+    def cut(self, length: int) -> Reading:
+        """The reading of the first `length` tokens."""
+        ids = None if self.ids is None else self.ids[:, :length]
+        return Reading(self.encoded[:, :length], self.real[:, :length], ids)
+
+
+@dataclass
+class _Held:
+    """A request in the memory, and its rows for each target."""
+
+    serial: int
+    rows: dict[str, LowRankUpdate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The requests that can fire, oldest first: `keys` (R, S, d), padded with zeros, `weights`
+    (R, S), from which logit on each fires (R,), and where subjects lead."""
+
+    requests: list[ScopedRequest]
+    keys: Tensor
+    weights: Tensor
+    thresholds: Tensor
+    subjects: dict[tuple[str, ...], list[int]]
+
+    @property
+    def longest_subject(self) -> int:
+        return max(map(len, self.subjects), default=0)
+
+
+class ScopedMemory:
+    """The requests of one model, decided by one `scope`; `read` gives the text of token ids.
+
+    Rows are added and taken out for each target. A request counts while it has rows. Of two with
+    one prompt only the one that came later counts, as long as it is there.
+    """
+
+    def __init__(self, scope: Scope, read: Any) -> None:
+        self.scope, self.read = scope, read
+        self._held: dict[ScopedRequest, _Held] = {}
+        self._serials = count()
+        self._packed: _Packed | None = None
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def requests(self) -> list[ScopedRequest]:
+        """All requests, oldest first, those that a later one replaces among them."""
+        return sorted(self._held, key=lambda request: self._held[request].serial)
+
+    def add(self, request: ScopedRequest, target: str, rows: LowRankUpdate, serial: int) -> None:
+        """Hold `rows` of `request` for a target; `serial` says how late it came."""
+        self._held.setdefault(request, _Held(serial)).rows[target] = rows
+        self._changed()
+
+    def take(self, request: ScopedRequest, target: str) -> None:
+        """Let the rows of `request` for a target go; without any the request goes, too."""
+        held = self._held.get(request)
+        if held is not None and held.rows.pop(target, None) is not None:
+            if not held.rows:
+                del self._held[request]
+            self._changed()
+
+    def next_serial(self) -> int:
+        return next(self._serials)
+
+    def rows(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
+        held = self._held.get(request)
+        return None if held is None else held.rows.get(target)
+
+    def holds(self, target: str) -> bool:
+        """Whether any request has rows for the target."""
+        return any(target in held.rows for held in self._held.values())
+
+    def replaced(self, prompt: str) -> ScopedRequest | None:
+        """The request that a new one with this prompt would replace."""
+        return next((r for r in reversed(self.requests) if r.prompt == prompt), None)
+
+    def bytes(self) -> int:
+        """What the rows and keys take."""
+        tensors = [
+            tensor
+            for request, held in self._held.items()
+            for rows in held.rows.values()
+            for tensor in (request.keys, rows.keys, rows.values)
+        ]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+    @torch.no_grad()
+    def look_up(
+        self, states: Tensor, real: Tensor, ids: Tensor | None, reading: Reading | None
+    ) -> tuple[list[list[ScopedRequest | None]] | None, Reading]:
+        """Whose update is felt at each of T new positions of B sequences, and what is now read.
+
+        `states` (B, T, D) enter the scope's blocks, `real` (B, T) on the CPU is false for padding,
+        `ids` (B, T) are the token ids where they are known, and `reading` is what was read of the
+        sequences before. The decisions are None where no position feels anything.
+        """
+        encoded = self.scope.encoded(states)
+        now = _joined(reading, Reading(encoded, real, ids))
+        packed = self._pack(encoded.device)
+        if reading is None or reading.version != self.version or reading.best is None:
+            now.best = self._best(packed, now.encoded, self._compared(now.real))
+        else:
+            compared = self._compared(now.real)[:, -states.shape[1] :]
+            now.best = torch.maximum(reading.best, self._best(packed, encoded, compared))
+        now.version = self.version
+        logits = self.scope.logits(now.best, packed.weights)
+        fired = self._candidates(packed, logits, now)
+        if not any(fired):
+            return None, now
+        new = states.shape[1]
+        decisions: list[list[ScopedRequest | None]] = []
+        for number, places in enumerate(fired):
+            nothing: list[ScopedRequest | None] = [None] * new
+            decided = self._decided(packed, now, number, places)[-new:] if places else nothing
+            decisions.append(decided)
+        felt = any(one is not None for row in decisions for one in row)
+        return (decisions if felt else None), now
+
+    @torch.no_grad()
+    def nearest(
+        self, states: Tensor, ids: Sequence[int], most: int
+    ) -> list[tuple[ScopedRequest, float, float]]:
+        """The requests whose logit for one whole text is highest, with the logit and from which on
+        each fires; `states` (T, D)."""
+        packed = self._pack(self.scope.mean.device)
+        if not packed.requests:
+            return []
+        encoded = self.scope.encoded(states)[None]
+        real = torch.ones(1, len(states), dtype=torch.bool)
+        logits = self.scope.logits(
+            self._best(packed, encoded, self._compared(real)), packed.weights
+        )[0]
+        thresholds = packed.thresholds.clone()
+        thresholds[self._standing(packed, list(ids))] = self.scope.thresholds.subject
+        order = (logits - thresholds).topk(min(most, len(logits))).indices.tolist()
+        return [(packed.requests[n], float(logits[n]), float(thresholds[n])) for n in order]
+
+    def _changed(self) -> None:
+        self._packed = None
+        self.version += 1
+
+    def _pack(self, device: torch.device) -> _Packed:
+        if self.scope.mean.device != device:
+            self.scope, self._packed = self.scope.to(device), None
+        if self._packed is None:
+            latest = {request.prompt: request for request in self.requests}
+            requests = list(latest.values())
+            width = max((len(request.keys) for request in requests), default=1)
+            keys = torch.zeros(len(requests), width, self.scope.projection.shape[0], device=device)
+            weights = torch.zeros(len(requests), width, device=device)
+            subjects: dict[tuple[str, ...], list[int]] = {}
+            for place, request in enumerate(requests):
+                keys[place, : len(request.keys)] = request.keys.to(device)
+                weights[place, : len(request.keys)] = request.weights.to(device)
+                if request.subject:
+                    subjects.setdefault(request.subject, []).append(place)
+            limits = self.scope.thresholds
+            thresholds = torch.tensor(
+                [limits.alias if request.subject else limits.states for request in requests],
+                device=device,
+            )
+            self._packed = _Packed(requests, keys, weights, thresholds, subjects)
+        return self._packed
+
+    def _compared(self, real: Tensor) -> Tensor:
+        """Which tokens of `real` (B, L) are compared with keys."""
+        return real & (real.cumsum(1) > 1) if self.scope.skip_first else real
+
+    def _best(self, packed: _Packed, encoded: Tensor, compared: Tensor) -> Tensor:
+        """(B, R, S): the best cosine of each key with the `compared` (B, T) tokens."""
+        here = compared.to(encoded.device)
+        if not here.all():
+            # What is not compared stands for a token that is, or for none: neither raises a best.
+            first = here.int().argmax(1)
+            filler = encoded[torch.arange(len(encoded), device=encoded.device), first]
+            encoded = torch.where(here[:, :, None], encoded, filler[:, None])
+            encoded = encoded * here.any(1)[:, None, None]
+        n_sequences, length, _ = encoded.shape
+        n_requests, width, size = packed.keys.shape
+        best = encoded.new_empty(n_sequences, n_requests, width)
+        step = max(1, AT_ONCE // max(1, n_sequences * length * width))
+        for start in range(0, n_requests, step):
+            keys = packed.keys[start : start + step].reshape(-1, size)
+            cosines = (encoded.reshape(-1, size) @ keys.T).view(n_sequences, length, -1)
+            best[:, start : start + step] = cosines.amax(1).view(n_sequences, -1, width)
+        if not here.any(1).all():
+            best[~here.any(1)] = -1.0
+        return best
+
+    def _candidates(self, packed: _Packed, logits: Tensor, now: Reading) -> list[list[int]]:
+        """For each sequence the requests whose scope fires somewhere in what was read of it.
+
+        A logit only rises as more is read, so the last says whether any did.
+        """
+        found: list[set[int]] = [set() for _ in logits]
+        for number, place in (logits > packed.thresholds).nonzero().tolist():
+            found[number].add(place)
+        if packed.subjects and now.ids is not None:
+            limit = self.scope.thresholds.subject
+            for number, row in enumerate(now.ids.tolist()):
+                ids = [token for token, real in zip(row, now.real[number], strict=True) if real]
+                standing = self._standing(packed, ids)
+                values = logits[number, standing].tolist() if standing else []
+                found[number] |= {
+                    place for place, v in zip(standing, values, strict=True) if v > limit
+                }
+        return [sorted(places) for places in found]
+
+    def _standing(self, packed: _Packed, ids: list[int]) -> list[int]:
+        """The requests whose subject stands in the text of `ids`."""
+        words = words_of(self.read(ids)) if packed.subjects else ()
+        return [
+            place
+            for length in range(1, packed.longest_subject + 1)
+            for start in range(len(words) - length + 1)
+            for place in packed.subjects.get(words[start : start + length], ())
+        ]
+
+    def _decided(
+        self, packed: _Packed, now: Reading, number: int, places: Sequence[int]
+    ) -> list[ScopedRequest | None]:
+        """Whose update each token of a sequence feels, of the requests that fired in it.
+
+        One request is felt until the token before the last of its answer: that which is furthest
+        over its threshold by then. What comes after an answer is looked at anew.
+        """
+        real = now.real[number]
+        encoded = now.encoded[number][real.to(now.encoded.device)].cpu()
+        ids = None if now.ids is None else now.ids[number].cpu()[real].tolist()
+        felt: list[ScopedRequest | None] = [None] * len(encoded)
+        start = 0
+        while start < len(encoded):
+            over = torch.stack([self._over(packed, p, encoded, ids, start) for p in places])
+            if not bool((over[:, -1] > 0).any()):
+                break
+            answered = None if ids is None else _first_answered(packed, places, over, ids, start)
+            which, end = answered or (int(over[:, -1].argmax()), len(encoded))
+            felt[start:end] = [packed.requests[places[which]]] * (end - start)
+            start = end + 1
+        decided: list[ScopedRequest | None] = [None] * len(real)
+        for position, one in zip(real.nonzero()[:, 0].tolist(), felt, strict=True):
+            decided[position] = one
+        return decided
+
+    def _over(
+        self, packed: _Packed, place: int, encoded: Tensor, ids: list[int] | None, start: int
+    ) -> Tensor:
+        """(L - start,): how far a request's logit for what was read from token `start` until each
+        token is over its threshold."""
+        request, limits = packed.requests[place], self.scope.thresholds
+        keys, weights = packed.keys[place].cpu(), packed.weights[place].cpu()
+        cosines = encoded[start:] @ keys.T
+        if self.scope.skip_first and start == 0:
+            cosines[0] = -1.0
+        logits = self.scope.logits(cosines.cummax(0).values, weights)
+        thresholds = torch.full_like(logits, limits.alias if request.subject else limits.states)
+        if request.subject and ids is not None:
+            thresholds[self._stands_from(ids[start:], request.subject) :] = limits.subject
+        return logits - thresholds
+
+    def _stands_from(self, ids: list[int], subject: tuple[str, ...]) -> int:
+        """The place of the token with which the subject first stands in the text; past the last
+        where it does not."""
+        if not stands_in(words_of(self.read(ids)), subject):
+            return len(ids)
+        low, high = 0, len(ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if stands_in(words_of(self.read(ids[: middle + 1])), subject):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def _joined(before: Reading | None, new: Reading) -> Reading:
+    if before is None:
+        return new
+    known = before.ids is not None and new.ids is not None
+    return Reading(
+        torch.cat([before.encoded.to(new.encoded.device), new.encoded], 1),
+        torch.cat([before.real, new.real], 1),
+        torch.cat([before.ids, new.ids], 1) if known else None,  # type: ignore[list-item]
+    )
+
+
+def _first_answered(
+    packed: _Packed, places: Sequence[int], over: Tensor, ids: list[int], start: int
+) -> tuple[int, int] | None:
+    """Which request's answer was given first while that request was felt, and the place of the
+    answer's last token; None where none was. `over` (n, L - start) as `_over` gives it."""
+    given = []
+    for which, place in enumerate(places):
+        fires = (over[which] > 0).nonzero()
+        if len(fires):
+            first = start + int(fires[0])
+            end = _answered_at(ids, first, packed.requests[place].answers)
+            if end is not None:
+                given.append((end, which))
+    for end, which in sorted(given):
+        if int(over[:, end - 1 - start].argmax()) == which:
+            return which, end
+    return None
+
+
+def _answered_at(ids: list[int], first: int, answers: Sequence[tuple[int, ...]]) -> int | None:
+    """The place of the last token of the first answer that begins after place `first`."""
+    ends = [
+        at + len(answer) - 1
+        for answer in answers
+        for at in range(first + 1, len(ids) - len(answer) + 1)
+        if tuple(ids[at : at + len(answer)]) == answer
+    ]
+    return min(ends, default=None)
+
+
+def refuse_other_scope(memory: ScopedMemory, scope: Scope) -> None:
+    """Raise UpdateError where `scope` is not the one that decides in `memory`."""
+    if memory.scope.fingerprint() != scope.fingerprint():
+        raise UpdateError(
+            "the model holds scoped edits that another scope decides: take those out, or edit with "
+            "the archive that they were made with"
+        )

@@ -1,0 +1,211 @@
+"""The store of scoped updates: each request's rows hang on their layer, and a sequence feels those
+of the request whose scope fired in it. Where none fires, the layer's output is left as it is.
+
+For any weight, quantized or offloaded ones too. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.gate import Gate
+from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
+from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
+from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+log = logging.getLogger(__name__)
+
+SCOPED = "scoped"
+"""The value of `apply` that this store serves."""
+_HOOK = "_easyedit_mend_parallel_scoped"
+"""The attribute of a layer that holds its `ScopedRows`."""
+
+
+def offer(place: WeightPlace) -> ScopedStore | None:
+    """A store for any weight whose updates are felt by scope."""
+    if place.apply != SCOPED:
+        return None
+    return ScopedStore(place.target, place.target.layer(place.model), place.model)
+
+
+class ScopedRows:
+    """The one forward hook of a layer: adds to each position the rows of the request it feels.
+
+    It runs before any other hook of the layer but that of `apply: output`, and belongs to the
+    layer: a deep copy of the model has a copy of it, with a copy of the gate.
+    """
+
+    def __init__(self, layer: nn.Module, target: str, gate: Gate) -> None:
+        self._target, self._gate = target, gate
+        self._handle = layer.register_forward_hook(self, prepend=True)
+        setattr(layer, _HOOK, self)
+
+    def remove(self, layer: nn.Module) -> None:
+        self._handle.remove()
+        delattr(layer, _HOOK)
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """`output` with the rows added where a scope fired; None (as it is) where none did."""
+        decision = self._gate.decision
+        if decision is None or decision.felt is None:
+            return None
+        flat = [request for sequence in decision.felt for request in sequence]
+        felt = {request: None for request in flat if request is not None}
+        update = _one_of(self._gate.memory, list(felt), self._target, output.device)
+        if update is None:
+            return None
+        x = inputs[0].to(output.device).flatten(0, -2)
+        if len(x) != len(flat):
+            raise UpdateError(
+                f"the layer of {self._target} sees {len(x)} rows where {len(flat)} tokens were "
+                "read: a scoped edit needs a layer that sees every token once. Set `apply: output`"
+            )
+        number = {request: place for place, request in enumerate(felt)}
+        route = torch.tensor([-1 if one is None else number[one] for one in flat])
+        here = (route >= 0).nonzero()[:, 0].to(output.device)
+        rows = output.flatten(0, -2)
+        gain = update.added(x[here], route[route >= 0].to(output.device))
+        changed = rows.index_copy(0, here, (rows[here] + gain).to(output.dtype))
+        return changed.view_as(output)
+
+
+class ScopedStore:
+    """The output of `layer`, felt by scope. Holds layer and model weakly."""
+
+    def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
+        self.target = target
+        self._layer = weakref.ref(layer)
+        self._model = weakref.ref(model)
+        if hasattr(layer.weight, "to_local"):
+            raise UpdateError(
+                f"{target.name} is a shard of a tensor-parallel weight, to whose output no scoped "
+                "update can be added yet. Set `apply: weight`"
+            )
+
+    @property
+    def model(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise UpdateError(f"{self.target.name}: its model no longer exists")
+        return model
+
+    @property
+    def layer(self) -> nn.Module:
+        layer = self._layer()
+        if layer is None:
+            raise UpdateError(f"{self.target.name}: its model no longer exists")
+        return layer
+
+    def stage(self, update: LowRankUpdate) -> ScopedStaged:
+        """Raises UpdateError for an update that does not say where it applies, or whose scope is
+        not the one of the model's scoped edits."""
+        if not isinstance(update, ScopedUpdate) or update.scope is None:
+            raise UpdateError(
+                f"the update of {self.target.name} does not say where it applies: with `apply: "
+                "scoped` an edit needs its requests' scope (MendParallel makes it; a saved edit "
+                "wants `scoping`)"
+            )
+        gate = Gate.of(self.model)
+        if gate is not None:
+            refuse_other_scope(gate.memory, update.scope)
+        return ScopedStaged(self, update)
+
+    def hang(
+        self, rows: Sequence[tuple[ScopedRequest, LowRankUpdate]], update: ScopedUpdate, serial: Any
+    ) -> int:
+        """Put the rows of requests into the memory; the serial that they have there."""
+        assert update.scope is not None
+        gate = Gate.of(self.model)
+        if gate is None:
+            gate = Gate(self.model, ScopedMemory(update.scope, update.read))
+        if not hasattr(self.layer, _HOOK):
+            ScopedRows(self.layer, self.target.name, gate)
+        serial = gate.memory.next_serial() if serial is None else serial
+        for request, own in rows:
+            gate.memory.add(request, self.target.name, own, serial)
+        return int(serial)
+
+    def take(self, requests: Sequence[ScopedRequest]) -> None:
+        """Take the rows of requests out of the memory; with the last ones the hooks go."""
+        gate = Gate.of(self.model)
+        if gate is None:
+            return
+        for request in requests:
+            gate.memory.take(request, self.target.name)
+        if not gate.memory.holds(self.target.name) and hasattr(self.layer, _HOOK):
+            getattr(self.layer, _HOOK).remove(self.layer)
+        if not len(gate.memory):
+            gate.remove(self.model)
+
+
+class ScopedStaged:
+    """The rows of some requests for one target. They come out without touching any other's."""
+
+    independent = True
+
+    def __init__(self, store: ScopedStore, update: ScopedUpdate) -> None:
+        self._store = store
+        self._update: ScopedUpdate | None = update
+        self._requests = update.requests
+        self._serial: int | None = None
+
+    @property
+    def before(self) -> Tensor | None:
+        """The weight itself and no copy of it, as the model has it: it is not changed."""
+        weight = self._store.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def commit(self) -> None:
+        update = self._update
+        if update is None:
+            raise UpdateError(f"{self._store.target.name}: the update was let go")
+        rows = []
+        for number, request in enumerate(update.requests):
+            mine = update.request == number
+            own = LowRankUpdate(
+                update.keys[mine].detach(), update.values[mine].detach(), update.request[mine]
+            )
+            rows.append((request, own))
+        self._serial = self._store.hang(rows, update, self._serial)
+
+    def undo(self) -> None:
+        self._store.take(self._requests)
+
+    def forget(self) -> None:
+        self._update = None
+
+
+def scoped_memory(model: nn.Module) -> ScopedMemory | None:
+    """The memory of a model's scoped edits; None where it has none."""
+    gate = Gate.of(model)
+    return None if gate is None else gate.memory
+
+
+def _one_of(
+    memory: ScopedMemory, requests: Sequence[ScopedRequest], target: str, device: torch.device
+) -> LowRankUpdate | None:
+    """The rows of `requests` for a target as those of one update, fp32 on `device`; the rows of
+    the n-th have n for their request. None where none of them has any."""
+    keys, values, numbers = [], [], []
+    for number, request in enumerate(requests):
+        rows = memory.rows(request, target)
+        if rows is None:  # an edit of other targets
+            continue
+        keys.append(rows.keys.to(device, torch.float32))
+        values.append(rows.values.to(device, torch.float32))
+        numbers += [number] * len(rows.keys)
+    if not keys:
+        return None
+    return LowRankUpdate(
+        torch.cat(keys), torch.cat(values), torch.tensor(numbers, dtype=torch.long, device=device)
+    )

@@ -1,0 +1,359 @@
+"""A scoped edit is felt by texts about its fact and by no other, to the bit; comes out alone and
+exactly; and gives the same with a cache and without."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import logging
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from scoped_toys import THREE, base_logits, editor_of, logits, parts
+from toys import (
+    assert_unchanged,
+    same_bits,
+    some_updates,
+    tokenizer_for,
+    toy_hparams,
+    toy_model,
+    toy_network,
+    toy_targets,
+    toy_tokenizer,
+    weights,
+)
+
+from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
+from easyedit_mend_parallel.errors import NoTrunkError
+from easyedit_mend_parallel.forward.batch import make_text_batch
+from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.weights import scoped_memory as memory_module
+from easyedit_mend_parallel.weights.gate import Gate
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.scope import Thresholds
+from easyedit_mend_parallel.weights.stores.scoped import ScopedStaged, scoped_memory
+from easyedit_mend_parallel.weights.target import find_targets
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+
+PROMPTS = [request["prompt"] for request in THREE]
+OTHERS = [
+    "my name is",
+    "some people say that blue",
+    "water boils at one hundred degrees in the sun",
+]
+FAMILIES = ["llama", "gpt2", "gptj"]
+
+
+def hooks(model: Any) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def generated(model: Any, prompts: list[str], use_cache: bool, **options: Any) -> torch.Tensor:
+    tokenizer = toy_tokenizer(side="left")
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    encoded.pop("token_type_ids", None)
+    found: torch.Tensor = model.generate(
+        **encoded,
+        max_new_tokens=8,
+        do_sample=False,
+        use_cache=use_cache,
+        eos_token_id=None,
+        **options,
+    )
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_own_prompt_feels_an_edit_and_other_text_is_the_bases_to_the_bit(family: str) -> None:
+    model = toy_model(family)
+    before = weights(model)
+    plain = {text: logits(model, text) for text in (*PROMPTS, *OTHERS)}
+    result = editor_of(model).edit(THREE)
+    for number, prompt in enumerate(PROMPTS):
+        mine = {
+            name: LowRankUpdate(u.keys.float(), u.values.float(), u.request)
+            for name, u in result.updates.items()
+        }
+        targets = {target.name: target for target in find_targets(model, toy_targets(model))}
+        with Gate.of(model).silent(), attached(model, targets, mine, torch.tensor([number])):
+            expected = logits(model, prompt)
+        felt = logits(model, prompt)
+        assert (felt - plain[prompt]).abs().max() > 1e-2 * plain[prompt].abs().max()
+        assert (felt - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for text in OTHERS:
+        assert same_bits(logits(model, text), plain[text])
+    assert_unchanged(model, before)
+
+
+def test_its_answer_is_as_likely_as_with_all_rows_in_full_precision() -> None:
+    model, twin = toy_model("llama"), toy_model("llama")
+    scoped = editor_of(model).edit(THREE[0], losses_after=True)
+    network, _ = parts("llama")
+    hparams = toy_hparams(toy_targets(twin))
+    plain = MendParallel(twin, tokenizer_for(twin), hparams, network=network)
+    written = plain.edit(THREE[0], losses_after=True)
+    assert scoped.losses == written.losses
+    assert scoped.losses_after == pytest.approx(written.losses_after, abs=0.06)
+    assert scoped.losses_after[0] != pytest.approx(scoped.losses[0], abs=0.1)
+    rows = {name: len(update.keys) for name, update in scoped.updates.items()}
+    assert all(rows[name] < len(written.updates[name].keys) for name in rows)
+    assert all(update.keys.dtype == torch.float16 for update in scoped.updates.values())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_decides_for_each_sequence_by_itself(side: str) -> None:
+    model = toy_model("llama")
+    tokenizer = toy_tokenizer(side=side)
+    editor_of(model).edit(THREE)
+    texts = [PROMPTS[2], OTHERS[0], PROMPTS[0], OTHERS[2]]
+    together, base = logits(model, texts, tokenizer), base_logits(model, texts, tokenizer)
+    for row, text in enumerate(texts):
+        alone = logits(model, text, tokenizer)[0]
+        mine = together[row, -len(alone) :] if side == "left" else together[row, : len(alone)]
+        assert (mine - alone).abs().max() <= 1e-4 * alone.abs().max()
+        assert same_bits(together[row], base[row]) == (text in OTHERS)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:5:2])
+def test_any_edit_comes_out_and_leaves_the_others_to_the_bit(order: tuple[int, ...]) -> None:
+    model = toy_model("llama")
+    plain, hooked = logits(model, PROMPTS), hooks(model)
+    editor = editor_of(model)
+    results = [editor.edit(request) for request in THREE]
+    felt = [logits(model, prompt) for prompt in PROMPTS]
+    left = {0, 1, 2}
+    for number in order:
+        results[number].rollback()
+        left.discard(number)
+        for other, prompt in enumerate(PROMPTS):
+            now = logits(model, prompt)
+            expected = felt[other] if other in left else base_logits(model, prompt)
+            assert same_bits(now, expected)
+    assert same_bits(logits(model, PROMPTS), plain)
+    assert hooks(model) == hooked
+    assert scoped_memory(model) is None
+
+
+def test_an_edit_is_made_on_the_base_whatever_is_in_the_memory() -> None:
+    model, fresh = toy_model("llama"), toy_model("llama")
+    editor_of(model).edit({**THREE[0], "target_new": "the sea"})
+    later = editor_of(model).edit(THREE[0])
+    alone = editor_of(fresh).edit(THREE[0])
+    assert later.losses == alone.losses
+    for name, update in alone.updates.items():
+        assert same_bits(later.updates[name].keys, update.keys)
+
+
+def test_the_same_prompt_again_replaces_and_undone_brings_the_first_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = toy_model("llama")
+    editor = editor_of(model)
+    editor.edit(THREE[0])
+    first = logits(model, PROMPTS[0])
+    caplog.set_level(logging.WARNING)
+    again = editor.edit({**THREE[0], "target_new": "the sea"})
+    assert "contradicts" in caplog.text
+    assert "Rome and Oslo" in caplog.text
+    assert not same_bits(logits(model, PROMPTS[0]), first)
+    alone = toy_model("llama")
+    editor_of(alone).edit({**THREE[0], "target_new": "the sea"})
+    assert same_bits(logits(model, PROMPTS[0]), logits(alone, PROMPTS[0]))
+    again.rollback()
+    assert same_bits(logits(model, PROMPTS[0]), first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_generation_gives_the_same_with_a_cache_and_without(
+    family: str, options: dict[str, Any]
+) -> None:
+    model = toy_model(family)
+    plain = generated(model, [*PROMPTS, OTHERS[0]], True, **options)
+    editor_of(model).edit(THREE)
+    with_cache = generated(model, [*PROMPTS, OTHERS[0]], True, **options)
+    without = generated(model, [*PROMPTS, OTHERS[0]], False, **options)
+    assert torch.equal(with_cache, without)
+    assert not torch.equal(with_cache, plain)
+
+
+def test_an_update_acts_until_its_answer_is_given_and_not_after() -> None:
+    model = toy_model("llama")
+    editor_of(model).edit(THREE)
+    memory, tokenizer = scoped_memory(model), tokenizer_for(model)
+    text = "the capital of France is Rome and Oslo by the sea"
+    felt = _felt(model, tokenizer, text)
+    assert [one is not None for one in felt] == [True] * 7 + [False] * 4
+    assert {one.prompt for one in felt if one} == {PROMPTS[0]}
+    assert len(memory) == 3
+
+
+def test_what_comes_after_an_answer_is_looked_at_anew() -> None:
+    model = toy_model("llama")
+    editor_of(model, thresholds=Thresholds(0.3, 0.97, 0.9)).edit(THREE)
+    felt = _felt(model, tokenizer_for(model), f"{PROMPTS[0]} Rome and Oslo {PROMPTS[1]}")
+    assert {one.prompt for one in felt[:7]} == {PROMPTS[0]}
+    assert [one and one.prompt for one in felt[-1:]] == [PROMPTS[1]]
+    assert felt[7] is None
+
+
+def test_what_was_read_goes_on_with_the_cache_in_parts_of_any_length() -> None:
+    model = toy_model("llama")
+    editor_of(model).edit(THREE)
+    tokenizer = tokenizer_for(model)
+    ids = tokenizer(f"some people say that {PROMPTS[0]} Rome", return_tensors="pt")["input_ids"]
+    whole = _felt_ids(model, ids)
+    for cut in (1, 4, 8, ids.shape[1] - 1):
+        with torch.no_grad():
+            cache = model(ids[:, :cut], use_cache=True).past_key_values
+            seen = _last_felt(model, ids[:, cut:], past_key_values=cache, use_cache=True)
+        assert [one is not None for one in seen[-1:]] == [one is not None for one in whole[-1:]]
+        assert seen[-1] is whole[-1] is not None
+
+
+def test_a_request_that_names_its_subject_fires_lower_where_the_text_has_it() -> None:
+    model = toy_model("llama")
+    editor = editor_of(model)
+    with_subject = editor.edit(THREE[0])
+    rephrase = "some people say that the capital of France is"
+    assert not same_bits(logits(model, rephrase), base_logits(model, rephrase))
+    other = "some people say that the capital of Hamlet is"
+    assert same_bits(logits(model, other), base_logits(model, other))
+    with_subject.rollback()
+    plain = {name: THREE[0][name] for name in ("prompt", "target_new")}
+    editor.edit(plain)
+    assert scoped_memory(model).requests[0].subject == ()
+
+
+def test_the_look_up_in_parts_is_the_look_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model("llama")
+    editor_of(model).edit(THREE)
+    texts = [*PROMPTS, *OTHERS]
+    at_once = logits(model, texts)
+    monkeypatch.setattr(memory_module, "AT_ONCE", 1)
+    assert same_bits(logits(model, texts), at_once)
+
+
+def test_a_deep_copy_has_the_edits_made_until_then() -> None:
+    model = toy_model("llama")
+    editor = editor_of(model)
+    editor.edit(THREE[0])
+    twin = copy.deepcopy(model)
+    felt = logits(model, PROMPTS[0])
+    editor.edit(THREE[1])
+    assert same_bits(logits(twin, PROMPTS[0]), felt)
+    assert same_bits(logits(twin, PROMPTS[1]), base_logits(model, PROMPTS[1]))
+    assert not same_bits(logits(model, PROMPTS[1]), base_logits(model, PROMPTS[1]))
+
+
+@pytest.mark.parametrize("k", [0, 4, 8])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_edit_that_breaks_off_leaves_nothing(
+    k: int, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model("llama")
+    editor = editor_of(model)
+    editor.edit(THREE[0])
+    before, hooked = logits(model, PROMPTS), hooks(model)
+    calls, commit = itertools.count(), ScopedStaged.commit
+
+    def broken(staged: ScopedStaged) -> None:
+        mine = next(calls) == k
+        if after or not mine:
+            commit(staged)
+        if mine:
+            raise KeyboardInterrupt("broken on purpose")
+
+    monkeypatch.setattr(ScopedStaged, "commit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        editor.edit(THREE[1:])
+    assert same_bits(logits(model, PROMPTS), before)
+    assert hooks(model) == hooked
+    assert len(scoped_memory(model)) == 1
+
+
+def test_rollback_all_takes_out_what_nobody_holds() -> None:
+    model = toy_model("llama")
+    plain, editor = logits(model, PROMPTS), editor_of(model)
+    for request in THREE:
+        editor.edit(request)
+    gc.collect()
+    assert len(scoped_memory(model)) == 3
+    rollback_all(model)
+    assert scoped_memory(model) is None
+    assert same_bits(logits(model, PROMPTS), plain)
+
+
+def test_a_deleted_model_is_freed() -> None:
+    model = toy_model("llama")
+    result = editor_of(model).edit(THREE[0])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not result.entry.applied
+
+
+def test_a_forward_that_begins_in_the_middle_is_refused() -> None:
+    model = toy_model("llama")
+    targets = find_targets(model, toy_targets(model))
+    trunk = Trunk(model, targets)
+    editor_of(model).edit(THREE[0])
+    batch = make_text_batch(model, tokenizer_for(model), PROMPTS)
+    with pytest.raises(NoTrunkError, match="scoped"):
+        trunk.resume(model, batch)
+
+
+def test_targets_in_block_0_and_encoder_decoders_are_refused_with_the_reason() -> None:
+    model = toy_model("llama")
+    names = ["model.layers.0.mlp.up_proj.weight"]
+    network = toy_network(model, tokenizer_for(model), names)
+    with pytest.raises(TargetError, match="block 0"):
+        MendParallel(
+            model, tokenizer_for(model), toy_hparams(names, apply="scoped"), network=network
+        )
+    t5 = toy_model("t5")
+    with pytest.raises(TargetError, match="decoder"):
+        MendParallel(
+            t5,
+            tokenizer_for(t5),
+            toy_hparams(toy_targets(t5), apply="scoped"),
+            network=toy_network(t5, tokenizer_for(t5)),
+        )
+
+
+def test_rows_that_do_not_say_where_they_apply_are_refused() -> None:
+    model = toy_model("llama")
+    targets = find_targets(model, toy_targets(model))
+    with pytest.raises(UpdateError, match="does not say where"):
+        Ledger.of(model).change(targets, some_updates(targets, 0), "scoped")
+    assert Ledger.of(model).is_empty
+
+
+def _felt(model: Any, tokenizer: Any, text: str) -> list[Any]:
+    return _felt_ids(model, tokenizer(text, return_tensors="pt")["input_ids"])
+
+
+def _felt_ids(model: Any, ids: torch.Tensor) -> list[Any]:
+    with torch.no_grad():
+        return _last_felt(model, ids)
+
+
+def _last_felt(model: Any, ids: torch.Tensor, **options: Any) -> list[Any]:
+    """Whose update each position of one sequence feels, as the gate decided it."""
+    seen: list[Any] = []
+    lowest = model.model.layers[3].mlp
+
+    def look(*_: Any) -> None:
+        decision = Gate.of(model).decision
+        seen.extend(decision.felt[0] if decision.felt else [None] * ids.shape[1])
+
+    handle = lowest.register_forward_pre_hook(look)
+    try:
+        model(ids, **options)
+    finally:
+        handle.remove()
+    return seen
