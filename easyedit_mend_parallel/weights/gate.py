@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easyedit_mend_parallel.weights.reading import Reading
 from easyedit_mend_parallel.weights.scope import ScopedRequest
-from easyedit_mend_parallel.weights.scoped_memory import Reading, ScopedMemory
+from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
 
 _GATE = "_easyedit_mend_parallel_gate"
 """The attribute of a model that holds its `Gate`."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.reading import Reading, answered_at, joined
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -22,34 +23,6 @@ AT_ONCE = 1 << 22
 """How many cosines are formed at once: the look-up is exact, in parts of this size."""
 NOBODY = -1
 """Whose update a position feels where no scope fired."""
-
-
-@dataclass
-class Reading:
-    """What has been read of B sequences: `encoded` (B, L, d) states, which of their L tokens are
-    `real` (B, L) and no padding, their `ids` (B, L) where they are known, and the best cosine of
-    each key with any of them, `best` (B, R, S), for the memory of `version`."""
-
-    encoded: Tensor
-    real: Tensor
-    ids: Tensor | None
-    best: Tensor | None = None
-    version: int = -1
-
-    def __len__(self) -> int:
-        return self.encoded.shape[1]
-
-    def taken(self, sequences: Tensor) -> Reading:
-        """The reading of the numbered sequences, in that order."""
-        here = sequences.to(self.encoded.device)
-        ids = None if self.ids is None else self.ids[sequences.to(self.ids.device)]
-        best = None if self.best is None else self.best[here]
-        return Reading(self.encoded[here], self.real[here.cpu()], ids, best, self.version)
-
-    def cut(self, length: int) -> Reading:
-        """The reading of the first `length` tokens."""
-        ids = None if self.ids is None else self.ids[:, :length]
-        return Reading(self.encoded[:, :length], self.real[:, :length], ids)
 
 
 @dataclass
@@ -147,7 +120,7 @@ class ScopedMemory:
         sequences before. The decisions are None where no position feels anything.
         """
         encoded = self.scope.encoded(states)
-        now = _joined(reading, Reading(encoded, real, ids))
+        now = joined(reading, Reading(encoded, real, ids))
         packed = self._pack(encoded.device)
         if reading is None or reading.version != self.version or reading.best is None:
             now.best = self._best(packed, now.encoded, self._compared(now.real))
@@ -325,17 +298,6 @@ class ScopedMemory:
         return low
 
 
-def _joined(before: Reading | None, new: Reading) -> Reading:
-    if before is None:
-        return new
-    known = before.ids is not None and new.ids is not None
-    return Reading(
-        torch.cat([before.encoded.to(new.encoded.device), new.encoded], 1),
-        torch.cat([before.real, new.real], 1),
-        torch.cat([before.ids, new.ids], 1) if known else None,  # type: ignore[list-item]
-    )
-
-
 def _first_answered(
     packed: _Packed, places: Sequence[int], over: Tensor, ids: list[int], start: int
 ) -> tuple[int, int] | None:
@@ -346,24 +308,13 @@ def _first_answered(
         fires = (over[which] > 0).nonzero()
         if len(fires):
             first = start + int(fires[0])
-            end = _answered_at(ids, first, packed.requests[place].answers)
+            end = answered_at(ids, first, packed.requests[place].answers)
             if end is not None:
                 given.append((end, which))
     for end, which in sorted(given):
         if int(over[:, end - 1 - start].argmax()) == which:
             return which, end
     return None
-
-
-def _answered_at(ids: list[int], first: int, answers: Sequence[tuple[int, ...]]) -> int | None:
-    """The place of the last token of the first answer that begins after place `first`."""
-    ends = [
-        at + len(answer) - 1
-        for answer in answers
-        for at in range(first + 1, len(ids) - len(answer) + 1)
-        if tuple(ids[at : at + len(answer)]) == answer
-    ]
-    return min(ends, default=None)
 
 
 def refuse_other_scope(memory: ScopedMemory, scope: Scope) -> None:
