@@ -1,5 +1,5 @@
-"""GRADIENT_STEPS: gradient descent on the edit's own loss. Needs no training beforehand, and has
-nothing that protects other facts. Knows nothing of where weights lie.
+"""GRADIENT_STEPS: gradient descent on the edit's own loss. Needs no training, and does not protect
+other facts. Does not know where weights are stored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAME = "GRADIENT_STEPS"
 
 @dataclass(kw_only=True)
 class GradientStepsHparams:
-    """The method's own hyperparameters, and below them what EasyEdit's editors ask for."""
+    """The method's own hyperparameters, then those that EasyEdit's editors read."""
 
     inner_params: list[str]
     rate: float
@@ -51,8 +51,8 @@ def descend(
 ) -> dict[str, LowRankUpdate]:
     """`steps` steps of gradient descent, as one update for each target. Writes nothing.
 
-    The gradient of a weight is deltaᵀ x, a pair of vectors for each token: so is each step, and
-    all steps together. Later steps feel the earlier ones at the outputs of the layers.
+    The gradient of a weight is deltaᵀ x, one pair of vectors for each token. Each step, and the sum
+    of all steps, has the same form. Each step sees the earlier ones at the layers' outputs.
     """
     named = {target.name: target for target in targets}
     updates: dict[str, LowRankUpdate] = {}
@@ -79,7 +79,7 @@ def joined(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
 
 
 class Undo:
-    """What EasyEdit calls `weights_copy`. It restores a model by looping over `items()`."""
+    """What EasyEdit calls `weights_copy`. EasyEdit restores a model by looping over `items()`."""
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry

@@ -1,5 +1,5 @@
-"""A store that backs weights up on disk: with EASYEDIT_BACKUPS=disk the memory that an edit keeps
-for its undo is none. The files lie in TMPDIR and are gone once nobody can ask for them.
+"""A store that backs weights up on disk: with EASYEDIT_BACKUPS=disk an edit needs no memory for its
+backup. The files are in TMPDIR, and are removed when their edit can no longer be undone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 @hookimpl
 def weight_store(place: WeightPlace) -> DiskBackupStore | None:
-    """Offer the store for weights that lie whole where they compute, if it was asked for."""
+    """Offer the store for whole weights on their layer's device, if the user asked for it."""
     if os.environ.get("EASYEDIT_BACKUPS") != "disk" or place.apply != "weight":
         return None
     if place.placement.kept != RESIDENT or shard_of(place.model, place.target) is not None:
@@ -30,9 +30,9 @@ def weight_store(place: WeightPlace) -> DiskBackupStore | None:
 
 
 class BackedUpOnDisk:
-    """One update of the weight, with a file of the weight's bits from before it."""
+    """One update of the weight, with a file that has the weight's bits from before it."""
 
-    independent = False  # its undo is of the whole weight
+    independent = False  # its undo restores the whole weight
 
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store, self._update = store, update
@@ -48,7 +48,7 @@ class BackedUpOnDisk:
     def commit(self) -> None:
         if self._store.is_here:
             self._update.write(self._store.weight, self._store.target.transposed)
-        else:  # dispatched anew meanwhile
+        else:  # the model was dispatched again
             self._store.current_store.write(self._update)
 
     def undo(self) -> None:
@@ -65,7 +65,7 @@ class BackedUpOnDisk:
 
 
 class DiskBackupStore(ResidentStore):
-    """The weight of a layer, changed in place; what was there before goes to a file."""
+    """The weight of a layer, changed in place, with its backup in a file."""
 
     def stage(self, update: LowRankUpdate) -> BackedUpOnDisk:  # type: ignore[override]
         refuse_overflow(self.target, self.weight, update)
