@@ -41,8 +41,6 @@ def test_a_file_that_works_is_shown_and_exits_with_0(llama: Toy) -> None:
     assert shown.exit_code == 0
     for words in ("LlamaForCausalLM", *llama.targets, "16 × 24", "resident", "no problems"):
         assert words in shown.stdout
-    assert "an estimate" in shown.stdout
-    assert "measured here" in shown.stdout
 
 
 def test_each_problem_is_one_line_and_the_exit_code_is_1(llama: Toy) -> None:
@@ -55,12 +53,11 @@ def test_each_problem_is_one_line_and_the_exit_code_is_1(llama: Toy) -> None:
     assert "3 problems" in shown.stdout
 
 
-def test_max_memory_plans_for_another_machine_with_assumed_speeds(llama: Toy) -> None:
+def test_max_memory_plans_for_another_machine(llama: Toy) -> None:
     total = sum(weight.nbytes for weight in llama.model.parameters())
     shown = run("check", llama.config(), "--max-memory", f"0={total // 2000}KB,cpu=1MiB")
     assert shown.exit_code == 0
     assert "GPU 0: model.embed_tokens" in shown.stdout
-    assert "measured here" not in shown.stdout
 
 
 def test_json_has_what_the_tables_have(llama: Toy) -> None:
@@ -71,7 +68,6 @@ def test_json_has_what_the_tables_have(llama: Toy) -> None:
     assert about["network"]["place"] == 0
     (here,) = about["memory"]
     assert here["edit"] == here["backups"] + here["network"] + here["rows"]
-    assert 0 < about["estimated_seconds"]["low"] < about["estimated_seconds"]["high"]
 
 
 def test_json_of_a_broken_file_lists_every_problem_and_exits_with_1(llama: Toy) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from easyedit_mend_parallel.cli.plan import Plan, Range, Speeds
+    from easyedit_mend_parallel.cli.plan import Plan
 
 
 def command(
@@ -32,11 +32,10 @@ def command(
 ) -> None:
     """Say before anything is loaded where the model would lie, what an edit takes, and every
     reason for which it would not work. Exits with 1 if there is one."""
-    from easyedit_mend_parallel.cli.plan import ASSUMED, measured, plan, read_max_memory
+    from easyedit_mend_parallel.cli.plan import plan, read_max_memory
 
     limits = None if max_memory is None else read_max_memory(max_memory)
-    speeds = measured if limits is None else lambda _: ASSUMED
-    found = plan(config, max_memory=limits, speeds=speeds)
+    found = plan(config, max_memory=limits)
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
     else:
@@ -47,7 +46,6 @@ def command(
 def _as_json(found: Plan) -> dict[str, Any]:
     from easyedit_mend_parallel.cli.plan import TOKENS
 
-    low, high = found.seconds
     about = dataclasses.asdict(found)
     network = about.pop("network")
     return {
@@ -56,7 +54,6 @@ def _as_json(found: Plan) -> dict[str, Any]:
         "network": network and {"place": network[0], "bytes": network[1]},
         "memory": [{**dataclasses.asdict(one), "edit": one.edit} for one in found.memory],
         "tokens": TOKENS,
-        "estimated_seconds": {"low": low, "high": high} if found.steps else None,
     }
 
 
@@ -73,8 +70,6 @@ def _show(found: Plan, console: Console) -> None:
         _show_targets(found, console)
     if found.memory:
         _show_memory(found, console)
-    if found.speeds is not None:
-        _show_time(found, found.speeds, console)
     for note in found.notes:
         console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in found.problems:
@@ -139,35 +134,6 @@ def _show_memory(found: Plan, console: Console) -> None:
     )
 
 
-def _show_time(found: Plan, speeds: Speeds, console: Console) -> None:
-    from easyedit_mend_parallel.cli.plan import TOKENS, kind_of
-
-    low, high = found.seconds
-    table = Table("part", "bytes", "operations", "estimate", title="Time")
-    for step in found.steps:
-        table.add_row(
-            step.name, _size(step.bytes), f"{step.flops:.1e}", _range(step.low, step.high)
-        )
-    table.add_row("one edit", "", "", _range(low, high), style="bold")
-    console.print(table)
-    places = {one.place for one in found.memory}
-    kinds = dict.fromkeys(kind_of(place) for place in places)
-    on = [(f"{_kind(kind)} computes", speeds.flops[kind], "FLOP/s") for kind in kinds]
-    on += [(f"{_kind(kind)} memory", speeds.memory[kind], "B/s") for kind in kinds]
-    if len(kinds) > 1:
-        on.append(("RAM to accelerator", speeds.link, "B/s"))
-    if "disk" in places:
-        on.append(("disk, or files that the system has in memory", speeds.disk, "B/s"))
-    on.append(("calls of layers", speeds.calls, "a second"))
-    rests = [f"{name} {_speed(one, unit)}" for name, one, unit in on]
-    console.print(
-        f"an estimate, for one request of {TOKENS} tokens, from the bytes and operations above and "
-        f"these speeds: {'; '.join(rests)}.",
-        style="dim",
-        highlight=False,
-    )
-
-
 def _size(size: int) -> str:
     """Bytes as people read them; nothing for none."""
     if not size:
@@ -176,21 +142,3 @@ def _size(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.3g} {name}"
     return f"{size} B"
-
-
-def _range(low: float, high: float) -> str:
-    return f"{_seconds(low)} to {_seconds(high)}"
-
-
-def _seconds(seconds: float) -> str:
-    number, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
-    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1g} {unit}"
-
-
-def _speed(speed: Range, unit: str) -> str:
-    how = "measured here" if speed.measured else "assumed"
-    return f"{speed.low:.0e} to {speed.high:.0e} {unit} ({how})"
-
-
-def _kind(kind: str) -> str:
-    return "CPU" if kind == "cpu" else kind

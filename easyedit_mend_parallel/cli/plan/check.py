@@ -6,7 +6,7 @@ The room of planning that sees hyperparameters and archives. Knows nothing of ho
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from easyedit_mend_parallel.cli.plan import costs
-from easyedit_mend_parallel.cli.plan.costs import Memory, Step, TargetPlan
+from easyedit_mend_parallel.cli.plan.costs import Memory, TargetPlan
 from easyedit_mend_parallel.cli.plan.fit import other_names, refuse_misfit
 from easyedit_mend_parallel.cli.plan.model import Sketch, misspelt, sketch
 from easyedit_mend_parallel.cli.plan.places import (
@@ -30,7 +30,6 @@ from easyedit_mend_parallel.cli.plan.places import (
     problems_of,
     weights_on,
 )
-from easyedit_mend_parallel.cli.plan.speeds import Speeds
 from easyedit_mend_parallel.errors import HparamsError, MendParallelError
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.hparams.values import NETWORK_FIELDS, read_values, size_in_bytes
@@ -63,15 +62,8 @@ class Plan:
     archive_fits: bool | None = None
     network: tuple[Place, int] | None = None
     memory: list[Memory] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    speeds: Speeds | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """From how long to how long editing one request is estimated to take."""
-        return sum(step.low for step in self.steps), sum(step.high for step in self.steps)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -86,12 +78,10 @@ def plan(
     config: str | Path,
     *,
     max_memory: Mapping[Place, int] | None = None,
-    speeds: Callable[[torch.dtype], Speeds] | None = None,
 ) -> Plan:
     """Plan the edits that the hyperparameter file `config` describes; loads and changes nothing.
 
-    `max_memory` is that of the machine to plan for, {place: bytes}; None: this machine. `speeds`
-    gives those that an estimate of the time rests on, for a dtype; None: no estimate.
+    `max_memory` is that of the machine to plan for, {place: bytes}; None: this machine.
 
     Raises HparamsError where the file cannot be read at all; everything else that is wrong is in
     the plan's `problems`.
@@ -123,7 +113,7 @@ def plan(
         made.network = home, _bytes_of(network)
     _archive(made, found, network, training="alg_name" not in values)
     if sketched is not None and places is not None:
-        _costs(made, found, sketched, places, network, speeds)
+        _costs(made, found, sketched, places)
     return made
 
 
@@ -258,8 +248,6 @@ def _costs(
     found: Mapping[str, Any],
     sketched: Sketch,
     places: Places,
-    network: Hypernetwork | None,
-    speeds: Callable[[torch.dtype], Speeds] | None,
 ) -> None:
     parts = _processes(found["model_kwargs"] or {})
     held: dict[Place, int] = weights_on(places, sketched)
@@ -289,11 +277,6 @@ def _costs(
             made.notes.append(
                 f"{says}max_memory is {room}, for the weights: leave that room beside"
             )
-    if parts:
-        made.notes.append("no time is estimated for a model that is split between processes")
-    elif speeds is not None and made.targets:
-        made.speeds = speeds(sketched.dtype)
-        made.steps = costs.time_of(places, sketched, made.targets, made.network, made.speeds)
 
 
 def _home(

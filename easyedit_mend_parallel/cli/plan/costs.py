@@ -1,7 +1,6 @@
-"""What an edit takes over the loaded model: memory by place, and about how long.
+"""The memory that an edit takes over the loaded model, by place, counted from sizes.
 
-Memory is counted from sizes; time is an estimate from bytes, operations and speeds. Knows targets
-and places, and neither hyperparameter files nor archives.
+Knows targets and places, and neither hyperparameter files nor archives.
 """
 
 from __future__ import annotations
@@ -10,13 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from easyedit_mend_parallel.cli.plan.model import Sketch
 from easyedit_mend_parallel.cli.plan.places import Place, Places
-from easyedit_mend_parallel.cli.plan.speeds import Speeds
-from easyedit_mend_parallel.weights.offload import SAFETENSORS, tied_names
-from easyedit_mend_parallel.weights.placement import RESIDENT
 from easyedit_mend_parallel.weights.target import Target
 
 TOKENS = 32
@@ -59,17 +52,6 @@ class Memory:
     def edit(self) -> int:
         """What one edit takes here over the loaded model."""
         return self.backups + self.network + self.rows
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part of an edit: bytes read or written, operations, `low` to `high` seconds."""
-
-    name: str
-    bytes: int
-    flops: int
-    low: float
-    high: float
 
 
 def memory(
@@ -118,99 +100,3 @@ def memory(
         for where in everywhere
     ]
     return [one for one in found if one.weights or one.edit]
-
-
-def time_of(
-    places: Places,
-    sketched: Sketch,
-    targets: Sequence[TargetPlan],
-    network: tuple[Place, int] | None,
-    speeds: Speeds,
-) -> list[Step]:
-    """The parts of editing one request of `TOKENS` tokens, each with its estimate.
-
-    A part takes as long as its bytes or its operations do, whichever is longer, and what calling
-    its layers takes.
-    """
-    steps = []
-    named = list(sketched.model.named_parameters(remove_duplicate=False))
-    order_of = {name: order for order, (name, _) in enumerate(named)}
-    lowest = min((order_of[plan.target.name] for plan in targets), default=0)
-    for name, first in (("forward pass", 0), ("backward pass", lowest)):
-        # Backward through frozen weights is one product for each, as forward is.
-        sums: dict[tuple[str, str], int] = Counter()
-        numbers: Counter[str] = Counter()
-        layers = 0
-        seen: set[int] = set()
-        for order, (parameter, weight) in enumerate(named):
-            if order < first or id(weight) in seen or not places.covers(parameter):
-                continue
-            seen.add(id(weight))
-            kind = kind_of(places.device(parameter))
-            kept = places.kept(parameter) if name == "forward pass" else RESIDENT
-            sums[kind, kept] += sketched.bytes_of[parameter]
-            if weight.dim() > 1 and not _is_embedding(sketched, parameter):
-                numbers[kind] += weight.numel()
-                layers += 1
-        steps.append(_pass(name, sums, numbers, layers, speeds))
-    if network is not None:
-        kind, size = kind_of(network[0]), network[1]
-        flops = 2 * TOKENS * len(targets) * size // FP32
-        steps.append(_step("hypernetwork", kind, size, flops, len(targets), speeds))
-    written = [plan for plan in targets if plan.store != "output"]
-    for kind in dict.fromkeys(kind_of(_writes_on(plan)) for plan in written):
-        mine = [plan for plan in written if kind_of(_writes_on(plan)) == kind]
-        size = 4 * sum(plan.bytes for plan in mine)  # backed up, then read, changed and written
-        numbers_there = sum(plan.target.in_features * plan.target.out_features for plan in mine)
-        flops = 2 * TOKENS * numbers_there
-        name = f"backup and write ({'CPU' if kind == 'cpu' else 'GPU'})"
-        steps.append(_step(name, kind, size, flops, len(mine), speeds))
-    return [step for step in steps if step.bytes]
-
-
-def kind_of(place: Place) -> str:
-    """ "cpu" or "accelerator": which of the speeds counts there."""
-    return "cpu" if place in ("cpu", "disk") else "accelerator"
-
-
-def _writes_on(plan: TargetPlan) -> Place:
-    return plan.place if plan.kept == RESIDENT else "cpu"
-
-
-def _pass(
-    name: str,
-    sizes: Mapping[tuple[str, str], int],
-    numbers: Mapping[str, int],
-    layers: int,
-    speeds: Speeds,
-) -> Step:
-    """One pass through the model: what it takes to fetch offloaded weights, and to compute."""
-    low, high = layers / speeds.calls.high, layers / speeds.calls.low
-    for (kind, kept), size in sizes.items():
-        if kept == SAFETENSORS:
-            low, high = low + size / speeds.disk.high, high + size / speeds.disk.low
-        if kept != RESIDENT and kind == "accelerator":
-            low, high = low + size / speeds.link.high, high + size / speeds.link.low
-    for kind in dict.fromkeys(kind for kind, _ in sizes):
-        size = sum(size for (other, _), size in sizes.items() if other == kind)
-        flops = 2 * TOKENS * numbers.get(kind, 0)
-        here = _step(name, kind, size, flops, 0, speeds)
-        low, high = low + here.low, high + here.high
-    return Step(name, sum(sizes.values()), 2 * TOKENS * sum(numbers.values()), low, high)
-
-
-def _step(name: str, kind: str, size: int, flops: int, calls: int, speeds: Speeds) -> Step:
-    memory, compute = speeds.memory[kind], speeds.flops[kind]
-    return Step(
-        name,
-        size,
-        flops,
-        low=max(size / memory.high, flops / compute.high) + calls / speeds.calls.high,
-        high=max(size / memory.low, flops / compute.low) + calls / speeds.calls.low,
-    )
-
-
-def _is_embedding(sketched: Sketch, parameter: str) -> bool:
-    layer = sketched.model.get_submodule(parameter.rpartition(".")[0])
-    tied = len(tied_names(sketched.model, parameter)) > 1  # then it is the head's product, too
-    return isinstance(layer, nn.Embedding) and not tied
