@@ -523,7 +523,9 @@ def test_a_limit_is_a_size(written: Any, expected: int | None) -> None:
     assert toy_hparams([UP], overlay_limit=written).overlay_bytes == expected
 
 
-@pytest.mark.parametrize("written", ["2 gigs", "lots", -1, "-1GiB", True, "GiB", 1.5j])
+@pytest.mark.parametrize(
+    "written", ["2 gigs", "2Gb", "infGiB", "lots", -1, "-1GiB", True, "GiB", 1.5j]
+)
 def test_a_limit_that_is_no_size_is_refused(written: Any) -> None:
     with pytest.raises(HparamsError, match=r"overlay_limit is .*'2GiB'"):
         toy_hparams([UP], overlay_limit=written)

@@ -9,12 +9,12 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.utils.modeling import convert_file_size_to_int
 
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
@@ -148,25 +148,21 @@ def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
-
-
 def size_in_bytes(field: str, size: int | str) -> int:
-    """The size of `field`, from a number of bytes or one with a unit as in `max_memory`: `2GiB`.
+    """The size of `field` as accelerate reads those of `max_memory`: bytes, or `2GiB`, `500MB`.
 
-    Raises HparamsError for what is no size.
+    A small b is refused: accelerate takes it for bits. Raises HparamsError for what is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if isinstance(size, bool) or found is None or found[2] not in UNITS:
+    text = str(size).strip()
+    try:
+        if isinstance(size, bool) or text.endswith("b"):
+            raise ValueError
+        return int(convert_file_size_to_int(int(text) if text.isdecimal() else text))
+    except (ValueError, OverflowError):
         raise HparamsError(
-            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit "
-            f"({', '.join(unit for unit in UNITS if unit)}), such as '2GiB'"
-        )
-    return int(float(found[1]) * UNITS[found[2]])
+            f"{field} is {size!r}; it has to be a number of bytes, or one with a unit (KB, MB, GB, "
+            "KiB, MiB, GiB), such as '2GiB'"
+        ) from None
 
 
 def converted_to(kind: str, value: Any) -> Any:
