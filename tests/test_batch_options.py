@@ -25,7 +25,7 @@ from easyedit_mend_parallel import (
 )
 from easyedit_mend_parallel.forward.batch import make_text_batch
 from easyedit_mend_parallel.forward.capture import layer_rows
-from easyedit_mend_parallel.method.archive import keep_aggregate
+from easyedit_mend_parallel.method.archive_additions import keep_aggregate
 from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,10 @@ def command(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write metrics for tensorboard.")
     ] = False,
+    scope_only: Annotated[
+        bool,
+        typer.Option("--scope-only", help="Add a scope to CONFIG's archive, for apply: scoped."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a hypernetwork for the model and the targets that CONFIG names.
@@ -34,6 +39,9 @@ def command(
     Data may be zsRE or CounterFact json, or JSON lines. To train in several processes, start it
     with `accelerate launch` or `torchrun`. OUT then holds archive.safetensors (the best),
     last.safetensors (to go on from), metrics.jsonl and curves.png.
+
+    With --scope-only no hypernetwork is trained: OUT gets the archive that CONFIG names with a
+    scope in it, which `apply: scoped` uses.
     """
     from accelerate import Accelerator
 
@@ -42,6 +50,7 @@ def command(
     from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
     from easyedit_mend_parallel.training.curves import draw_curves
     from easyedit_mend_parallel.training.length_filter import Data
+    from easyedit_mend_parallel.training.scope_only import train_scope_only
     from easyedit_mend_parallel.training.trainer import Trainer
 
     hparams = MENDParallelTrainingHparams.from_hparams(config)
@@ -55,6 +64,11 @@ def command(
         project_dir=folder,
     )
     loaded, tokenizer = load_model(hparams, accelerator.device)
+    if scope_only:
+        found = train_scope_only(loaded, tokenizer, hparams, data, folder, quiet=as_json)
+        said = {"archive": str(found.archive), "thresholds": asdict(found.thresholds)}
+        print(json.dumps(said, indent=2) if as_json else f"{found.archive}: a scope was added")
+        return
     trainer = Trainer(
         loaded,
         tokenizer,

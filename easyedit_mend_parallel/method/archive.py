@@ -21,11 +21,14 @@ from torch import Tensor
 from easyedit_mend_parallel.errors import ArchiveError
 from easyedit_mend_parallel.files import HEADER, read_tensors, write_tensors, written_whole
 from easyedit_mend_parallel.method.hypernetwork import STATISTICS, Hypernetwork
-from easyedit_mend_parallel.method.least_squares import Aggregate
+from easyedit_mend_parallel.method.kept_scope import HEADER as SCOPE
+from easyedit_mend_parallel.method.kept_scope import without_scope
+from easyedit_mend_parallel.weights.scope import Scope
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, WITH_SCOPE = 1, 2
+"""Of archives without a scope, which older versions of this package read, too, and with one."""
 CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+")
 """Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
 OLD_PREFIX, PREFIX = "gtn.", "mend."
@@ -45,13 +48,14 @@ class Archive:
     `header` is what the archive says of itself: targets, options and base model in a safetensors
     file, and in both formats how its labels were made and whether it was trained. Where EasyEdit's
     own trainer wrote the file it is empty. `has_optimizer`: the file also holds what EasyEdit's
-    trainer needs to go on as if it had not stopped.
+    trainer needs to go on as if it had not stopped. `scope` is the one that was trained for it.
     """
 
     path: Path
     state: dict[str, Tensor]
     header: dict[str, Any] = field(default_factory=dict)
     has_optimizer: bool = False
+    scope: Scope | None = None
 
     @property
     def trained(self) -> bool:
@@ -174,7 +178,16 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
             state, header = read_tensors(path, matrices=not shapes_only)
         except (SafetensorError, ValueError, OSError) as error:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
-        return Archive(path, named_as_today(path, state), header)
+        if header.get("format_version", FORMAT_VERSION) not in (FORMAT_VERSION, WITH_SCOPE):
+            raise ArchiveError(
+                f"{path} has format {header['format_version']!r}, which this version does not "
+                "read: install the version of easyedit-mend-parallel that wrote it"
+            )
+        scope = None
+        if not shapes_only:
+            state, scope = without_scope(state, header, path)
+        state = {name: one for name, one in state.items() if not name.startswith(f"{SCOPE}.")}
+        return Archive(path, named_as_today(path, state), header, scope=scope)
     with readable(path):
         content = _read_pickle(path)
     state = named_as_today(path, content["model"])
@@ -230,24 +243,6 @@ def save_archive(
             temporary,
         )
     return path
-
-
-def keep_aggregate(path: str | Path, options: Aggregate) -> None:
-    """Write into the archive at `path` how the batches that it edits are combined.
-
-    Editors then follow it where their hyperparameters say nothing else. The file is written anew,
-    whole or not at all; its tensors keep their bits. Raises ArchiveError for a file that is no
-    safetensors archive: EasyEdit's format has no place for it.
-    """
-    path = Path(path)
-    load_archive(path)
-    if path.suffix != ".safetensors":
-        raise ArchiveError(
-            f"{path} is an archive in EasyEdit's format, which keeps no options: write it anew "
-            "with save_archive under a name that ends in .safetensors"
-        )
-    tensors, header = read_tensors(path)
-    write_tensors(path, tensors, {**header, "aggregate": asdict(options)})
 
 
 def with_header(model_config: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def read_trained(
             network = Hypernetwork(targets, config)
         archive.load_into(network)
     home = network_home(model, targets, device)
-    return Trained(network.to(home).eval().requires_grad_(False), kept)
+    scope = None if archive is None else archive.scope
+    return Trained(network.to(home).eval().requires_grad_(False), kept, scope=scope)
 
 
 def refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:

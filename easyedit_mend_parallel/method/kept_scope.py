@@ -1,0 +1,82 @@
+"""A trained scope as an archive keeps it: tensors under names of its own, and its numbers.
+
+Knows names and numbers; reads no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.weights.scope import Scope, Thresholds
+
+PREFIX, HEADER = "scope.", "scope"
+"""What the names of its tensors begin with, and where in the archive's header its numbers are."""
+TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
+HALVED = ("projection",)
+"""What is stored in half precision: its error is far below that of the states it meets."""
+
+
+def scope_tensors(scope: Scope) -> dict[str, Tensor]:
+    """{name in the archive: tensor}"""
+    found = {name: getattr(scope, name).detach().cpu() for name in TENSORS}
+    return {
+        PREFIX + name: tensor.half() if name in HALVED else tensor.float()
+        for name, tensor in found.items()
+    }
+
+
+def scope_header(scope: Scope) -> dict[str, Any]:
+    """What JSON can say of it."""
+    return {
+        "blocks_name": scope.blocks_name,
+        "blocks": list(scope.blocks),
+        "scale": scope.scale,
+        "shift": scope.shift,
+        "skip_first": scope.skip_first,
+        "thresholds": asdict(scope.thresholds),
+    }
+
+
+def without_scope(
+    state: Mapping[str, Tensor], header: Mapping[str, Any], path: object
+) -> tuple[dict[str, Tensor], Scope | None]:
+    """The tensors of an archive that are not its scope's, and the scope, if there is one.
+
+    Raises ArchiveError where a part of it is missing or does not fit the rest.
+    """
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    about = header.get(HEADER)
+    if about is None and len(rest) == len(state):
+        return rest, None
+    try:
+        tensors = {name: state[PREFIX + name].float() for name in TENSORS}
+        assert about is not None
+        scope = Scope(
+            str(about["blocks_name"]),
+            tuple(int(block) for block in about["blocks"]),
+            scale=float(about["scale"]),
+            shift=float(about["shift"]),
+            skip_first=bool(about["skip_first"]),
+            thresholds=Thresholds(**{n: float(v) for n, v in about["thresholds"].items()}),
+            **tensors,
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"the scope in {path} is damaged ({type(error).__name__} {error}): add it anew with "
+            "`mend-parallel train --scope-only`"
+        ) from error
+    width = len(scope.mean)
+    shapes = (scope.std.shape, scope.projection.shape[1:], scope.weigh.shape)
+    if any(shape != (width,) for shape in shapes) or not all(
+        bool(tensor.isfinite().all()) for tensor in tensors.values()
+    ):
+        raise ArchiveError(
+            f"the scope in {path} is damaged: its tensors do not fit each other. Add it anew with "
+            "`mend-parallel train --scope-only`"
+        )
+    return rest, scope

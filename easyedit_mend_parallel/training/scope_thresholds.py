@@ -1,0 +1,117 @@
+"""From which logit on a scope fires: set on validation facts for a stated rate of false firing.
+
+Knows logits of texts for requests; trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.training.scope_training import States
+from easyedit_mend_parallel.weights.scope import Scope, Thresholds, stands_in, words_of
+
+FALSE_FIRING = 0.005
+"""The share of neighbours' texts in which a request may fire that names its subject."""
+FALSE_FIRING_WITHOUT_SUBJECT = 0.05
+"""The same for requests that name none."""
+OTHER_RELATION = 0.05
+"""The share of pairs of a text and a request about the same subject's other fact in which the
+request may fire: of the request alone, as if the text's own fact had no edit."""
+LEAST = 0.005
+"""A threshold is no lower than this share of rephrases needs."""
+
+
+@torch.no_grad()
+def choose_thresholds(
+    scope: Scope,
+    validation: Sequence[Example],
+    others: Sequence[str],
+    unrelated: Sequence[str],
+    states: States,
+) -> Scope:
+    """`scope` with the thresholds that keep the rates above on `validation`.
+
+    The memory is that of all its requests together, with `others`, prompts of further requests, so
+    that it is as full as one in use. Raises TrainingError where no example has a neighbour or an
+    unrelated text.
+    """
+    by_prompt = {example.request.prompt: example for example in validation}
+    examples = list(by_prompt.values())
+    prompts = [*by_prompt, *(prompt for prompt in others if prompt not in by_prompt)]
+    negatives = [one.prompt for example in examples for one in example.neighbours]
+    negatives = [*dict.fromkeys([*negatives, *unrelated])]
+    if not negatives:
+        raise TrainingError(
+            "thresholds are set on texts that no edit shall act on: give validation facts with "
+            "neighbours or unrelated texts"
+        )
+    subjects = [words_of(example.subject or "") for example in examples]
+    wrong = logits_of(scope, prompts, negatives, states)
+    # Prompts that are nobody's subject are there as competitors alone.
+    named = [*subjects, *((),) * (len(prompts) - len(subjects))]
+    standing = _standing(negatives, named)
+    known = torch.tensor([bool(subject) for subject in named])
+    rephrases = [(q, n) for n, example in enumerate(examples) for q in example.rephrases]
+    own = logits_of(scope, prompts, [q for q, _ in rephrases], states)
+    own = own[torch.arange(len(rephrases)), torch.tensor([n for _, n in rephrases])]
+    least = float(own.quantile(LEAST)) if len(own) else 0.0
+    lowest = torch.full_like(wrong, -torch.inf)
+    subject = _threshold(torch.where(standing, wrong, lowest), FALSE_FIRING, least)
+    subject = max(subject, _other_relations(scope, examples, states))
+    alias = _threshold(torch.where(~standing & known, wrong, lowest), FALSE_FIRING, subject)
+    plain = _threshold(wrong, FALSE_FIRING_WITHOUT_SUBJECT, least)
+    return replace(scope, thresholds=Thresholds(subject, alias, plain))
+
+
+@torch.no_grad()
+def logits_of(scope: Scope, prompts: Sequence[str], texts: Sequence[str], states: States) -> Tensor:
+    """(texts, prompts): the logit of each prompt's request for each text."""
+    found = [scope.keys(states[prompt]) for prompt in prompts]
+    width = max(len(weights) for _, weights in found)
+    keys = torch.stack([F.pad(k, (0, 0, 0, width - len(k))) for k, _ in found])
+    weights = torch.stack([F.pad(w, (0, width - len(w))) for _, w in found])
+    flat = keys.flatten(0, 1).T
+    rows = []
+    for text in texts:
+        encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
+        best = (encoded @ flat).amax(0).view(len(prompts), width)
+        rows.append(scope.logits(best, weights))
+    return torch.stack(rows)
+
+
+def _other_relations(scope: Scope, examples: Sequence[Example], states: States) -> float:
+    """The threshold over which texts about a subject seldom bring the subject's other facts."""
+    texts, prompts, pairs = [], [], []
+    for number, one in enumerate(examples):
+        for other in examples[number + 1 :]:
+            if one.subject and one.subject == other.subject and one.relation != other.relation:
+                for request, text in ((one, other), (other, one)):
+                    pairs.append((text.request.prompt, request.request.prompt))
+    if not pairs:
+        return -float("inf")
+    texts = list(dict.fromkeys(text for text, _ in pairs))
+    prompts = list(dict.fromkeys(prompt for _, prompt in pairs))
+    logits = logits_of(scope, prompts, texts, states)
+    values = [logits[texts.index(text), prompts.index(prompt)] for text, prompt in pairs]
+    return float(torch.stack(values).quantile(1 - OTHER_RELATION))
+
+
+def _threshold(logits: Tensor, rate: float, least: float) -> float:
+    """The lowest number of at least `least` over which at most `rate` of the texts have a logit."""
+    most = logits.amax(1).clamp(min=-1e4)
+    return max(least, float(most.quantile(1 - rate, interpolation="higher")))
+
+
+def _standing(texts: Sequence[str], subjects: Sequence[tuple[str, ...]]) -> Tensor:
+    """(texts, subjects): whether each subject stands in each text."""
+    words = [words_of(text) for text in texts]
+    return torch.tensor(
+        [[bool(subject) and stands_in(text, subject) for subject in subjects] for text in words]
+    )

@@ -1,0 +1,194 @@
+"""Trains a scope's encoder: rephrases of a request shall find it, and everything else nothing.
+
+Contrast over hidden states that are computed once (Khattab and Zaharia 2020; the memory's other
+requests are the competitors). Knows no update and no hypernetwork.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.weights.scope import Scope
+
+States = Mapping[str, Tensor]
+"""{text: its states (T, D)}"""
+
+
+@dataclass(frozen=True)
+class ScopeOptions:
+    """How a scope is trained. `facts` requests make the memory of a step; `dimensions` is the width
+    of what is compared."""
+
+    steps: int = 1500
+    facts: int = 48
+    dimensions: int = 96
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    unrelated: int = 8
+    rephrases: int = 5
+    seed: int = 0
+
+
+class ScopeEncoder(nn.Module):
+    """The parameters of a `Scope`, for training."""
+
+    def __init__(self, width: int, dimensions: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, dimensions, bias=False)
+        self.weigh = nn.Linear(width, 1)
+        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.shift = nn.Parameter(torch.tensor(-14.0))
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def encoded(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d), the weights (B, T) of tokens, zero for padding, and which are real (B, T)."""
+        width = max(len(text) for text in texts)
+        states = torch.stack([F.pad(text, (0, 0, 0, width - len(text))) for text in texts])
+        real = torch.arange(width) < torch.tensor([len(text) for text in texts])[:, None]
+        weights = F.softplus(self.weigh(states)).squeeze(-1) * real
+        return F.normalize(self.projection(states), dim=-1), weights, real
+
+    def forward(self, queries: Sequence[Tensor], requests: Sequence[Tensor]) -> Tensor:
+        """(Q, R): the logit of each request for each query, of standardised states."""
+        tokens, _, real = self.encoded(queries)
+        keys, weights, _ = self.encoded(requests)
+        cosines = torch.einsum("qtd,rsd->qrts", tokens, keys)
+        best = cosines.masked_fill(~real[:, None, :, None], -1.0).amax(2)
+        share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+        return self.scale * (best * share).sum(-1) + self.shift
+
+
+def train_scope(
+    blocks_name: str,
+    blocks: tuple[int, ...],
+    examples: Sequence[Example],
+    unrelated: Sequence[str],
+    states: States,
+    options: ScopeOptions,
+    progress: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> Scope:
+    """A scope trained on `examples`, whose prompts and rephrases are in `states`, and `unrelated`
+    text. Its thresholds are 0: `choose_thresholds` sets them.
+
+    Raises TrainingError where no example has a rephrase.
+    """
+    usable = [example for example in examples if example.rephrases]
+    if len(usable) < 2:
+        raise TrainingError(
+            "a scope is trained on rephrases, and fewer than two of the facts have any: give "
+            "facts with rephrases"
+        )
+    rng = random.Random(options.seed)
+    torch.manual_seed(options.seed)
+    sample = [states[e.request.prompt].float() for e in usable[:500]]
+    rows = torch.cat(sample)
+    mean, std = rows.mean(0), rows.std(0) + 1e-6
+    encoder = ScopeEncoder(len(mean), options.dimensions)
+    optimizer = torch.optim.AdamW(
+        encoder.parameters(), options.lr, weight_decay=options.weight_decay
+    )
+    draw = _Draws(usable, unrelated, options, rng)
+
+    def standardised(texts: Sequence[str]) -> list[Tensor]:
+        return [(states[text].float() - mean) / std for text in texts]
+
+    for step in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * (1 - step / options.steps)
+        requests, queries, answers = draw.step()
+        logits = encoder(standardised(queries), standardised(requests))
+        nobody = torch.zeros(len(queries), 1)
+        loss = F.cross_entropy(torch.cat([logits, nobody], 1), torch.tensor(answers))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(step + 1, float(loss.detach()))
+    return Scope(
+        blocks_name,
+        blocks,
+        mean,
+        std,
+        encoder.projection.weight.detach().clone(),
+        encoder.weigh.weight.detach()[0].clone(),
+        encoder.weigh.bias.detach()[0].clone(),
+        float(encoder.scale),
+        float(encoder.shift),
+    )
+
+
+class _Draws:
+    """What a step compares: requests that are easily mistaken for each other, texts about some of
+    them, and texts about none."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        unrelated: Sequence[str],
+        options: ScopeOptions,
+        rng: random.Random,
+    ) -> None:
+        self._examples, self._unrelated = examples, list(unrelated)
+        self._options, self._rng = options, rng
+        self._like: list[dict[str, list[int]]] = [{}, {}, {}]
+        for number, example in enumerate(examples):
+            for kind, names in enumerate(_names(example)):
+                for name in names:
+                    self._like[kind].setdefault(name, []).append(number)
+
+    def step(self) -> tuple[list[str], list[str], list[int]]:
+        """Requests' prompts (R), texts (Q), and which request each text is about (R: none)."""
+        rng, examples = self._rng, self._examples
+        half = max(1, min(self._options.facts, len(examples)) // 2)
+        chosen = dict.fromkeys(rng.sample(range(len(examples)), half))
+        for number in list(chosen):
+            chosen.setdefault(self._alike(number, (0.25, 0.65)))
+        by_prompt: dict[str, int] = {}
+        for number in chosen:
+            by_prompt.setdefault(examples[number].request.prompt, number)
+        members = list(by_prompt.values())
+        facts = {_fact(examples[number]) for number in members}
+        queries, answers = [], []
+        for place, number in enumerate(members):
+            queries.append(self._wording(number))
+            answers.append(place)
+        for _ in range(self._options.facts):
+            other = self._alike(rng.choice(members), (0.2, 0.65))
+            if _fact(examples[other]) not in facts:
+                queries.append(self._wording(other))
+                answers.append(len(members))
+        count = min(self._options.unrelated, len(self._unrelated))
+        queries += rng.sample(self._unrelated, count)
+        answers += [len(members)] * count
+        return list(by_prompt), queries, answers
+
+    def _alike(self, number: int, shares: tuple[float, float]) -> int:
+        """A fact with the same subject, with a word of the subject, or with the same relation."""
+        u = self._rng.random()
+        kind = 0 if u < shares[0] else 1 if u < shares[1] else 2
+        names = _names(self._examples[number])[kind]
+        pool = self._like[kind][self._rng.choice(names)] if names else range(len(self._examples))
+        return self._rng.choice(list(pool) if len(pool) < 64 else pool)
+
+    def _wording(self, number: int) -> str:
+        example = self._examples[number]
+        rephrases = example.rephrases[: self._options.rephrases]
+        return self._rng.choice([example.request.prompt, *rephrases])
+
+
+def _names(example: Example) -> tuple[list[str], list[str], list[str]]:
+    """The subject of a fact, the words of its subject, and its relation."""
+    subject = example.subject or ""
+    relation = [] if example.relation is None else [example.relation]
+    return ([subject] if subject else []), subject.split(), relation
+
+
+def _fact(example: Example) -> tuple[str, str]:
+    return example.subject or example.request.prompt, example.relation or ""

@@ -1,0 +1,275 @@
+"""A scope is trained on facts, fires no more often than stated, and lives in the archive."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scoped_toys import LINES, THREE, logits
+from toys import same_bits, tokenizer_for, toy_hparams, toy_model, toy_network, toy_targets
+from typer.testing import CliRunner
+
+from easyedit_mend_parallel import (
+    ArchiveError,
+    MendParallel,
+    UpdateError,
+    load_archive,
+    save_archive,
+)
+from easyedit_mend_parallel.cli.app import app
+from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.evaluation.data import Example, LocalityText
+from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.method.archive_additions import keep_scope
+from easyedit_mend_parallel.training.scope_thresholds import (
+    FALSE_FIRING,
+    choose_thresholds,
+    logits_of,
+)
+from easyedit_mend_parallel.training.scope_training import ScopeOptions, train_scope
+from easyedit_mend_parallel.weights.scope import Scope
+
+SUBJECTS = [
+    f"{first} {last}"
+    for first in ["Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal"]
+    for last in "XY"
+]
+RELATIONS = ["home", "job", "pet"]
+WIDTH = 24
+
+
+def examples() -> list[Example]:
+    """Facts whose wordings share two directions of their states: the subject's, the relation's."""
+    return [
+        Example(
+            Request(f"{relation} of {subject}", "it", {"subject": subject}),
+            (f"what {relation} has {subject}", f"{subject} and {relation}"),
+            (LocalityText(f"{relation} of {SUBJECTS[number - 1]}"),) if number % 4 == 0 else (),
+            subject=subject,
+            relation=relation,
+        )
+        for number, subject in enumerate(SUBJECTS)
+        for relation in RELATIONS
+    ]
+
+
+class Made(dict[str, torch.Tensor]):
+    """States made of the text's words: each word's own direction, the text's noise on top."""
+
+    def __missing__(self, text: str) -> torch.Tensor:
+        rows = []
+        for place, word in enumerate(text.split()):
+            generator = torch.Generator().manual_seed(sum(map(ord, word)))
+            noise = torch.Generator().manual_seed(sum(map(ord, text)) + place)
+            rows.append(
+                torch.randn(WIDTH, generator=generator) + 0.3 * torch.randn(WIDTH, generator=noise)
+            )
+        self[text] = torch.stack(rows)
+        return self[text]
+
+
+STATES = Made()
+UNRELATED = ["rain fell all day", "the shop is shut", "two birds sang", "he left the room early"]
+OPTIONS = ScopeOptions(steps=120, facts=16, dimensions=12, unrelated=2, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Scope:
+    found = train_scope("blocks", (1, 3), examples(), UNRELATED, STATES, OPTIONS)
+    rest = [e for e in examples() if e.neighbours]
+    return choose_thresholds(found, rest, [], UNRELATED, STATES)
+
+
+def test_a_rephrase_is_nearest_to_its_own_request_after_training(trained: Scope) -> None:
+    facts = examples()
+    prompts = [fact.request.prompt for fact in facts]
+    found = logits_of(trained, prompts, [fact.rephrases[0] for fact in facts], STATES)
+    right = (found.argmax(1) == torch.arange(len(facts))).float().mean()
+    untrained = train_scope("blocks", (1, 3), facts, UNRELATED, STATES, replace(OPTIONS, steps=0))
+    before = logits_of(untrained, prompts, [fact.rephrases[0] for fact in facts], STATES)
+    assert right > 0.9
+    assert right > (before.argmax(1) == torch.arange(len(facts))).float().mean()
+
+
+def test_the_same_seed_trains_the_same_scope() -> None:
+    options = replace(OPTIONS, steps=5)
+    one, other = (
+        train_scope("blocks", (1, 3), examples(), UNRELATED, STATES, options) for _ in range(2)
+    )
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_thresholds_keep_the_stated_rate_on_the_facts_they_were_set_on(trained: Scope) -> None:
+    facts = [e for e in examples() if e.neighbours]
+    prompts = [fact.request.prompt for fact in facts]
+    texts = [*UNRELATED, *dict.fromkeys(one.prompt for fact in facts for one in fact.neighbours)]
+    found = logits_of(trained, prompts, texts, STATES)
+    named = torch.tensor([[fact.subject in text for fact in facts] for text in texts])
+    limits = trained.thresholds
+    assert ((found > limits.alias) & ~named).any(1).float().mean() <= FALSE_FIRING
+    assert ((found > limits.subject) & named).any(1).float().mean() <= FALSE_FIRING
+    assert limits.subject <= limits.alias
+
+
+def test_facts_without_rephrases_or_without_negatives_are_refused() -> None:
+    bare = [replace(example, rephrases=(), neighbours=()) for example in examples()]
+    with pytest.raises(TrainingError, match="rephrases"):
+        train_scope("blocks", (1, 3), bare, UNRELATED, STATES, OPTIONS)
+    some = train_scope("blocks", (1, 3), examples(), UNRELATED, STATES, replace(OPTIONS, steps=0))
+    with pytest.raises(TrainingError, match="neighbours"):
+        choose_thresholds(some, bare, [], [], STATES)
+
+
+def toy_scope(width: int = 32, blocks: tuple[int, ...] = (1, 3)) -> Scope:
+    torch.manual_seed(0)
+    return Scope(
+        "model.layers",
+        blocks,
+        torch.zeros(width),
+        torch.ones(width),
+        torch.randn(12, width).half().float(),
+        torch.randn(width),
+        torch.zeros(()),
+        20.0,
+        -14.0,
+    )
+
+
+def with_scope(folder: Path, model: Any, scope: Scope) -> Path:
+    network = toy_network(model, tokenizer_for(model))
+    plain = save_archive(folder / "plain.safetensors", network)
+    return keep_scope(plain, scope, folder / "scoped.safetensors")
+
+
+def test_an_archive_keeps_its_scope_and_its_network(tmp_path: Path) -> None:
+    model, scope = toy_model("llama"), toy_scope()
+    path = with_scope(tmp_path, model, scope)
+    found = load_archive(path)
+    assert found.scope is not None
+    assert found.scope.fingerprint() == scope.fingerprint()
+    assert found.scope.thresholds == scope.thresholds
+    plain = load_archive(tmp_path / "plain.safetensors")
+    assert plain.scope is None
+    assert found.state.keys() == plain.state.keys()
+    assert all(same_bits(found.state[name], plain.state[name]) for name in plain.state)
+    assert load_archive(path, shapes_only=True).state.keys() == plain.state.keys()
+    # EasyEdit's format, too
+    network = toy_network(model, tokenizer_for(model))
+    theirs = save_archive(tmp_path / "archive.pt", network)
+    again = load_archive(keep_scope(theirs, scope, tmp_path / "of_theirs.safetensors"))
+    assert again.scope is not None
+    assert all(same_bits(again.state[name], plain.state[name]) for name in plain.state)
+
+
+def test_an_editor_uses_the_scope_of_its_archive(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    path = with_scope(tmp_path, model, toy_scope())
+    hparams = toy_hparams(toy_targets(model), apply="scoped", archive=str(path))
+    editor = MendParallel(model, tokenizer_for(model), hparams)
+    assert editor.scoping is not None
+    assert editor.scoping.scope.fingerprint() == toy_scope().fingerprint()
+    plain = logits(model, THREE[0]["prompt"])
+    editor.edit(THREE[0])
+    assert not same_bits(logits(model, THREE[0]["prompt"]), plain)
+
+
+def test_an_archive_without_a_scope_names_the_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = toy_model("llama")
+    network = toy_network(model, tokenizer_for(model))
+    archive = save_archive(tmp_path / "plain.safetensors", network)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(LINES))
+    hparams = toy_hparams(
+        toy_targets(model),
+        apply="scoped",
+        archive=str(archive),
+        aggregate_options={"preserved_text": str(text)},
+    )
+    editor = MendParallel(model, tokenizer_for(model), hparams)
+    assert "--scope-only" in caplog.text
+    assert not editor.scoping.scope.trained
+
+
+def test_a_scope_for_other_blocks_is_refused(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    path = with_scope(tmp_path, model, toy_scope(blocks=(1, 2)))
+    hparams = toy_hparams(toy_targets(model), apply="scoped", archive=str(path))
+    with pytest.raises(UpdateError, match="block 2"):
+        MendParallel(model, tokenizer_for(model), hparams)
+
+
+def test_a_second_scope_in_one_model_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    first = with_scope(tmp_path, model, toy_scope())
+    editor = MendParallel(
+        model,
+        tokenizer_for(model),
+        toy_hparams(toy_targets(model), apply="scoped", archive=str(first)),
+    )
+    editor.edit(THREE[0])
+    felt = logits(model, THREE[0]["prompt"])
+    other = keep_scope(first, replace(toy_scope(), shift=-3.0), tmp_path / "other.safetensors")
+    second = MendParallel(
+        model,
+        tokenizer_for(model),
+        toy_hparams(toy_targets(model), apply="scoped", archive=str(other)),
+    )
+    with pytest.raises(UpdateError, match="another scope"):
+        second.edit(THREE[1])
+    assert same_bits(logits(model, THREE[0]["prompt"]), felt)
+
+
+def test_a_damaged_or_newer_scope_is_refused(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    path = with_scope(tmp_path, model, toy_scope())
+    tensors, header = read_tensors(path)
+    broken = tmp_path / "broken.safetensors"
+    write_tensors(broken, {n: t for n, t in tensors.items() if n != "scope.weigh"}, header)
+    with pytest.raises(ArchiveError, match="damaged"):
+        load_archive(broken)
+    write_tensors(broken, {**tensors, "scope.std": tensors["scope.std"][:3]}, header)
+    with pytest.raises(ArchiveError, match="damaged"):
+        load_archive(broken)
+    write_tensors(broken, tensors, {**header, "format_version": 99})
+    with pytest.raises(ArchiveError, match="format 99"):
+        load_archive(broken)
+
+
+def test_the_command_adds_a_scope_to_an_archive(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    tokenizer = tokenizer_for(model)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    network = toy_network(model, tokenizer)
+    archive = save_archive(tmp_path / "plain.safetensors", network)
+    records: list[dict[str, Any]] = [
+        {
+            "prompt": one["prompt"],
+            "target_new": one["target_new"],
+            "subject": one["subject"],
+            "relation": "any",
+            "rephrases": [f"some people say that {one['prompt']}"],
+            "neighbours": [LINES[number]],
+        }
+        for number, one in enumerate(THREE)
+    ]
+    facts = tmp_path / "facts.jsonl"
+    lines = [*map(json.dumps, records), *(json.dumps({"text": line}) for line in LINES)]
+    facts.write_text("\n".join(lines))
+    config = tmp_path / "train.json"
+    fields = toy_hparams(toy_targets(model), archive=str(archive)).to_dict()
+    config.write_text(json.dumps({**fields, "model_name": str(tmp_path / "model")}))
+    arguments = ["train", config, "--train", facts, "--eval", facts, "--scope-only", "--json"]
+    arguments += ["--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    found = load_archive(json.loads(done.stdout)["archive"])
+    assert found.scope is not None
+    assert found.scope.blocks == (1, 3)
