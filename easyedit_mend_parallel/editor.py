@@ -76,6 +76,7 @@ class MendParallel:
         self._step_margin = hparams.step_margin
         self._max_step = hparams.max_step
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
+        self._target_space = hparams.target_space
         self._overlay_limit = hparams.overlay_bytes
         self._about = asdict(hparams.network_config()) | {
             "alg": hparams.alg,
@@ -125,7 +126,7 @@ class MendParallel:
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
         """
         started = time.perf_counter()
-        asked = without_repeats(as_requests(requests))
+        asked = without_repeats(as_requests(requests, self._target_space))
         ledger = Ledger.of(self.model)
         with ledger.lock, torch.no_grad():
             ranks = Ranks.of(self.model)

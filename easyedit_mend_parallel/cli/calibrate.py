@@ -33,6 +33,7 @@ def command(
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.evaluation.data import read_examples
     from easyedit_mend_parallel.forward.batch import make_batch
+    from easyedit_mend_parallel.forward.requests import as_requests
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
     from easyedit_mend_parallel.method.archive import save_archive
     from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
@@ -43,7 +44,7 @@ def command(
     hparams = MENDParallelHyperParams.from_hparams(config)
     _refuse_useless(hparams.norm, out)
     requests = [example.request for example in read_examples(data)[0]]
-    used = requests[:limit]
+    used = as_requests(requests[:limit], hparams.target_space)
     model, tokenizer = load_model(hparams)
     targets = find_targets(model, hparams.inner_params)
     torch.manual_seed(hparams.seed)

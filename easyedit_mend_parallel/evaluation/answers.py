@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from easyedit_mend_parallel.evaluation.examples import example_of
-from easyedit_mend_parallel.forward.batch import Tokenized, batch_of, tokenized
+from easyedit_mend_parallel.forward.batch import batch_of
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.tokenizing import AUTO, Tokenized, target_after, tokenized
 
 PROMPT, REPHRASE, NEIGHBOUR = "prompt", "rephrase", "neighbour"
 NEW, OLD = "new", "old"
@@ -52,7 +53,9 @@ def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
         for kind, prompt in [(PROMPT, request.prompt), *rephrases]:
             for role, answer in ((NEW, request.target_new), (OLD, truth)):
                 if isinstance(answer, str) and answer.strip():
-                    tokens = tokenized(model, tokenizer, prompt, _spaced(answer))
+                    space = request.target_space or AUTO
+                    following = target_after(prompt, answer, space)
+                    tokens = tokenized(model, tokenizer, prompt, following, space)
                     found.append(Answer(number, kind, role, prompt, answer.strip(), tokens))
         for one in example.neighbours:
             if one.target:
@@ -86,7 +89,3 @@ def _next(model: Any, tokenizer: Any, prompt: str) -> tuple[str, Tokenized]:
     token = int(logits.argmax())
     answer = tokenizer.decode([token]).strip() or repr(tokenizer.decode([token]))
     return answer, Tokenized((*text.ids, token), (token,))
-
-
-def _spaced(answer: str) -> str:
-    return answer if answer[0] == " " else " " + answer

@@ -11,8 +11,8 @@ from typing import Any
 
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.evaluation.questions import HELD, UNRELATED, Question
-from easyedit_mend_parallel.forward.batch import Tokenized
 from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.forward.tokenizing import Tokenized
 from easyedit_mend_parallel.forward.trunk import Trunk
 
 NO_LIMIT = 1 << 30

@@ -51,13 +51,13 @@ def questions_of(
     Of its unrelated texts, the first `most_unrelated` (None: all); where it has none, one of
     `unrelated`, in turn.
     """
-    target = example.request.target_text
+    request = example.request
     others = list(example.unrelated[:most_unrelated])
     if not others and unrelated:
         others = [LocalityText(unrelated[number % len(unrelated)])]
     return [
-        Question(number, EDIT, example.request.prompt, target),
-        *(Question(number, REPHRASE, prompt, target) for prompt in example.rephrases),
+        Question(number, EDIT, request.prompt, request.target_text),
+        *(Question(number, REPHRASE, p, request.target_after(p)) for p in example.rephrases),
         *_judged(number, NEIGHBOURS, example.neighbours),
         *_judged(number, UNRELATED, others),
         *_judged(number, PORTABILITY, example.portability),

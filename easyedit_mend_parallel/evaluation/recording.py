@@ -27,7 +27,8 @@ from easyedit_mend_parallel.evaluation.questions import (
     Question,
     questions_of,
 )
-from easyedit_mend_parallel.forward.batch import IGNORED, Tokenized, batch_of
+from easyedit_mend_parallel.forward.batch import IGNORED, batch_of
+from easyedit_mend_parallel.forward.tokenizing import Tokenized
 from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.weights.target import Target
 

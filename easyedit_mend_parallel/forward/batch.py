@@ -18,6 +18,14 @@ from torch.nn import functional as F
 from easyedit_mend_parallel.errors import RequestError, TargetError
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.tokenizing import (
+    AUTO,
+    EASYEDIT,
+    Tokenized,
+    ids_of,
+    say_other_labels,
+    tokenized,
+)
 from easyedit_mend_parallel.weights.placement import input_device
 from easyedit_mend_parallel.weights.sharding import whole_logits
 
@@ -201,18 +209,6 @@ class Batch:
         return torch.zeros(self.n_requests, device=device).index_add(0, request.to(device), share)
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """A text as token ids: `ids` of the prompt and its target (of an encoder-decoder model, of the
-    prompt alone), and the target's as `labels`; without labels nothing is to be predicted.
-
-    The last `n_after` of the ids follow the target and are no labels."""
-
-    ids: tuple[int, ...]
-    labels: tuple[int, ...] = ()
-    n_after: int = 0
-
-
 def make_batch(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -222,15 +218,23 @@ def make_batch(
 ) -> Batch:
     """The batch of `requests`, on the device where `model` wants its token ids.
 
-    The labels are the target's tokens when it is tokenized alone: with the special tokens that the
-    tokenizer puts there, as EasyEdit makes them and trains its archives, or without any
-    (`without_special_tokens`). An encoder-decoder model reads the prompt and predicts the target;
-    any other model reads both and predicts the target at the end. Padding is on the tokenizer's
-    side; the tokenizer needs no padding token and is not changed.
+    The labels are the target's tokens in the text of prompt and target (`tokenized`): with the
+    special tokens that the tokenizer puts before and after a text, as EasyEdit makes them and
+    trains its archives, or without any (`without_special_tokens`). An encoder-decoder model reads
+    the prompt and predicts the target; any other model reads both and predicts the target at the
+    end. Padding is on the tokenizer's side; the tokenizer needs no padding token and is not
+    changed. Where a request's labels are made in EasyEdit's form and are not what stands in the
+    text, that is said (logging).
 
     Raises RequestError for a target that has no token of its own, or is as long as the sequence.
     """
-    texts = [tokenized(model, tokenizer, r.prompt, r.target_text) for r in requests]
+    texts = []
+    for asked in requests:
+        space = asked.target_space or AUTO
+        text = tokenized(model, tokenizer, asked.prompt, asked.target_text, space)
+        if space == EASYEDIT:
+            say_other_labels(tokenizer, asked.prompt, asked.target_text, text)
+        texts.append(text)
     return batch_of(model, tokenizer, texts, special_tokens_in_labels=special_tokens_in_labels)
 
 
@@ -243,20 +247,6 @@ def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tens
     """
     special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
     return labels.masked_fill(torch.isin(labels, special), IGNORED)
-
-
-def tokenized(model: PreTrainedModel, tokenizer: Any, prompt: str, target: str = "") -> Tokenized:
-    """`prompt` with `target` after it (or none). Raises RequestError as `make_batch` does."""
-    labels = _target_ids(tokenizer, prompt, target) if target else ()
-    if model.config.is_encoder_decoder:
-        return Tokenized(_ids(tokenizer, prompt), labels)
-    ids = _ids(tokenizer, prompt + target)
-    if len(labels) >= len(ids):
-        raise RequestError(
-            f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
-            "nothing would predict the target"
-        )
-    return Tokenized(ids, labels)
 
 
 def batch_of(
@@ -294,27 +284,13 @@ def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]
     An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
     two tokens are left out; raises RequestError where no other is there.
     """
-    found = [ids for text in texts if len(ids := _ids(tokenizer, text)) > 1]
+    found = [ids for text in texts if len(ids := ids_of(tokenizer, text)) > 1]
     if not found:
         raise RequestError("of the unrelated texts none has two tokens: give longer ones")
     if model.config.is_encoder_decoder:
         halves = [Tokenized(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in found]
         return batch_of(model, tokenizer, halves)
     return batch_of(model, tokenizer, [Tokenized(ids, ids[-1:]) for ids in found])
-
-
-def _target_ids(tokenizer: Any, prompt: str, target: str) -> tuple[int, ...]:
-    ids = _ids(tokenizer, target)
-    if not set(ids) - set(tokenizer.all_special_ids):
-        raise RequestError(
-            f"the target {target.strip()!r} of {prompt!r} is nothing but special tokens to this "
-            f"tokenizer (ids {list(ids)}): the edit would teach it no answer"
-        )
-    return ids
-
-
-def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text)["input_ids"])
 
 
 def _padding(tokenizer: Any) -> int:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from easyedit_mend_parallel.errors import RequestError, suggestion
+from easyedit_mend_parallel.forward.tokenizing import AUTO, TARGET_SPACE, target_after
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,14 @@ class Request:
     """One edit: after `prompt` the model shall go on with `target_new`.
 
     `other` holds whatever else EasyEdit's request dictionaries carry (subject, rephrase_prompt,
-    locality, ...); the edit does not depend on it.
+    locality, ...); the edit does not depend on it. `target_space` says what stands between prompt
+    and target (`tokenizing.target_after`); None: what the hyperparameters say, or `auto`.
     """
 
     prompt: str
     target_new: str
     other: Mapping[str, Any] = field(default_factory=dict)
+    target_space: str | None = None
 
     def __post_init__(self) -> None:
         for name in FIELDS:
@@ -36,11 +39,20 @@ class Request:
                 raise RequestError(f"{name} is a {type(value).__name__}, not a string: {value!r}")
             if not value.strip():
                 raise RequestError(f"{name} is empty in the request {self._say()}")
+        if self.target_space not in (None, *TARGET_SPACE):
+            raise RequestError(
+                f"target_space is {self.target_space!r} in the request {self._say()}; it has to be "
+                f"one of {', '.join(TARGET_SPACE)}"
+            )
 
     @property
     def target_text(self) -> str:
-        """The target as it follows the prompt: with a space before it, as EasyEdit writes it."""
-        return self.target_new if self.target_new[0] == " " else " " + self.target_new
+        """The target as it follows the prompt, with a space before it where one belongs there."""
+        return self.target_after(self.prompt)
+
+    def target_after(self, prompt: str) -> str:
+        """The target as it follows `prompt`, the request's own or a rephrase of it."""
+        return target_after(prompt, self.target_new, self.target_space or AUTO)
 
     def _say(self) -> str:
         return f"{self.prompt!r} -> {self.target_new!r}"
@@ -48,8 +60,11 @@ class Request:
 
 def as_requests(
     requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
+    target_space: str | None = None,
 ) -> list[Request]:
     """Requests from what users write: one or many, `Request`s or EasyEdit's dictionaries.
+
+    `target_space` is that of requests that do not say theirs.
 
     Raises RequestError, naming the request by its number (from 0), for a missing field, an empty
     string, or no request at all.
@@ -58,7 +73,7 @@ def as_requests(
         requests = [requests]
     if not requests:
         raise RequestError("no request was given")
-    return [_as_request(number, request) for number, request in enumerate(requests)]
+    return [_as_request(number, request, target_space) for number, request in enumerate(requests)]
 
 
 def without_repeats(requests: Sequence[Request]) -> list[Request]:
@@ -88,9 +103,11 @@ def without_repeats(requests: Sequence[Request]) -> list[Request]:
     return kept
 
 
-def _as_request(number: int, request: Request | Mapping[str, Any]) -> Request:
+def _as_request(
+    number: int, request: Request | Mapping[str, Any], target_space: str | None
+) -> Request:
     if isinstance(request, Request):
-        return request
+        return replace(request, target_space=request.target_space or target_space)
     if not isinstance(request, Mapping):
         raise RequestError(f"request {number} is a {type(request).__name__}, not a dictionary")
     for name in FIELDS:
@@ -98,6 +115,6 @@ def _as_request(number: int, request: Request | Mapping[str, Any]) -> Request:
             raise RequestError(f"request {number} has no {name!r}" + suggestion(name, request))
     other = {name: value for name, value in request.items() if name not in FIELDS}
     try:
-        return Request(request["prompt"], request["target_new"], other)
+        return Request(request["prompt"], request["target_new"], other, target_space)
     except RequestError as error:
         raise RequestError(f"request {number}: {error}") from None

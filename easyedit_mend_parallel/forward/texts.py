@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import RequestError
-from easyedit_mend_parallel.forward.batch import IGNORED, Batch, Tokenized, batch_of, tokenized
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch, batch_of
+from easyedit_mend_parallel.forward.tokenizing import AUTO, Tokenized, tokenized
 from easyedit_mend_parallel.forward.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Texts:
     """Makes batches of texts for one model; each text is tokenized once.
 
     Texts longer than `max_length` tokens are refused with TooLong, never cut: a cut text would
-    have other labels. With a `trunk` every batch is resumed from it. `special_tokens_in_labels` as
-    for `make_batch`.
+    have other labels. With a `trunk` every batch is resumed from it. `special_tokens_in_labels` and
+    `target_space` as for `make_batch`; what stands before a target is in the texts already.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Texts:
         max_length: int | None = None,
         trunk: Trunk | None = None,
         special_tokens_in_labels: bool = True,
+        target_space: str = AUTO,
         known: dict[Text, Tokenized] | None = None,
     ) -> None:
         self.model = model
@@ -60,12 +62,15 @@ class Texts:
         self.max_length = max_length
         self.trunk = trunk
         self.special_tokens_in_labels = special_tokens_in_labels
+        self.target_space = target_space
         self._tokenized: dict[Text, Tokenized] = {} if known is None else known
 
     def tokenized(self, text: Text) -> Tokenized:
         """Its token ids. Raises TooLong, and RequestError for a target that is nothing."""
         if text not in self._tokenized:
-            found = tokenized(self.model, self.tokenizer, text.prompt, text.target)
+            found = tokenized(
+                self.model, self.tokenizer, text.prompt, text.target, self.target_space
+            )
             after = text.continuation
             found = replace(found, ids=found.ids + after, n_after=len(after))
             length = max(len(found.ids), len(found.labels))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easyedit_mend_parallel.errors import HparamsError, suggestion
+from easyedit_mend_parallel.forward.tokenizing import AUTO, EASYEDIT
 from easyedit_mend_parallel.hparams.values import (
     HOST_METHOD,
     METHOD,
@@ -152,6 +153,11 @@ class MendHparams:
     batch_limit: int | str = "2GiB"
     #: Keep special tokens in the labels, as EasyEdit does; `false` removes them.
     special_tokens_in_labels: bool = True
+    #: What stands between a prompt and its target: `auto` (a space, except after white space, an
+    #: opening bracket or a script without spaces), `always`, `never`; labels are the target's
+    #: tokens in the text of both. `easyedit`: a space, and the target tokenized by itself. Default:
+    #: `easyedit` where the file's method is `MEND`, otherwise `auto`.
+    target_space: str | None = None
     #: Scale a failed edit by up to this factor, until the model gives its target. `1`: never. See
     #: [what edits reach](quality.md).
     max_step: float = 1.0
@@ -171,6 +177,9 @@ class MendHparams:
         problems = problems_with(vars(self))
         if problems:
             raise HparamsError("; ".join(problems))
+        if self.target_space is None:
+            of_host = HOST_METHOD in (self.alg, self.alg_name)
+            self.target_space = EASYEDIT if of_host else AUTO
         for name in METHOD_FIELDS:
             setattr(self, name, METHOD)
 

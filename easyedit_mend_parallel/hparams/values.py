@@ -17,6 +17,7 @@ import yaml
 from accelerate.utils.modeling import convert_file_size_to_int
 
 from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.forward.tokenizing import TARGET_SPACE
 from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
 from easyedit_mend_parallel.method.least_squares import Aggregate
 
@@ -126,6 +127,11 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         for name in COUNTS
         if values.get(name, 1) < 1
     ]
+    if values.get("target_space") not in (None, *TARGET_SPACE):
+        problems.append(
+            f"target_space is {values['target_space']!r}; it has to be one of "
+            f"{', '.join(TARGET_SPACE)}"
+        )
     if values.get("continuation_positions", 0) < 0:
         problems.append(
             f"continuation_positions is {values['continuation_positions']}; it has to be 0 (none) "

@@ -35,9 +35,9 @@ FILE = "continuations.json"
 def to_continue(example: Example) -> list[tuple[Text, bool]]:
     """The texts of an example after which continuations are drawn, and whether greedily: the
     prompt with the answer, greedily, and one rephrase with it, sampled."""
-    target = example.request.target_text
-    found = [(Text(example.request.prompt, target), True)]
-    found += [(Text(prompt, target), False) for prompt in example.rephrases[:1]]
+    request = example.request
+    found = [(Text(request.prompt, request.target_text), True)]
+    found += [(Text(p, request.target_after(p)), False) for p in example.rephrases[:1]]
     return found
 
 

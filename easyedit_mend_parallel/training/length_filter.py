@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from easyedit_mend_parallel.errors import DataError
 from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.forward.texts import Text, Texts, TooLong
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ class Data:
     unrelated: Sequence[str]
     validation: Sequence[Example] = ()
     validation_unrelated: Sequence[str] = ()
+
+    def spaced(self, target_space: str | None) -> Data:
+        """The same, with `target_space` for requests that do not say what theirs is."""
+
+        def put(examples: Sequence[Example]) -> list[Example]:
+            asked = as_requests([e.request for e in examples], target_space) if examples else []
+            return [replace(e, request=one) for e, one in zip(examples, asked, strict=True)]
+
+        return replace(self, train=put(self.train), validation=put(self.validation))
 
 
 def fitting_data(data: Data, texts: Texts) -> Data:
@@ -53,8 +63,8 @@ def _fitting(texts: Texts, examples: Sequence[Example], what: str) -> list[Examp
     kept: list[Example] = []
     left_out: list[Example] = []
     for example in examples:
-        target = example.request.target_text
-        of_target = [Text(p, target) for p in (example.request.prompt, *example.rephrases)]
+        prompts = (example.request.prompt, *example.rephrases)
+        of_target = [Text(p, example.request.target_after(p)) for p in prompts]
         others = [Text(h.prompt, h.target) for h in (*example.neighbours, *example.unrelated)]
         fits = all(_fits(texts, text) for text in (*of_target, *others))
         (kept if fits else left_out).append(example)

@@ -83,7 +83,7 @@ def measure_step(
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
     updates = propose(texts.model, targets, texts.batch(requests), network).updates
     plain = [
-        (number, Text(prompt, sample.example.request.target_text))
+        (number, Text(prompt, sample.example.request.target_after(prompt)))
         for number, sample in enumerate(chosen)
         for prompt in sample.prompts
     ]

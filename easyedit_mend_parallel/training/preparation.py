@@ -117,7 +117,7 @@ def _texts_of(samples: Iterable[Sample], continued: Mapping[Text, Text]) -> list
     found: dict[Text, None] = {}
     for sample in samples:
         request = sample.example.request
-        tried = [Text(prompt, request.target_text) for prompt in sample.prompts]
+        tried = [Text(prompt, request.target_after(prompt)) for prompt in sample.prompts]
         found[Text(request.prompt, request.target_text)] = None
         found |= dict.fromkeys(continued.get(text, text) for text in tried)
         found |= dict.fromkeys(Text(one.prompt, one.target) for one in sample.locality)

@@ -20,6 +20,7 @@ from torch import Tensor
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.measures import Scores, measure_edits, scores_of
 from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.forward.tokenizing import AUTO
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
@@ -93,8 +94,9 @@ class Trainer:
             tokenizer,
             max_length=hparams.max_length,
             special_tokens_in_labels=hparams.special_tokens_in_labels,
+            target_space=hparams.target_space or AUTO,
         )
-        self.data = fitting_data(data, self.texts)
+        self.data = fitting_data(data.spaced(hparams.target_space), self.texts)
         self.sampling = Sampler(
             self.data.train,
             self.data.unrelated,
