@@ -1,7 +1,7 @@
-"""Whole tensors of a model that is split between processes, one at a time, on the one that asks.
+"""Gathers whole tensors of a model that is split between processes, one at a time.
 
-The first process asks for a tensor by its name, in any order, and the others answer until it needs
-no more: none of them holds more than one whole tensor. Knows nothing of edits or files.
+The first process asks for tensors by name, in any order, and the others answer until it is done.
+No process holds more than one whole tensor. Knows nothing of edits or files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.sharding import whole_tensor
 
 DONE = 0
-"""What the first process says instead of a tensor's number (from 1) when it needs no more."""
+"""What the first process sends when it is done, instead of the number of a tensor (from 1)."""
 WELL, FAILED = 0, 1
-"""What the others say meanwhile: whether they could do their part in the last tensor."""
+"""What the others send: whether they could gather their part of the last tensor."""
 
 
 class Whole(Mapping[str, Tensor]):
-    """The tensors of `split` by name, each gathered when it is asked for, on the CPU."""
+    """The tensors of `split` by name. Each is gathered on access, on the CPU."""
 
     def __init__(self, split: Mapping[str, Tensor], ranks: Ranks) -> None:
         self._split = split
@@ -31,7 +31,7 @@ class Whole(Mapping[str, Tensor]):
         self._ended = False
 
     def __getitem__(self, name: str) -> Tensor:
-        """Raises UpdateError where another process could not do its part in the one before."""
+        """Raises UpdateError if another process could not gather its part of the last tensor."""
         self._say(self._numbers[name])
         return whole_tensor(self._split[name]).cpu()
 
@@ -42,7 +42,7 @@ class Whole(Mapping[str, Tensor]):
         return len(self._split)
 
     def end(self) -> None:
-        """Let the others go. Raises UpdateError as asking for a tensor does."""
+        """Tell the others that no tensor follows. Raises UpdateError as `__getitem__` does."""
         if not self._ended:
             self._say(DONE)
 
@@ -59,9 +59,9 @@ class Whole(Mapping[str, Tensor]):
 
 @contextmanager
 def asking(split: Mapping[str, Tensor], ranks: Ranks) -> Iterator[Whole]:
-    """For the first process: `split` {name: its part of a tensor} made whole, on asking.
+    """For the first process: a mapping that gathers the tensors of `split` ({name: its part}).
 
-    The others have to call `answer` with their parts, and are let go when the context ends.
+    The other processes must call `answer` with their parts; it returns when the context ends.
     """
     whole = Whole(split, ranks)
     try:
@@ -71,9 +71,9 @@ def asking(split: Mapping[str, Tensor], ranks: Ranks) -> Iterator[Whole]:
 
 
 def answer(split: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """For every process but the first: do its part until the first needs no more.
+    """For every process but the first: gather its parts until the first process is done.
 
-    Raises what went wrong here, or an UpdateError where another process could not do its part.
+    Raises the exception of this process, or an UpdateError if another process failed.
     """
     parts = list(split.values())
     error: BaseException | None = None
@@ -87,5 +87,5 @@ def answer(split: Mapping[str, Tensor], ranks: Ranks) -> None:
             return
         try:
             whole_tensor(parts[int(asked) - 1])
-        except BaseException as raised:  # told to the others with the next tensor
+        except BaseException as raised:  # the others hear of it with the next tensor
             error = raised

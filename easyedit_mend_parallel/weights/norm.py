@@ -1,6 +1,6 @@
-"""How large a weight is, wherever it lies: what the length of a step is measured against.
+"""The norm of a weight, on any placement. Steps are measured in units of it.
 
-Reads a weight where a store can, and never changes one; knows nothing of updates.
+Reads a weight if its store can, and never changes one. Knows nothing of updates.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from easyedit_mend_parallel.weights.stores.protocol import WeightStore
 from easyedit_mend_parallel.weights.target import Target
 
 PROBES, SEED = 64, 0
-"""Random inputs of a layer whose weight cannot be read, and what they are drawn from."""
+"""Number of random inputs for a layer whose weight cannot be read, and their seed."""
 
 
 @torch.no_grad()
 def weight_norm(model: nn.Module, target: Target) -> float:
-    """‖W‖ (Frobenius) of the target's weight as it is now; the whole weight's, also of a shard.
+    """‖W‖ (Frobenius) of the target's current weight; of the whole weight if it is sharded.
 
-    A weight that no store can read (packed, or kept by something unknown) is estimated from what
-    its layer does to random inputs, within a few per cent. Every process that holds a shard has
-    to call this.
+    For a weight that no store can read (packed, or kept in an unknown way) the norm is estimated
+    from the layer's outputs for random inputs, within a few per cent. Every process that holds a
+    shard must call this function.
     """
     try:
         store = store_for(model, target)
@@ -49,7 +49,7 @@ def _estimated(model: nn.Module, target: Target) -> float:
     probes = torch.randn(
         PROBES, target.in_features, generator=torch.Generator().manual_seed(SEED)
     ).to(place(model, target).device, dtype)
-    # Not the layer's __call__, whose hooks may add an edit or watch it; accelerate wraps forward.
+    # Not __call__: its hooks may add an edit or capture it. accelerate wraps forward.
     answers: Tensor = layer.forward(torch.cat([probes, torch.zeros_like(probes[:1])]))
     moved = (answers[:-1] - answers[-1]).float()  # without the bias
     return float(moved.square().sum(1).mean().sqrt())

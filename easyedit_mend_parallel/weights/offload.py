@@ -1,6 +1,6 @@
-"""What holds an offloaded weight while its layer does not compute: a map of accelerate's and a key.
+"""Finds an offloaded weight while its layer does not compute: a mapping of accelerate's and a key.
 
-Knows how accelerate keeps weights in RAM and on disk, and which of them this package overlays.
+Knows how accelerate stores weights in RAM and on disk, and which of them this package overlays.
 Writes no weight.
 """
 
@@ -19,8 +19,8 @@ from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.weights.overlay import Overlays
 
 RAM, DAT, SAFETENSORS, UNKNOWN = "ram", "dat", "safetensors", "unknown"
-"""How an offloaded weight is kept: a tensor in a dictionary, a `.dat` file that accelerate wrote,
-an entry of a safetensors file (the user's checkpoint), or in a map that only a plugin can know."""
+"""How an offloaded weight is stored: a tensor in a dictionary, a `.dat` file that accelerate wrote,
+an entry of a safetensors file (the user's checkpoint), or a mapping that only a plugin knows."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Holder:
 
     @property
     def in_memory(self) -> Tensor:
-        """The tensor of a weight that is kept in RAM, itself and no copy."""
+        """The tensor of a weight in RAM itself, not a copy."""
         container: Any = self.container
         if isinstance(container, OffloadedWeightsLoader):
             container = container.state_dict
@@ -42,10 +42,10 @@ class Holder:
 
 
 def find_holder(model: nn.Module, name: str) -> Holder | None:
-    """What holds the parameter called `name`; None where no hook of accelerate offloads it.
+    """What holds the parameter `name`; None if no hook of accelerate offloads it.
 
-    The innermost hook that offloads it counts; with `preload_module_classes` that is one of a
-    module around its layer.
+    The innermost hook that offloads it is used. With `preload_module_classes`, this is a hook of a
+    module around the parameter's layer.
     """
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
@@ -62,10 +62,10 @@ def find_holder(model: nn.Module, name: str) -> Holder | None:
 
 
 def kept_weight(model: nn.Module, name: str) -> Tensor | None:
-    """The parameter called `name` as the next forward pass will use it, wherever it is kept.
+    """The parameter `name` as the next forward pass will use it, however it is stored.
 
-    Not to be written to. A weight on disk is read from there, and through what this package has
-    put before it. None where it has no values and no hook of accelerate holds any for it.
+    Do not write to it. A weight on disk is read from its file, or from this package's overlay. The
+    result is None if the parameter has no values and no hook of accelerate holds any.
     """
     weight = model.get_parameter(name)
     if weight.device.type != "meta":
@@ -78,7 +78,7 @@ def kept_weight(model: nn.Module, name: str) -> Tensor | None:
 
 
 def _kept(container: Any, key: str) -> str | None:
-    """How `container` keeps `key`, without reading it; None where it does not."""
+    """How `container` stores `key`, found without reading it; None if it does not."""
     if isinstance(container, OffloadedWeightsLoader):
         overlays = Overlays.of(container)
         if key in container.state_dict and key not in overlays.own:
@@ -93,7 +93,7 @@ def _kept(container: Any, key: str) -> str | None:
 
 
 def loaders_of(model: nn.Module) -> list[OffloadedWeightsLoader]:
-    """Every loader that a hook in `model` reads weights from, once."""
+    """Every loader from which a hook in `model` reads weights, without repeats."""
     found: dict[int, OffloadedWeightsLoader] = {}
     for module in model.modules():
         for hook in hooks_of(module):
@@ -106,9 +106,9 @@ def loaders_of(model: nn.Module) -> list[OffloadedWeightsLoader]:
 
 
 def refuse_lost_files(model: nn.Module) -> None:
-    """Raise PlacementError where folders or checkpoint files that `model` reads are gone.
+    """Raise PlacementError if folders or checkpoint files that `model` reads are gone.
 
-    Looked at before a forward pass, which would break off in the middle of the model.
+    Checked before a forward pass, which would otherwise fail in the middle of the model.
     """
     for loader in loaders_of(model):
         entries = Overlays.of(loader).own | dict(loader.index)
@@ -117,15 +117,15 @@ def refuse_lost_files(model: nn.Module) -> None:
         lost = [str(path) for path in needed if path is not None and not Path(path).exists()]
         if lost:
             raise PlacementError(
-                f"the model's offloaded weights lie in {', '.join(sorted(lost))}, which is gone: "
+                f"the model's offloaded weights are in {', '.join(sorted(lost))}, which is gone: "
                 "put it back, or load the model again"
             )
 
 
 def tied_names(model: nn.Module, name: str) -> set[str]:
-    """The parameters that transformers declares to be one tensor with `name`, itself among them.
+    """The parameters that transformers declares to be tied to `name`, including `name`.
 
-    Once weights are offloaded each has a placeholder of its own, and nothing else tells.
+    After offloading, each has its own placeholder, so only this declaration shows the tie.
     """
     declared = getattr(model, "all_tied_weights_keys", None)  # since transformers 5
     if declared is not None:
@@ -139,7 +139,7 @@ def tied_names(model: nn.Module, name: str) -> set[str]:
         for pair in pairs:
             if group & set(pair):
                 group.update(pair)
-    if len(group) > 1:  # patterns, and names that this model does not have
+    if len(group) > 1:  # removes patterns, and names that this model does not have
         group &= {known for known, _ in model.named_parameters(remove_duplicate=False)}
     return group
 
@@ -151,7 +151,7 @@ def _ties_before_5(model: Any) -> list[tuple[str, str]]:
 
 
 def hooks_of(module: nn.Module) -> Iterator[ModelHook]:
-    """accelerate's hooks on a module, one by one."""
+    """The single hooks of accelerate on a module."""
     hook = getattr(module, "_hf_hook", None)
     if isinstance(hook, SequentialHook):
         yield from hook.hooks

@@ -1,7 +1,8 @@
-"""How a weight that stays on disk is edited: something else is put before its file.
+"""Overlays: edited weights that accelerate's loader reads instead of the weights' files on disk.
 
-accelerate's loader looks for a weight in its dictionary first and then in the files that its index
-names. A *face* is what it finds so. Knows nothing of updates or of models.
+accelerate's loader looks for a weight in its dictionary first, then in the files that its index
+names. An overlay is a tensor in that dictionary or a private file in that index; the weight's own
+file is never modified. Knows nothing of updates or of models.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from easyedit_mend_parallel.weights.scratch_files import (
 )
 
 Entry: TypeAlias = Mapping[str, Any]
-"""What a loader's index says of one weight: dtype and shape, or a safetensors file and a name."""
+"""A loader's index entry of one weight: dtype and shape, or a safetensors file and a name."""
 
 _ON_LOADER = "_easyedit_mend_parallel_overlays"
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """What a loader finds under the keys of one weight: `tensor`, or what is in the files of
-    `entries` ({key: index entry}, several where weights are tied). `folder` is where accelerate's
-    `.dat` files lie."""
+    """What a loader finds under the keys of one weight: `tensor`, or the content of the files of
+    `entries` ({key: index entry}, several for tied weights). `folder` is the folder of accelerate's
+    `.dat` files."""
 
     tensor: Tensor | None
     entries: Mapping[str, Entry]
@@ -42,8 +43,7 @@ class WeightSource:
 
     @property
     def file(self) -> Path | None:
-        """The file that the weight is read from, which is not this package's; None if there is
-        none."""
+        """The user's or accelerate's file from which the weight is read; None if there is none."""
         key, entry = next(iter(self.entries.items()))
         if self.tensor is not None or isinstance(entry, _ScratchEntry):
             return None
@@ -51,20 +51,20 @@ class WeightSource:
 
     @property
     def is_read_afresh(self) -> bool:
-        """Whether each reading gives a tensor of its own, as with `.dat` files."""
+        """Whether each read returns a new tensor, as with `.dat` files."""
         entry = next(iter(self.entries.values()))
         return self.tensor is None and entry.get("safetensors_file") is None
 
     def read(self, name: str) -> Tensor:
-        """The weight called `name`, on the CPU; not to be written to.
+        """The weight `name`, on the CPU. Do not write to it.
 
-        Raises UpdateError where its file cannot be read.
+        Raises UpdateError if its file cannot be read.
         """
         if self.tensor is not None:
             return self.tensor
         key, entry = next(iter(self.entries.items()))
         try:
-            # accelerate's way of reading, through a loader that nobody else changes.
+            # Read as accelerate does, with a loader that no other code changes.
             loader = OffloadedWeightsLoader(save_folder=self.folder, index={key: entry})
             weight: Tensor = loader[key]
         except (OSError, SafetensorError, ValueError) as error:
@@ -76,7 +76,7 @@ class WeightSource:
 
 
 class _ScratchEntry(dict[str, Any]):
-    """An index entry that leads to a private file, which lives as long as the entry does."""
+    """An index entry that names a private file. The file exists as long as the entry."""
 
     def __init__(self, file: ScratchFile, dtype: str) -> None:
         super().__init__(safetensors_file=str(file.path), weight_name=WEIGHT, dtype=dtype)
@@ -85,13 +85,13 @@ class _ScratchEntry(dict[str, Any]):
 
 @dataclass
 class Overlays:
-    """What is put before the files of one loader. Lies on the loader itself, so it lives, and is
-    copied, with the model that the loader belongs to."""
+    """The overlays of one loader. They are an attribute of the loader, so they are freed and copied
+    with the loader's model."""
 
     own: dict[str, Entry] = field(default_factory=dict)
-    """{key of a weight that is overlaid now: its entry in the index before that}"""
+    """{key of a weight with an overlay: its entry in the index before that}"""
     limit: int | None = None
-    """How many bytes of memory the overlays may take; None: any number."""
+    """Maximum memory of the overlays in bytes; None: no limit."""
     _tensors: list[weakref.ref[Tensor]] = field(default_factory=list)
     _folder: ScratchFolder | None = None
     _versions: dict[Path, tuple[int, int]] = field(default_factory=dict)
@@ -104,22 +104,22 @@ class Overlays:
         return overlays
 
     def own_entry(self, loader: OffloadedWeightsLoader, key: str) -> Entry:
-        """What the index says of `key` while it is not overlaid."""
+        """The entry of `key` in the index without its overlay."""
         entry: Entry = self.own[key] if key in self.own else loader.index[key]
         return entry
 
     def source(self, loader: OffloadedWeightsLoader, keys: list[str]) -> WeightSource:
-        """What the loader finds now under `keys`."""
+        """What the loader currently finds under `keys`."""
         entries = {key: loader.index[key] for key in keys}
         return WeightSource(loader.state_dict.get(keys[0]), entries, loader.save_folder)
 
     def new_source(
         self, loader: OffloadedWeightsLoader, keys: list[str], tensor: Tensor, name: str
     ) -> WeightSource:
-        """What shows `tensor` under `keys`: itself, or past the limit a private file of it.
+        """A source that gives `tensor` under `keys`: itself, or above the limit a private file.
 
-        `tensor` is the caller's own, on the CPU. Raises UpdateError, with the weight's `name`,
-        where the file cannot be written.
+        `tensor` belongs to the caller and is on the CPU. Raises UpdateError, with the weight's
+        `name`, if the file cannot be written.
         """
         if self.has_room(tensor.nbytes):
             self._tensors.append(weakref.ref(tensor))
@@ -131,7 +131,7 @@ class Overlays:
         return WeightSource(None, dict.fromkeys(keys, entry), loader.save_folder)
 
     def has_room(self, size: int) -> bool:
-        """Whether an overlay of `size` bytes may be in memory."""
+        """Whether the limit allows another overlay of `size` bytes in memory."""
         self._tensors = [ref for ref in self._tensors if ref() is not None]
         taken = sum(held.nbytes for ref in self._tensors if (held := ref()) is not None)
         return self.limit is None or taken + size <= self.limit
@@ -143,10 +143,10 @@ class Overlays:
         )
 
     def show(self, loader: OffloadedWeightsLoader, source: WeightSource) -> None:
-        """Put `source` before what the loader finds now; if it breaks off, it can be repeated."""
+        """Make the loader find `source`. After an error the call can be repeated."""
         for key, entry in source.entries.items():
-            # First on record, last off it: a key in the dictionary that is not on record is a
-            # weight that accelerate keeps in RAM.
+            # The record comes first and goes last: a key that is in the dictionary but not in the
+            # record is a weight that accelerate keeps in RAM.
             own = self.own.setdefault(key, loader.index[key])
             loader.index[key] = entry
             if source.tensor is not None:
@@ -157,9 +157,9 @@ class Overlays:
                 del self.own[key]
 
     def is_changed(self, file: Path) -> bool:
-        """Whether `file` is another than when it was first asked about, which may be now.
+        """Whether `file` has changed since the first call for it (which may be this one).
 
-        Raises OSError where it cannot be looked at.
+        Raises OSError if its size and time of change cannot be read.
         """
         found = file.stat()
         version = (found.st_size, found.st_mtime_ns)
@@ -167,6 +167,6 @@ class Overlays:
 
 
 def file_of(key: str, entry: Entry, folder: Any) -> Path:
-    """The file in which the weight of an index entry lies."""
+    """The file that has the weight of an index entry."""
     file = entry.get("safetensors_file")
     return Path(folder, f"{key}.dat") if file is None else Path(file)

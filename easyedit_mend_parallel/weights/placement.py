@@ -1,7 +1,7 @@
-"""Where a target computes and where its weight lies, found on the live model.
+"""Where a target computes and where its weight is stored, found on the live model.
 
-Three witnesses are heard: `hf_device_map`, accelerate's hook with what it holds, and the weight
-itself. Knows nothing of updates: what is written, and how, is the stores' affair.
+Reads three sources: `hf_device_map`, accelerate's hook with what it holds, and the weight itself.
+Knows nothing of updates; the stores write them.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ OFFLOAD_PLACES: dict[str, tuple[str, ...]] = {
     "cpu": (RAM, UNKNOWN),
     "disk": (DAT, SAFETENSORS, UNKNOWN),
 }
-"""{what a device map says of an offloaded module: how its weights can then be kept}"""
+"""{a device map's entry for an offloaded module: how its weights can be stored}"""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a target is: `device` is where its layer computes and its token rows arise.
+    """Where a target is: `device` is where its layer computes, and where its token rows are.
 
-    `kept` is `"resident"` where the weight lies on that device. Otherwise it is offloaded and
-    only visits: kept meanwhile in `"ram"`, in a `"dat"` file, in a `"safetensors"` file (the
-    user's checkpoint), or in a way that is `"unknown"` here and may be known to a plugin.
+    `kept` is `"resident"` if the weight stays on that device. Otherwise the weight is offloaded and
+    only copied there for a forward pass. It is stored in `"ram"`, in a `"dat"` file, in a
+    `"safetensors"` file (the user's checkpoint), or in an `"unknown"` way that a plugin may know.
     """
 
     device: torch.device
@@ -52,10 +52,10 @@ class Placement:
 
 
 def place(model: nn.Module, target: Target) -> Placement:
-    """The placement of `target` in `model` as it is now.
+    """The current placement of `target` in `model`.
 
-    Raises PlacementError where the device map has no entry for it, or where the map, the hook
-    and the weight contradict each other; the message names all three.
+    Raises PlacementError if the device map has no entry for it, or if the map, the hook and the
+    weight contradict each other; the message quotes all three.
     """
     weight = target.layer(model).get_parameter("weight")
     mapped = mapped_place(model, target.name)
@@ -87,29 +87,29 @@ def place(model: nn.Module, target: Target) -> Placement:
 
 
 def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> None:
-    """Raise PlacementError where a weight that is tied to the target's is kept in another way.
+    """Raise PlacementError if a weight that is tied to the target's is stored in another way.
 
-    Accelerate then keeps two tensors for one weight, and loads whichever it finds first.
+    accelerate then has two tensors for one weight, and loads the first that it finds.
     """
     for name in sorted(tied_names(model, target.name) - {target.name}):
         kept = _kept(model, name)
         if kept != placement.kept:
             raise PlacementError(
                 f"{target.name} ({placement.kept}) and {name} ({kept}) are tied, one weight under "
-                "two names, and lie in two places: an edit of one would not reach the other. Give "
-                "both modules one place in device_map and load the model again"
+                "two names, but are stored in two places: an edit of one would not change the "
+                "other. Give both modules one place in device_map and load the model again"
             )
 
 
 def network_home(
     model: nn.Module, targets: Sequence[Target], wish: int | str | None
 ) -> torch.device:
-    """Where the hypernetwork of `targets` lives: as wished, or else beside the highest of them."""
+    """Device of the hypernetwork of `targets`: `wish`, or the device of the highest target."""
     return place(model, highest(model, targets)).device if wish is None else as_device(wish)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids are wanted: the device on which the input embeddings are looked up."""
+    """The device for token ids: the one on which the input embeddings are looked up."""
     embeddings = model.get_input_embeddings()
     weight: torch.Tensor = next(embeddings.parameters())
     if weight.device.type != "meta":
@@ -125,10 +125,10 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def mapped_place(model: nn.Module, parameter: str) -> int | str | torch.device | None:
-    """What `model.hf_device_map` says of `parameter`, by its longest matching prefix.
+    """The entry of `model.hf_device_map` for `parameter`, by its longest matching prefix.
 
-    None where the model was never dispatched. Raises PlacementError where the map leaves the
-    parameter out.
+    None if the model was never dispatched. Raises PlacementError if the map has no entry for the
+    parameter.
     """
     device_map: Mapping[str, Any] | None = getattr(model, "hf_device_map", None)
     if device_map is None:
@@ -148,7 +148,7 @@ def mapped_place(model: nn.Module, parameter: str) -> int | str | torch.device |
 
 
 def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | None:
-    """The innermost accelerate hook on the way to a module that says where it computes."""
+    """The innermost accelerate hook, of a module or its parents, that sets where it computes."""
     path = module_name.split(".") if module_name else []
     for depth in range(len(path), -1, -1):
         for hook in hooks_of(model.get_submodule(".".join(path[:depth]))):
@@ -158,7 +158,7 @@ def execution_hook(model: nn.Module, module_name: str) -> AlignDevicesHook | Non
 
 
 def is_dispatched(model: nn.Module) -> bool:
-    """Whether accelerate's hooks or a device map hold the model in place."""
+    """Whether accelerate's hooks or a device map determine where the model is."""
     return hasattr(model, "hf_device_map") or any(
         isinstance(hook, AlignDevicesHook)
         for module in model.modules()
@@ -167,7 +167,7 @@ def is_dispatched(model: nn.Module) -> bool:
 
 
 def as_device(place: int | str | torch.device) -> torch.device:
-    """A device from a device map's entry; a bare number counts this machine's accelerators."""
+    """The device of a device map's entry; a number is the index of an accelerator."""
     if isinstance(place, str) and place.isdigit():
         place = int(place)
     if isinstance(place, int):
@@ -183,7 +183,7 @@ def as_device(place: int | str | torch.device) -> torch.device:
 
 
 def _kept(model: nn.Module, name: str) -> str:
-    """As `Placement.kept`, of any parameter."""
+    """`Placement.kept` for any parameter."""
     if model.get_parameter(name).device.type != "meta":
         return RESIDENT
     holder = find_holder(model, name)
@@ -191,7 +191,7 @@ def _kept(model: nn.Module, name: str) -> str:
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
-    """Whether two names mean one device: an accelerator without an index is its first."""
+    """Whether two names mean one device; an accelerator without an index is the first."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)
 
 

@@ -1,7 +1,6 @@
-"""The processes that hold one model together: they change it together, or none of them does.
+"""The processes that hold one model: either all of them change it, or none does.
 
-Knows nothing of updates. A model that one process holds alone has nobody to ask, and asking costs
-nothing then.
+Knows nothing of updates. A single-process model skips communication.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Ranks:
     """The processes over which a tensor-parallel model is split; `Ranks.of(model)` finds them.
 
-    All of them have to make the same calls in the same order, here as in the model's forward. A
-    process that fails inside the model's own collectives cannot be waited for and does not vote.
+    All of them must make the same calls in the same order, as in the model's forward pass. A
+    process that fails inside the model's own collectives does not vote.
     """
 
     def __init__(self, mesh: DeviceMesh | None = None) -> None:
@@ -36,7 +35,7 @@ class Ranks:
 
     @classmethod
     def of(cls, model: nn.Module | None) -> Ranks:
-        """The processes among which the parameters of `model` are split, by their DTensors.
+        """The processes over which the parameters of `model` are split, found from its DTensors.
 
         Raises PlacementError for a mesh of several dimensions.
         """
@@ -54,15 +53,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes what they write once."""
+        """Whether this process writes what only one of them writes."""
         return self._mesh is None or self._mesh.get_local_rank() == 0
 
     @contextmanager
     def agree(self, what: str) -> Iterator[None]:
-        """Leave the context on every process, or raise on every one where one of them failed.
+        """Leave the context on every process, or raise on every process if one failed.
 
-        The one that failed raises its own exception, an interrupt too; the others an UpdateError
-        that names it and says that it could not do `what`.
+        The failed process raises its own exception, which may be an interrupt. The others raise an
+        UpdateError that names it and says that it could not do `what`.
         """
         if self._mesh is None:
             yield
@@ -72,7 +71,7 @@ class Ranks:
         except BaseException:
             try:
                 self.gathered(1.0)
-            except RuntimeError:  # what went wrong here matters more than that nobody listens
+            except RuntimeError:  # the exception of this process matters more
                 logger.warning("the other processes cannot be told that this one failed")
             raise
         try:
@@ -90,9 +89,9 @@ class Ranks:
             )
 
     def same(self, number: float, tolerance: float = 0.0) -> bool:
-        """Whether every process came here with the same number, up to a relative `tolerance`.
+        """Whether every process passed the same number, up to a relative `tolerance`.
 
-        All of them get the same answer.
+        All processes get the same result.
         """
         if self._mesh is None:
             return True
@@ -101,7 +100,7 @@ class Ranks:
         return bool(apart <= tolerance * numbers.abs().max())
 
     def gathered(self, number: float) -> Tensor:
-        """Every process's number (ranks,), in their order, in fp64; waits for all of them."""
+        """The numbers of all processes (ranks,), in order, in fp64. Waits for all of them."""
         assert self._mesh is not None
         group = self._mesh.get_group()
         numbers = torch.zeros(self._mesh.size(), dtype=torch.float64, device=self._mesh.device_type)

@@ -1,7 +1,7 @@
-"""Files of this process alone, for edited weights that are not to stay in memory.
+"""Private files of this process, for edited weights that do not stay in memory.
 
-Each is written whole or not at all, and removed once nobody refers to it, at the latest when the
-process exits. Knows nothing of models.
+Each file is written whole or not at all. It is removed with the last reference to it, at the latest
+when the process exits. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHT = "weight"
 class ScratchFolder:
     """A folder that only this user can read, in the system's folder for temporary files (TMPDIR).
 
-    A copy of it is itself, so that a copied model shares the files and none is removed too early.
+    Copying it returns the same object: a copied model shares the files, and none is removed early.
     """
 
     def __init__(self) -> None:
@@ -55,9 +55,9 @@ class ScratchFile:
 
 
 def write_scratch(folder: ScratchFolder | None, tensor: Tensor, name: str) -> ScratchFile:
-    """A file of `tensor`, the weight called `name`, in `folder` or a new one.
+    """Write `tensor`, the weight `name`, to a file in `folder` or in a new folder.
 
-    Raises UpdateError where there is no room or the disk cannot be written.
+    Raises UpdateError if the disk is full or cannot be written.
     """
     where = tempfile.gettempdir() if folder is None else str(folder.path)
     try:
@@ -74,7 +74,7 @@ def write_scratch(folder: ScratchFolder | None, tensor: Tensor, name: str) -> Sc
 
 
 def _remove(path: Path, made_by: int) -> None:
-    """Remove a file or folder; in a fork of the process that made it, leave it alone."""
+    """Remove a file or folder; do nothing in a fork of the process that made it."""
     if os.getpid() != made_by:
         return
     if path.is_dir():

@@ -1,7 +1,7 @@
-"""Which side of a target's weight is split between processes, and how rows are made whole again.
+"""How a target's weight is split between processes, and how its token rows are gathered.
 
-Asks the weight (a DTensor), never the plan by which it was loaded. For an edit only token rows
-travel between processes; weights are made whole to be saved or summed. Knows nothing of
+Reads this from the weight (a DTensor), not from the plan that loaded it. An edit sends only token
+rows between processes; weights are gathered to be saved or checksummed. Knows nothing of
 hypernetworks or stores.
 """
 
@@ -28,9 +28,9 @@ Side = Literal["in", "out"]
 class Shard:
     """How one target's weight is split over the processes of `group`.
 
-    `side` is the side of which each process holds a slice, or None where each holds the whole
-    weight; `width` is that side's whole width and `here` this process's slice of it. Slices are
-    those of `torch.chunk`: the last process may hold less than the others, or nothing.
+    `side` is the side that is split, or None if each process holds the whole weight; `width` is
+    the whole width of that side, and `here` this process's slice of it. Slices are those of
+    `torch.chunk`: the last process may hold less than the others, or nothing.
     """
 
     target: str
@@ -40,13 +40,13 @@ class Shard:
     here: slice
 
     def columns(self, rows: Tensor, side: Side) -> Tensor:
-        """The columns of whole `rows` (n, width of `side`) that belong to this process's slice."""
+        """The columns of whole `rows` (n, width of `side`) in this process's slice."""
         return rows[:, self.here] if side == self.side else rows
 
     def whole(self, rows: Tensor, side: Side) -> Tensor:
         """Rows (..., width) of `side` with all their columns, the same on every process.
 
-        Every process has to call this. Rows that are whole already come back as they are.
+        Every process must call this. Rows that are already whole are returned unchanged.
         """
         if is_distributed(rows):
             return whole_tensor(rows)
@@ -60,7 +60,7 @@ class Shard:
         return torch.cat(parts, -1)[:, : self.width].reshape(*rows.shape[:-1], self.width)
 
     def match(self, x: Tensor, keys: Tensor) -> Tensor:
-        """x keysᵀ, whole on every process, from the columns of x (..., in) that are here.
+        """x keysᵀ, whole on every process, from this process's columns of x (..., in).
 
         Differentiable: gradients of `keys` (n, in) and of x are those of an unsplit layer.
         """
@@ -69,7 +69,7 @@ class Shard:
         return _summed(x @ _shared(keys, self.group)[:, self.here].T, self.group)
 
     def spread(self, match: Tensor, values: Tensor, width: int) -> Tensor:
-        """match values: the columns of it that a layer's output of `width` columns has here.
+        """match values: this process's columns, for a layer output of `width` columns.
 
         Differentiable: gradients of `match` (..., n) and `values` (n, out) are whole.
         """
@@ -78,26 +78,26 @@ class Shard:
         return _shared(match, self.group) @ _shared(values, self.group)[:, self.here]
 
     def _split(self, width: int, side: Side) -> bool:
-        """Whether rows of `width` columns on `side` are this process's part and not the whole.
+        """Whether rows of `width` columns on `side` are a slice, and not whole.
 
-        Asked of the rows since plans differ: `colwise_gather_output` gathers the output of a
-        layer that is split on that side, `rowwise_split_input` takes a whole input.
+        The rows decide, since plans differ: `colwise_gather_output` gathers the output of a layer
+        that is split on that side, `rowwise_split_input` takes a whole input.
         """
         if side != self.side or width == self.width:
             return False
         if width != self.here.stop - self.here.start:
             raise PlacementError(
                 f"{self.target} is split into {self.here.stop - self.here.start} of "
-                f"{self.width} on its {side} side, but its rows there have {width} columns: its "
-                "layer is run by a plan that this package does not know"
+                f"{self.width} on its {side} side, but its rows there have {width} columns: the "
+                "layer's parallel plan is unknown to this package"
             )
         return True
 
 
 def shard_of(model: nn.Module, target: Target) -> Shard | None:
-    """How the weight of `target` is split in `model` as it is now; None where it is not.
+    """How the weight of `target` is currently split in `model`; None if it is not.
 
-    Raises PlacementError for what is no plain tensor parallelism: FSDP, several mesh dimensions,
+    Raises PlacementError for anything but plain tensor parallelism: FSDP, several mesh dimensions,
     interleaved slices.
     """
     weight = target.layer(model).get_parameter("weight")
@@ -140,9 +140,9 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
 
 
 def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
-    """`logits` (B, T, vocabulary) with all their columns, where the model leaves them split.
+    """`logits` (B, T, vocabulary) with all columns, also if the model leaves them split.
 
-    Raises PlacementError where it gives each process some columns and does not say which.
+    Raises PlacementError if each process has some columns and it is not known which.
     """
     if is_distributed(logits):
         return whole_tensor(logits)
@@ -157,10 +157,10 @@ def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
 
 
 def whole_tensor(part: Tensor, like: Tensor | None = None) -> Tensor:
-    """The whole of `part`, the same on every process. Not to be written to.
+    """The whole tensor of `part`, the same on every process. Do not write to it.
 
-    `part` is a DTensor, or this process's share of a tensor that is split as `like` is. What is
-    not split comes back as it is. Every process has to call this.
+    `part` is a DTensor, or this process's share of a tensor that is split like `like`. A tensor
+    that is not split is returned unchanged. Every process must call this.
     """
     split: Any = part if like is None else like
     if not is_distributed(split):
@@ -176,12 +176,12 @@ def whole_tensor(part: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor; does not import what defines them (half a second)."""
+    """Whether `tensor` is a DTensor. Does not import DTensor (half a second)."""
     return hasattr(tensor, "to_local")
 
 
 def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
-    """`mesh`, or a PlacementError where it has more than one dimension."""
+    """`mesh`. Raises PlacementError if it has more than one dimension."""
     if mesh.ndim != 1:
         raise PlacementError(
             f"{of} lies on a mesh with dimensions {mesh.mesh_dim_names}; only tensor parallelism "
@@ -191,24 +191,24 @@ def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
 
 
 def _chunk(width: int, group: Any) -> int:
-    """The width of every slice but the last ones."""
+    """The width of each slice; the last ones may be narrower."""
     return -(-width // dist.get_world_size(group))
 
 
 def _summed(part: Tensor, group: Any) -> Tensor:
-    """The sum of every process's part, differentiably."""
+    """The sum of all processes' parts, differentiable."""
     total: Tensor = _Summed.apply(part, group)  # type: ignore[no-untyped-call]
     return total
 
 
 def _shared(whole: Tensor, group: Any) -> Tensor:
-    """`whole`, of which each process uses a part, so that its gradient is whole too."""
+    """`whole`, with a gradient that is summed over the processes, each of which uses a part."""
     same: Tensor = _Shared.apply(whole, group)  # type: ignore[no-untyped-call]
     return same
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over the group; its gradient is the same on every process and passes as it is."""
+    """The sum over the group. Its gradient is the same on every process and passes unchanged."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
@@ -222,7 +222,7 @@ class _Summed(torch.autograd.Function):
 
 
 class _Shared(torch.autograd.Function):
-    """The same on every process; each adds its part to the gradient."""
+    """The identity. The gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, group: Any) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a target is: the weight of one linear layer, its widths and its orientation.
+"""A target: the weight of one linear layer, with its widths and its orientation.
 
-Asks the layer's type, never the model's name, and knows nothing of devices or of where the
-weight is stored.
+They follow from the layer and its type, never from the model's name. Knows nothing of devices or of
+where the weight is stored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from easyedit_mend_parallel.errors import TargetError, suggestion
 class Target:
     """One weight to edit.
 
-    `name` is the parameter's name in the model, `in_features` and `out_features` are the widths
-    of its layer (whole, also where the weight is sharded or packed), and `transposed` is true
-    where the weight is stored in × out (transformers' `Conv1D`) instead of out × in (`nn.Linear`).
+    `name` is the parameter's name in the model. `in_features` and `out_features` are the widths of
+    its layer (of the whole layer, also if the weight is sharded or packed). `transposed` is true if
+    the weight is stored in × out (transformers' `Conv1D`) instead of out × in (`nn.Linear`).
     """
 
     name: str
@@ -35,11 +35,11 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(in, out): what decides which targets share a network."""
+        """(in, out). Targets of the same shape can share a network."""
         return self.in_features, self.out_features
 
     def layer(self, model: nn.Module) -> nn.Module:
-        """The target's layer in `model`, looked up anew at each call since people re-dispatch."""
+        """The target's layer in `model`, looked up at each call, since models are re-dispatched."""
         return model.get_submodule(self.layer_name)
 
 
@@ -65,7 +65,7 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
 
 
 def find_target(model: nn.Module, name: str) -> Target:
-    """The target called `name`; raises TargetError as `find_targets` does."""
+    """The target `name`. Raises TargetError as `find_targets` does."""
     layer_name, _, parameter_name = name.rpartition(".")
     layer = _module(model, layer_name, name)
     parameters = dict(layer.named_parameters(recurse=False))
@@ -88,7 +88,7 @@ def find_target(model: nn.Module, name: str) -> Target:
         return Target(name, rows, columns, transposed=True)
     if isinstance(layer, nn.Linear):
         rows, columns = (
-            weight.shape  # a DTensor's, which is the whole weight's whatever the layer says
+            weight.shape  # of a DTensor: the shape of the whole weight
             if hasattr(weight, "to_local")
             else (layer.out_features, layer.in_features)
         )
@@ -100,13 +100,13 @@ def find_target(model: nn.Module, name: str) -> Target:
 
 
 def highest(model: nn.Module, targets: Sequence[Target]) -> Target:
-    """The target that comes last in the model's own order of modules."""
+    """The target that comes last in the model's order of modules."""
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return max(targets, key=lambda target: order[target.layer_name])
 
 
 def _module(model: nn.Module, path: str, parameter: str) -> nn.Module:
-    """The module at `path`; an error that says how far the path leads where it does not exist."""
+    """The module at `path`. If there is none, the TargetError says how far the path exists."""
     module = model
     walked: list[str] = []
     for step in path.split(".") if path else []:

@@ -1,7 +1,7 @@
-"""The low-rank update that an edit is, and how it is felt without being written.
+"""The low-rank update of one target, and its use without being written.
 
-Knows nothing of hypernetworks or stores: it is two matrices of token rows, their algebra, and a
-context manager that adds them to the outputs of layers while a model runs.
+It has two matrices, keys and values, and their algebra. A context manager adds updates to the
+outputs of layers while a model runs. Knows nothing of hypernetworks or stores.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from easyedit_mend_parallel.weights.sharding import Shard, is_distributed, shard
 from easyedit_mend_parallel.weights.target import Target
 
 WRITE_LIMIT = 1 << 19
-"""Elements of ΔW (fp32) formed at once while an update is written: as many as a cache holds."""
+"""Elements of ΔW (fp32) computed at once when an update is written: as many as fit in a cache."""
 WRITE_LIMIT_ELSEWHERE = 1 << 21
-"""The same on anything but a CPU, where each piece costs a launch."""
+"""The same on devices other than a CPU, where each piece costs a kernel launch."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class LowRankUpdate:
     def is_finite(self) -> Tensor:
         """A boolean scalar on the update's device; reading it waits for that device.
 
-        False where a row is not finite, and where finite rows have a product that is not.
+        False if a row is not finite, or if the product of finite rows is not.
         """
         return torch.isfinite(self.largest_possible())
 
     def norm(self) -> Tensor:
-        """‖ΔW‖ (Frobenius), from the n × n Gram matrices and never from ΔW."""
+        """‖ΔW‖ (Frobenius), from n × n Gram matrices, without forming ΔW."""
         gram = (self.keys @ self.keys.T) * (self.values @ self.values.T)
         return gram.sum().clamp(min=0).sqrt()
 
@@ -60,7 +60,7 @@ class LowRankUpdate:
 
     @torch.no_grad()
     def write(self, weight: Tensor, transposed: bool, base: Tensor | None = None) -> None:
-        """Add ΔW to `weight` in place, on the weight's device; or make it `base` with ΔW added.
+        """Add ΔW to `weight` in place, on the weight's device; with `base`, set it to base + ΔW.
 
         ΔW is computed in fp32, a few rows at a time, cast to the weight's dtype and added once,
         as EasyEdit does (`p + update.to(p.dtype)`). A fused product and sum (`addmm_`) would
@@ -69,7 +69,7 @@ class LowRankUpdate:
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
         left, right = (keys, values) if transposed else (values, keys)
         limit = WRITE_LIMIT if weight.device.type == "cpu" else WRITE_LIMIT_ELSEWHERE
-        rows = max(1, limit // max(1, weight.shape[1]))  # a process may hold no column
+        rows = max(1, limit // max(1, weight.shape[1]))  # a process may hold no columns
         change = right.new_empty(min(rows, weight.shape[0]), weight.shape[1])
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
@@ -78,9 +78,9 @@ class LowRankUpdate:
             torch.add(before, change[: len(part)].to(weight.dtype), out=part)
 
     def added(self, x: Tensor, route: Tensor | None = None) -> Tensor:
-        """What the layer's output gains for inputs x (..., in): (..., out), fp32, on x's device.
+        """The change of the layer's output for inputs x (..., in): (..., out), fp32, on x's device.
 
-        With `route` (B,), sequence b feels the rows of request `route[b]` only; x then has B
+        With `route` (B,), only the rows of request `route[b]` apply to sequence b; x then has B
         sequences in its first dimension, or B × T tokens.
         """
         return self._routed(x.float() @ self.keys.T, route) @ self.values
@@ -88,16 +88,16 @@ class LowRankUpdate:
     def added_here(
         self, x: Tensor, width: int, shard: Shard, route: Tensor | None = None
     ) -> Tensor:
-        """`added` for a layer that is split between processes: what its output gains here.
+        """`added` for a layer that is split between processes: the change of this process's output.
 
-        x has the columns of the input that this process has, and `width` is how many columns its
-        output has. Every process has to call this.
+        x has this process's columns of the input; `width` is the number of columns of its output.
+        Every process must call this.
         """
         match = self._routed(shard.match(x.float(), self.keys), route)
         return shard.spread(match, self.values, width)
 
     def _routed(self, match: Tensor, route: Tensor | None) -> Tensor:
-        """`match` (..., n) with only what each sequence is to feel."""
+        """`match` (..., n) with zeros for the rows that do not apply to a sequence."""
         if route is None:
             return match
         mask = (route.unsqueeze(-1) == self.request).to(match.dtype)
@@ -112,11 +112,11 @@ def attached(
     updates: Mapping[str, LowRankUpdate],
     route: Tensor | None = None,
 ) -> Iterator[None]:
-    """While the context lasts, every call of `model` feels `updates` ({target name: update}).
+    """While the context lasts, every call of `model` has `updates` ({target name: update}).
 
-    Each update is added to its layer's output where that output arises; nothing is written and
-    accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for `route`.
-    Where a layer is split between processes, all of them have to call the model alike.
+    Each update is added to its layer's output, on the device of that output. Nothing is written,
+    and accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for
+    `route`. If a layer is split between processes, all of them must call the model in the same way.
     """
     with ExitStack() as stack:
         for name, update in updates.items():
@@ -129,10 +129,10 @@ def attached(
 def output_with_update(
     update: LowRankUpdate, x: Tensor, output: Tensor, route: Tensor | None = None
 ) -> Tensor:
-    """A layer's `output` with what `update` adds to it: in fp32, cast to its dtype once.
+    """A layer's `output` plus what `update` adds to it, summed in fp32 and cast to its dtype once.
 
-    For forward hooks. accelerate moves inputs inside the forward that it wraps: a hook can still
-    see `x` on the previous device, so the output says where the layer computed.
+    For forward hooks. accelerate moves inputs inside the forward that it wraps, so a hook may see
+    `x` on the previous device; the output's device is the one where the layer computed.
     """
     added = update.to(output.device).added(x.to(output.device), route)
     return (output + added).to(output.dtype)
@@ -148,11 +148,11 @@ def _adding(  # type: ignore[no-untyped-def]
             return output_with_update(update, inputs[0], output, here)
         if is_distributed(output):
             raise UpdateError(
-                f"the output of {shard.target}'s layer is a DTensor, which an update cannot be "
-                "added to: make it parallel with use_local_output=True"
+                f"the output of {shard.target}'s layer is a DTensor, to which no update can be "
+                "added: parallelize the layer with use_local_output=True"
             )
-        # A tensor-parallel layer adds up its processes' parts inside its forward (or in hooks
-        # that were there before), so the output is summed already.
+        # A tensor-parallel layer sums its processes' parts inside its forward (or in earlier
+        # hooks), so the output is already summed here.
         x = inputs[0].to(device)
         x = shard.whole(x, "in") if is_distributed(x) else x
         gain = update.to(device).added_here(x, output.shape[-1], shard, here)
@@ -162,7 +162,7 @@ def _adding(  # type: ignore[no-untyped-def]
 
 
 def refuse_non_finite(updates: Mapping[str, LowRankUpdate]) -> None:
-    """Raise UpdateError naming every target whose update has a NaN or an infinity in it."""
+    """Raise UpdateError, with the name of every target whose update has a NaN or an infinity."""
     if not updates:
         return
     verdicts = [update.is_finite() for update in updates.values()]
