@@ -33,6 +33,11 @@ def command(
         raise EditError(f"no edit is applied in {folder}")
     if not is_free(out):
         raise EditError(f"{out} is there already and not empty: name a new folder")
+    if hparams.apply == "scoped":
+        raise EditError(
+            "a checkpoint cannot hold where an edit applies: set `apply: weight` in CONFIG, or "
+            "load the journal onto the base (`Journal(folder, model, apply='scoped', scoping=...)`)"
+        )
     model, tokenizer = load_model(hparams)
     with progress(as_json) as bars:
         bar = bars.add_task("putting on edits", total=len(applied))

@@ -48,6 +48,7 @@ def command(
     wanted = read_requests(requests)
     earlier = [] if save is None else Journal(save).applied  # refused before a model is loaded
     model, tokenizer = load_model(hparams)
+    editor = MendParallel(model, tokenizer, hparams)
     journal = None
     with progress(as_json) as bars:
         if save is not None:
@@ -57,9 +58,9 @@ def command(
                 model,
                 apply=hparams.apply,
                 hold=False,
+                scoping=editor.scoping,
                 progress=lambda _number: bars.advance(bar),
             )
-        editor = MendParallel(model, tokenizer, hparams)
         answers = [one for one in answers_of(model, tokenizer, wanted) if one.kind == PROMPT]
         before = probabilities(model, tokenizer, answers)
         parts = [wanted] if together else [[request] for request in wanted]

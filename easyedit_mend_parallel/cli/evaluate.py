@@ -144,15 +144,20 @@ def _evaluated(
 
     if not source.is_dir():
         editor = MendParallel(model, tokenizer, hparams)
+        # Where scoped edits apply is told by blocks that a resumed forward pass skips.
+        targets = editor.targets if editor.scoping is None else []
         return evaluate(
-            model, tokenizer, examples, editor.edit, how=how, targets=editor.targets, **options
+            model, tokenizer, examples, editor.edit, how=how, targets=targets, **options
         )
+    scoping = None
+    if hparams.apply == "scoped":
+        scoping = MendParallel(model, tokenizer, hparams).scoping
 
     class PutOn:
         """The journal's edits, all of them, and the way back."""
 
         def __init__(self, _requests: Any) -> None:
-            Journal(source, model, apply=hparams.apply, hold=False)
+            Journal(source, model, apply=hparams.apply, hold=False, scoping=scoping)
 
         def rollback(self) -> None:
             rollback_all(model)

@@ -71,6 +71,7 @@ def command(
 def _judge(edit: SavedEdit, config: Path) -> Judged:
     """Ask the base that CONFIG names, without the edit and with it."""
     from easyedit_mend_parallel.cli.loading import load_model
+    from easyedit_mend_parallel.editor import MendParallel
     from easyedit_mend_parallel.evaluation.answers import answers_of, probabilities
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
@@ -78,7 +79,10 @@ def _judge(edit: SavedEdit, config: Path) -> Judged:
     model, tokenizer = load_model(hparams)
     answers = answers_of(model, tokenizer, edit.requests)
     before = probabilities(model, tokenizer, answers)
-    applied = edit.apply(model, hparams.apply)
+    scoping = None
+    if hparams.apply == "scoped":
+        scoping = MendParallel(model, tokenizer, hparams).scoping
+    applied = edit.apply(model, hparams.apply, scoping=scoping)
     after = probabilities(model, tokenizer, answers)
     applied.rollback()
     return answers, before, after

@@ -23,6 +23,7 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.sharding import is_distributed
 from easyedit_mend_parallel.weights.stores.output import hanging_updates, without_notice
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
+from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 from easyedit_mend_parallel.weights.target import find_target
 
 NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
@@ -41,6 +42,11 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
 
     Raises EditError where that cannot be: edits of the outputs of quantized or tied weights.
     """
+    if scoped_memory(model) is not None:
+        raise EditError(
+            "the model has scoped edits (apply: scoped), and no checkpoint can hold where an edit "
+            "applies: keep them in a journal, or edit with `apply: weight`"
+        )
     ranks = Ranks.of(model)
     with Ledger.of(model).lock, _written(model), ExitStack() as stack:
         with ranks.agree("make the folder"):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.edits.saved import SavedEdit
+from easyedit_mend_parallel.edits.saved import SavedEdit, refuse_scoped
 from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.weights.update import WRITE_LIMIT
 
@@ -33,6 +33,7 @@ def export_delta(edit: SavedEdit, path: str | Path) -> Path:
     gives what a written edit gives; fp32 for a weight that was quantized. A weight that is tied
     to others appears once, under the name that was edited.
     """
+    refuse_scoped(edit, "a delta")
     dtypes = {name: _dtype(edit, name) for name in edit.targets}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

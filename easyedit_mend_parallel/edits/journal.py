@@ -17,6 +17,7 @@ from torch import nn
 
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
 from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, merge_edits
+from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.weights.ledger import Entry, Ledger
@@ -36,10 +37,11 @@ class Journal:
     """The journal in `folder`; an empty one where there is none yet.
 
     With a `model` every edit that is marked applied is put onto it, in order, all or none: the
-    model must be the base, on any placement, and `apply` is as for `SavedEdit.apply`. `progress`
-    is called after each edit with its number. The journal holds the model until it is let go, and
-    a backup of the edited weights for each edit, so that each can be undone; with `hold=False` it
-    holds none, memory stays flat over any number of edits, and they stay in the model.
+    model must be the base, on any placement; `apply` and `scoping` are as for `SavedEdit.apply`.
+    `progress` is called after each edit with its number. The journal holds the model until it is
+    let go, and a backup of the edited weights for each edit, so that each can be undone; with
+    `hold=False` it holds none, memory stays flat over any number of edits, and they stay in the
+    model.
 
     With a model that is split between processes every rank opens the journal and makes the same
     calls; the first one writes, and all have to see the folder. Where one fails all raise, and
@@ -55,6 +57,7 @@ class Journal:
         *,
         apply: str = "weight",
         hold: bool = True,
+        scoping: Scoping | None = None,
         progress: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self.folder = Path(folder)
@@ -62,7 +65,7 @@ class Journal:
             self._revision, self._entries = read_index(self.folder)
         self._model: nn.Module | None = None
         self._ranks = Ranks()
-        self._apply = apply
+        self._apply, self._scoping = apply, scoping
         self._hold = hold
         self._live: dict[int, Entry] = {}
         if model is not None:
@@ -150,7 +153,7 @@ class Journal:
             return
         with self._ranks.agree("read the edit"):
             edit = self.edit(number)
-        applied = edit.apply(self._model, self._apply)
+        applied = edit.apply(self._model, self._apply, scoping=self._scoping)
         try:
             self._write([*others, again])
         except BaseException:
@@ -229,7 +232,7 @@ class Journal:
                     }
                     # Weights are read and summed once, and not for each edit.
                     check = not bases.items() <= known.items()
-                    applied = edit.apply(model, self._apply, check=check)
+                    applied = edit.apply(model, self._apply, check=check, scoping=self._scoping)
                     if self._hold:
                         live[number] = applied.entry
                     known |= bases

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from easyedit_mend_parallel.edits.saved import SavedEdit
+from easyedit_mend_parallel.edits.saved import SavedEdit, refuse_scoped
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
 
@@ -27,6 +27,7 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     Raises EditError for an edit that was written into a weight which is tied to another (an
     adapter reaches only one of the two layers), and for one that adds nothing.
     """
+    refuse_scoped(edit, "a LoRA adapter")
     if edit.about.get("hparams", {}).get("apply", "weight") == "weight":
         _refuse_tied(edit)
     tensors, ranks = {}, {}

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from easyedit_mend_parallel.edits.base import describe_base
 from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
+from easyedit_mend_parallel.edits.scoping import about_below
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.weights.ledger import Entry
 from easyedit_mend_parallel.weights.placement import Placement
+from easyedit_mend_parallel.weights.scope import ScopedUpdate
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -85,6 +87,9 @@ class EditResult:
             "hparams": self.hparams,
             "seconds": self.seconds,
         }
+        update = next(iter(self.updates.values()))
+        if isinstance(update, ScopedUpdate) and update.scope is not None:
+            about["scope"] = about_below(self.entry.model, update.scope)
         return saved_edit(self.targets, self.updates, self.requests, about)
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:

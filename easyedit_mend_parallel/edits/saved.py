@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.edits.base import check_base
+from easyedit_mend_parallel.edits.scoping import Scoping, check_below
 from easyedit_mend_parallel.errors import EditError, MendParallelError, TargetError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.forward.requests import Request
@@ -27,6 +28,7 @@ from easyedit_mend_parallel.weights.ledger import Entry, Ledger
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
 from easyedit_mend_parallel.weights.placement import Placement, place
 from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.stores.scoped import SCOPED
 from easyedit_mend_parallel.weights.target import Target, find_target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -104,11 +106,19 @@ class SavedEdit:
         write_tensors(Path(path), tensors, header)
         return Path(path)
 
-    def apply(self, model: nn.Module, apply: str = "weight", *, check: bool = True) -> AppliedEdit:
+    def apply(
+        self,
+        model: nn.Module,
+        apply: str = "weight",
+        *,
+        check: bool = True,
+        scoping: Scoping | None = None,
+    ) -> AppliedEdit:
         """Put the edit onto `model`, the same base on any placement: all of it, or nothing.
 
         `apply` is "weight" (written) or "output" (added to the layers' outputs, for quantized
-        weights). The base is known by the checksums of the edited weights, as they are or as they
+        weights); with "scoped" (each request where its scope fires) `scoping` says by which scope.
+        The base is known by the checksums of the edited weights, as they are or as they
         were before this package first changed them; what has none that could be compared
         (quantized, another dtype, saved by one of several processes) is known by the model's
         class, its norms and biases, and says so in the result and in the log. Without `check` only
@@ -125,10 +135,25 @@ class SavedEdit:
                 about = self.about["base"]
                 unchecked = check_base(model, targets, about, self.source) if check else {}
                 placements = {target.name: place(model, target) for target in targets}
+                updates = self._with_scopes(model, apply, check, scoping)
             for name, why in list(unchecked.items())[:1]:
                 log.warning("%s: the base of %s was not compared: %s", self.source, name, why)
-            entry = ledger.change(targets, self.updates, apply)
+            entry = ledger.change(targets, updates, apply)
         return AppliedEdit(self, placements, unchecked, entry)
+
+    def _with_scopes(
+        self, model: nn.Module, apply: str, check: bool, scoping: Scoping | None
+    ) -> Mapping[str, LowRankUpdate]:
+        if apply != SCOPED:
+            return self.updates
+        if scoping is None:
+            raise EditError(
+                f"{self.source} is to be applied by scope, and no scope was given: give `scoping` "
+                "(that of a MendParallel with `apply: scoped`)"
+            )
+        if check and "scope" in self.about:
+            check_below(model, self.about["scope"], self.source)
+        return scoping.scoped(model, self.updates, self.requests)
 
     def _found(self, model: nn.Module, target: Target) -> Target:
         """`target` as `model` has it: how it stores the weight is its own affair."""
@@ -143,6 +168,15 @@ class SavedEdit:
                 f"{here.out_features} in this one"
             )
         return here
+
+
+def refuse_scoped(edit: SavedEdit, what: str) -> None:
+    """Raise EditError for an edit that is applied by scope: `what` cannot hold where it applies."""
+    if edit.about.get("hparams", {}).get("apply") == SCOPED:
+        raise EditError(
+            f"{edit.source} is applied by scope (apply: scoped), and {what} cannot hold where an "
+            "edit applies: keep it in a journal, or edit with `apply: weight`"
+        )
 
 
 def saved_edit(
@@ -246,9 +280,8 @@ def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
         )
         for name, parts in rows.items()
     }
-    written = any(
-        edit.about.get("hparams", {}).get("apply", "weight") == "weight" for edit in edits
-    )
+    ways = [edit.about.get("hparams", {}).get("apply", "weight") for edit in edits]
+    way = next(one for one in (SCOPED, "weight", "output") if one in ways)
     weights: dict[str, Any] = {}
     placements: dict[str, Any] = {}
     for edit in reversed(edits):  # of a weight that several change, the first one's base
@@ -261,7 +294,7 @@ def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
         "tokens": _all_tokens(edits),
         "hparams": {
             **edits[0].about.get("hparams", {}),
-            "apply": "weight" if written else "output",
+            "apply": way,
         },
         "versions": _versions(),
     }

@@ -6,19 +6,21 @@ Knows how rows are proposed and compressed, and what a scope compares; changes n
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.errors import EditError, UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.block_states import block_states
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.method.compression import compressed
+from easyedit_mend_parallel.forward.trunk import checksum, is_above
+from easyedit_mend_parallel.method.compression import KEPT_AS, compressed
 from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
 from easyedit_mend_parallel.method.mend import OwnUpdates, Proposal
 from easyedit_mend_parallel.method.untrained_scope import scope_blocks, untrained_scope
@@ -101,6 +103,7 @@ class Scoping:
 
         At most `limit` bytes of rows at once. Raises what `capture` and `own_updates` raise.
         """
+        self._refuse_changed(model)
         tokens = min(limit // bytes_for_a_token(targets), REQUESTS_AT_ONCE * batch.width)
         parts: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
         losses, first = [], 0
@@ -133,8 +136,8 @@ class Scoping:
         found = self.scoped_requests(model, requests)
         return {
             name: ScopedUpdate(
-                update.keys,
-                update.values,
+                _narrow(update.keys),
+                _narrow(update.values),
                 update.request,
                 found,
                 self.scope,
@@ -166,6 +169,18 @@ class Scoping:
             )
         return tuple(found)
 
+    def _refuse_changed(self, model: nn.Module) -> None:
+        memory = scoped_memory(model)
+        now = versions_below(model, self.scope)
+        if memory is None:
+            _versions[model] = now
+        elif _versions.get(model, now) != now:
+            raise UpdateError(
+                f"weights below {self.scope.blocks_name}.{self.scope.blocks[-1]} have changed "
+                "since the model's first scoped edit, so that it can no longer be told where those "
+                "edits apply. Take them out (rollback_all), or load the base again"
+            )
+
     def _answers(self, request: Request) -> tuple[tuple[int, ...], ...]:
         """The target's token ids, as it follows a word and as it stands alone."""
         written = (request.target_text, request.target_text.lstrip())
@@ -192,6 +207,59 @@ def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:
             request.target_new,
             f"the edit to {before.target!r}, which contradicts it" if other else "the same edit",
         )
+
+
+def about_below(model: nn.Module, scope: Scope) -> dict[str, Any]:
+    """What `check_below` needs of the base: the checksum of what lies below the lowest target."""
+    name, lowest = scope.blocks_name, scope.blocks[-1]
+    seen = versions_below(model, scope)
+    known = _sums.get(model)
+    if known is None or known[0] != (name, lowest, seen):
+        _sums[model] = (name, lowest, seen), checksum(model, f"{name}.", lowest, None)
+    return {"blocks": name, "lowest": lowest, "below": _sums[model][1], "dtype": _dtype(model)}
+
+
+def check_below(model: nn.Module, about: Mapping[str, Any], what: str) -> None:
+    """Raise EditError where what lies below the lowest target is not what it was when the edit was
+    made. A model in another dtype is not compared."""
+    if about["dtype"] != _dtype(model):
+        log.warning("%s: the blocks below were not compared: they have another dtype", what)
+        return
+    now = checksum(model, f"{about['blocks']}.", about["lowest"], None)
+    if now != about["below"]:
+        raise EditError(
+            f"{what} was made on a model whose weights below {about['blocks']}.{about['lowest']} "
+            "had other bits: the states that tell where it applies are others in this model. Load "
+            "that base; check=False puts the edit on all the same"
+        )
+
+
+def versions_below(model: nn.Module, scope: Scope) -> tuple[int, ...]:
+    """What changes when a weight below the lowest target is written to."""
+    first = f"{scope.blocks_name}."
+    return tuple(
+        parameter._version
+        for name, parameter in model.named_parameters()
+        if not is_above(name, first, scope.blocks[-1])
+    )
+
+
+_sums: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
+"""The checksum of each model's weights below the lowest target, and when it was made."""
+
+
+_versions: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
+"""What `versions_below` said before each model's first scoped edit."""
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype)
+
+
+def _narrow(rows: Tensor) -> Tensor:
+    """`rows` in half precision, where that has them to the bit."""
+    narrow = rows.to(KEPT_AS)
+    return narrow if torch.equal(narrow.float(), rows.float()) else rows
 
 
 def _subject(request: Request) -> tuple[str, ...]:

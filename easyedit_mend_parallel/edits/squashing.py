@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.edits.saved import SavedEdit, merge_edits
+from easyedit_mend_parallel.edits.saved import SavedEdit, merge_edits, refuse_scoped
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -34,6 +34,7 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     if rank < 1:
         raise EditError(f"rank is {rank}; it has to be at least 1")
     edit = merge_edits([edits] if isinstance(edits, SavedEdit) else list(edits))
+    refuse_scoped(edit, "one update of several requests")
     squashed, errors = {}, {}
     for name, update in edit.updates.items():
         squashed[name], errors[name] = squashed_update(update, rank)

@@ -240,7 +240,7 @@ class Trunk:
         """What changes when a weight of the trunk does: cheap, and for this process only."""
         seen: list[Any] = []
         for name, parameter in model.named_parameters():
-            if _is_above(name, f"{self.blocks}.", self.lowest):
+            if is_above(name, f"{self.blocks}.", self.lowest):
                 continue
             if parameter.device.type != "meta":
                 seen.append((name, parameter.data_ptr(), parameter._version))
@@ -299,7 +299,7 @@ def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, _ in sorted(model.named_parameters()):
-        if _is_above(name, blocks, lowest):
+        if is_above(name, blocks, lowest):
             continue
         weight = kept_weight(model, name)
         if weight is None:
@@ -316,7 +316,7 @@ def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _is_above(name: str, blocks: str, lowest: int) -> bool:
+def is_above(name: str, blocks: str, lowest: int) -> bool:
     """Whether a parameter is in a block of the lowest target or in a higher one."""
     return name.startswith(blocks) and int(name.removeprefix(blocks).split(".")[0]) >= lowest
 
