@@ -1,6 +1,6 @@
 """MEND knowledge editing for models that are spread over devices.
 
-Importing this package makes `alg_name='MEND_PARALLEL'` known to EasyEdit, now or as soon as
+The import of this package registers `alg_name='MEND_PARALLEL'` in EasyEdit, at once or when
 EasyEdit is imported. `MendParallel` edits a model without EasyEdit.
 """
 

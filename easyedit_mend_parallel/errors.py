@@ -1,4 +1,4 @@
-"""The exceptions of this package. Each says what was wrong, where, and what to do about it."""
+"""The exceptions of this package. Each message says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class MendParallelError(Exception):
 
 
 class HparamsError(MendParallelError):
-    """A hyperparameter file or field cannot be used."""
+    """A hyperparameter file or field is invalid."""
 
 
 class RequestError(MendParallelError):
-    """An edit request cannot be turned into a loss: empty, malformed, or only special tokens."""
+    """A request has no loss: it is empty, malformed, or has only special tokens."""
 
 
 class TargetError(MendParallelError):
-    """A weight to edit does not exist, has the wrong kind of layer, or is not used."""
+    """A target does not exist, has the wrong kind of layer, or is not used."""
 
 
 class PlacementError(MendParallelError):
-    """Where a weight lies cannot be resolved, or what says so contradicts itself."""
+    """It is unknown where a weight is stored, or the sources contradict each other."""
 
 
 class ArchiveError(MendParallelError):
@@ -31,38 +31,38 @@ class ArchiveError(MendParallelError):
 
 
 class UpdateError(MendParallelError):
-    """An update cannot be written, or a written one cannot be taken back."""
+    """An update cannot be written, or a written one cannot be undone."""
 
 
 class WorseError(UpdateError):
-    """An update after which its own target would be less likely than before; nothing was kept."""
+    """An update that makes its own target text less likely than before; nothing was changed."""
 
 
 class EditError(MendParallelError):
-    """A saved edit or a journal cannot be read, or does not belong to the model it is put onto."""
+    """A saved edit or a journal cannot be read, or does not fit the model."""
 
 
 class TrunkError(MendParallelError):
-    """Hidden states below the lowest target cannot be kept, or belong to other weights."""
+    """Hidden states of the trunk cannot be cached, or belong to other weights."""
 
 
 class DataError(MendParallelError):
-    """A file of facts cannot be read: the message names the file, the line or record, the field."""
+    """A file of facts is invalid: the message names the file, the line or record, the field."""
 
 
 class NoTrunkError(TrunkError):
-    """This model or these targets have no trunk whose hidden states could be kept."""
+    """This model or these targets have no trunk whose hidden states could be cached."""
 
 
 class TrainingError(MendParallelError):
-    """A training run cannot go on: too few rows, no gradient, or not one step made."""
+    """A training run cannot continue: too few rows, no gradient, or no step."""
 
 
 class PluginError(MendParallelError):
-    """A plugin offers something that cannot be registered."""
+    """The offer of a plugin cannot be registered."""
 
 
 def suggestion(word: object, known: Iterable[object]) -> str:
-    """`; did you mean 'shared'?`, or nothing when no known word is close."""
+    """`; did you mean 'shared'?`, or an empty string if no known word is close."""
     close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and safetensors files with a JSON header.
+"""Writes files whole or not at all, and reads and writes safetensors files with a JSON header.
 
-Knows nothing of what the files mean.
+Knows nothing of the files' content.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADER = "easyedit_mend_parallel"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the context ends without an exception.
+    """A temporary path next to `path`. It replaces `path` if the context ends without an exception.
 
     A reader sees the old file or the new one, never a part; after an exception, the old one.
     """
@@ -47,16 +47,16 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def is_free(path: Path) -> bool:
-    """Whether a new folder can be put at `path`: nothing is there, or an empty folder."""
+    """Whether `path` does not exist or is an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes it when the context ends without an exception.
+    """A temporary folder next to `path`. It becomes `path` if the context ends without exception.
 
-    `path` must not exist yet, or be an empty folder; raises EditError otherwise. After an
-    exception nothing is left.
+    Raises EditError if `path` exists and is not an empty folder. After an exception nothing is
+    left.
     """
     if not is_free(path):
         raise EditError(f"{path} is there already and not empty: name a new folder")
@@ -74,23 +74,24 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """The process's file mode mask. It can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """A safetensors file of `tensors` with `header` as JSON in its metadata."""
+    """Write a safetensors file of `tensors`, with `header` as JSON in its metadata."""
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as temporary:
         save_file(here, temporary, metadata={HEADER: json.dumps(header)})
 
 
 def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, mapped from it, and its JSON header (empty if none).
+    """The tensors of a safetensors file, memory-mapped, and its JSON header (empty if none).
 
-    Without `matrices`, those of two dimensions and more come without values, on the meta device.
+    With `matrices=False`, tensors of two and more dimensions are on the meta device, without
+    values.
     """
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get(HEADER, "{}"))

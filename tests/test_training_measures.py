@@ -120,7 +120,7 @@ def test_a_plugin_whose_trainable_cannot_be_called_is_refused() -> None:
     plugin = Plugin()
     plugin_manager().register(plugin)
     try:
-        with pytest.raises(PluginError, match=r"'a class' as what trains 'BAD'"):
+        with pytest.raises(PluginError, match=r"'a class' as trainable of 'BAD'"):
             editing_methods(Host(pytest))  # type: ignore[arg-type]
     finally:
         plugin_manager().unregister(plugin)

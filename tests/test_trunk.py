@@ -188,7 +188,7 @@ def test_a_model_whose_upper_blocks_take_more_than_hidden_states_is_refused() ->
     model.model.layers[4] = Skipping(model, model.model.layers[4])
     targets = find_targets(model, [t.name for t in targets if ".4." not in t.name])
 
-    with pytest.raises(TrunkError, match="take more from below than hidden states"):
+    with pytest.raises(TrunkError, match="need more than hidden states"):
         Trunk(model, targets).resume(model, batch_for(model))
 
 

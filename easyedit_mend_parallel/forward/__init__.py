@@ -1,4 +1,4 @@
-"""The model called on requests, and what its layers see: batches, capture, the trunk.
+"""Calls the model on requests and captures its layers' inputs: batches, capture, the trunk.
 
 Changes no weight, and knows nothing of hypernetworks.
 """

@@ -1,7 +1,7 @@
-"""The watched forward and backward: what reaches each target, and the gradient of what leaves it.
+"""Captures token rows: each target's input, and the gradient of its output, for every token.
 
-Runs the model once, with every weight frozen, and differentiates no further down than the lowest
-target; no gradient of a weight is ever formed. Knows nothing of hypernetworks.
+Runs the model once with all weights frozen. The backward pass ends at the lowest target, and no
+gradient of a weight is formed. Knows nothing of hypernetworks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from easyedit_mend_parallel.weights.target import Target
 
 @dataclass(frozen=True)
 class TokenRows:
-    """What one target saw: a row for every token of every sequence, where the target computes.
+    """The token rows of one target: one row for every token of every sequence, on its device.
 
-    `x` (n, in) is the layer's input and `delta` (n, out) the gradient of the requests' losses at
-    its output, both in the model's dtype, and whole also where the weight is split between
-    processes; `request` (n,) is the index of the request that each row belongs to; `live` (n,) is
-    false for rows that carry nothing (padding, and tokens on which no loss depends), which MEND
-    leaves out.
+    `x` (n, in) is the layer's input, and `delta` (n, out) the gradient of the requests' losses at
+    its output. Both have the model's dtype, and are whole also if the weight is split between
+    processes. `request` (n,) is the index of each row's request. `live` (n,) is false for rows that
+    MEND leaves out: padding, and tokens on which no loss depends.
     """
 
     x: Tensor
@@ -41,11 +40,11 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class LayerRows:
-    """What one target saw and put out in a run, a row for each token that the batch counts.
+    """Input and output of one target in a forward pass, one row for each token in the token mask.
 
-    `x` (n, in) and `y` (n, out) are in the model's dtype, where the target computes, and whole
-    also where the weight is split between processes; `request` (n,) is the index of the request
-    of each row, and `label_mask` (n,) is true where a label is to be predicted.
+    `x` (n, in) and `y` (n, out) have the model's dtype and are on the target's device. They are
+    whole also if the weight is split between processes. `request` (n,) is the index of each row's
+    request, and `label_mask` (n,) is true for tokens that predict a label.
     """
 
     x: Tensor
@@ -61,7 +60,7 @@ def capture(
 
     The outer product of a target's `delta` and `x`, summed over rows, is the gradient of its
     weight under the sum of the requests' losses (Mitchell et al. 2022, section 3.1). Raises
-    TargetError for a target that the forward does not reach or the losses do not depend on.
+    TargetError for a target that the forward pass does not use, or that no loss depends on.
     """
     with (
         frozen(model),
@@ -82,8 +81,8 @@ def capture(
     for (name, x, _), delta in zip(passes, deltas, strict=True):
         if delta is None:
             raise TargetError(
-                f"no request's loss depends on {name}: it is used in the forward, but not for "
-                "the predictions; take it out of inner_params"
+                f"no request's loss depends on {name}: the forward pass uses it, but not for the "
+                "predictions; take it out of inner_params"
             )
         shard = shards[name]
         if shard is not None:
@@ -94,11 +93,10 @@ def capture(
 
 @torch.no_grad()
 def layer_rows(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dict[str, LayerRows]:
-    """One forward: what each target sees and puts out at the tokens that `batch` counts.
+    """One forward pass: input and output of each target at the tokens of `Batch.token_mask`.
 
-    Padding is left out, and so is what comes after the last token that predicts a label
-    (`Batch.counted`). Whatever is attached to the model or written into it is felt. Raises
-    TargetError as `capture` does.
+    The mask leaves out padding, and tokens after the last one that predicts a label. Updates that
+    are attached to the model or written into it apply. Raises TargetError as `capture` does.
     """
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
 
@@ -126,7 +124,7 @@ def layer_rows(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dic
 
 
 def _rows_of_mask(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `LayerRows`, of one pass through a layer."""
+    """The fields of `LayerRows`, for one pass through a layer."""
     length = len(x) // len(batch.labels)
     kept = batch.token_mask(length).flatten()
     request = batch.request.repeat_interleave(length)[kept]
@@ -139,11 +137,11 @@ def _rows_of_mask(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, T
 def watched(
     model: nn.Module, targets: Sequence[Target]
 ) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """While the context lasts, keep (input, output) of every pass through each target's layer.
+    """While the context lasts, store (input, output) of every pass through each target's layer.
 
-    Where an output does not require a gradient it is made to, so autograd's graph starts at the
-    lowest target. Inputs are moved to the output's device: accelerate moves them only inside
-    the forward that it wraps.
+    An output that does not require a gradient is made to require one, so autograd's graph starts at
+    the lowest target. Inputs are moved to the output's device, since accelerate moves them only
+    inside the forward that it wraps.
     """
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
 
@@ -152,8 +150,8 @@ def watched(
             if not output.requires_grad:
                 output.requires_grad_()
             seen[name].append((inputs[0].detach().to(output.device), output))
-            # A copy goes on, so that a model that changes its layer's output in place neither
-            # changes what was kept nor meets a leaf, which autograd lets nobody change.
+            # The model gets a copy. It may change the copy in place: that would change the stored
+            # output, or fail, since autograd does not allow changes of a leaf.
             return output.clone()
 
         return keep
@@ -168,7 +166,7 @@ def watched(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While the context lasts no parameter of the model requires a gradient."""
+    """While the context lasts, no parameter of the model requires a gradient."""
     thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in thawed:
         parameter.requires_grad_(False)
@@ -181,7 +179,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While the context lasts the model is in eval mode: an edit does not depend on dropout."""
+    """While the context lasts, the model is in eval mode, so an edit does not depend on dropout."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

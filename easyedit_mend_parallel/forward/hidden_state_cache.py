@@ -1,8 +1,8 @@
-"""Hidden states of texts, kept in memory up to a limit and past it in one file, up to another.
+"""The hidden-state cache: hidden states of texts, in memory up to a limit, then in one file.
 
-Knows token ids and rows of numbers, and nothing of what computes them. A folder that is named
-keeps the file for the next run; `identity` says what the states came from, and those of anything
-else are refused.
+Knows token ids and rows of numbers, but not how they are computed. In a named folder the file stays
+for later runs; `identity` says what the states were computed from, and a cache with another
+identity is refused.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from easyedit_mend_parallel.files import written_whole
 log = logging.getLogger(__name__)
 
 STATES, INDEX = "states.bin", "index.json"
-"""The two files of a folder: rows of numbers, and where each text's rows lie."""
+"""The two files of a folder: rows of numbers, and the position of each text's rows."""
 
 
 @dataclass(frozen=True)
 class _Extent:
-    """`length` rows from byte `offset` of the file on."""
+    """`length` rows, starting at byte `offset` of the file."""
 
     offset: int
     length: int
 
 
 class HiddenStateCache:
-    """{token ids: hidden states (T, width)}, on the CPU and in the dtype they were given in.
+    """{token ids: hidden states (T, width)}, on the CPU, in their own dtype.
 
-    `memory_limit` and `disk_limit` are in bytes; what fits into neither is not kept. Without a
-    `folder` the file is this object's own and goes with it.
+    `memory_limit` and `disk_limit` are in bytes; states that fit into neither are not cached.
+    Without a `folder` the file is temporary and is removed with this object.
 
-    Raises TrunkError for a folder whose states came from something else, or that is damaged.
+    Raises TrunkError for a folder with another identity, or a damaged one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class HiddenStateCache:
         return self._end
 
     def get(self, ids: Sequence[int]) -> Tensor | None:
-        """The states (T, width) of a text, which are not to be written to; None if not kept."""
+        """The states (T, width) of a text; None if not cached. Do not write to them."""
         key = _key(ids)
         if key in self._in_memory:
             return self._in_memory[key]
@@ -87,9 +87,9 @@ class HiddenStateCache:
         return None if extent is None else self._read(extent)
 
     def put(self, ids: Sequence[int], states: Tensor, *, beginning: int = 0) -> None:
-        """Keep the states (T, width) of a text, where there is room.
+        """Cache the states (T, width) of a text, if there is room.
 
-        With `beginning`, so many of its first tokens are kept as a text of their own, at no cost.
+        With `beginning`, the first `beginning` tokens are also cached as a text, at no cost.
         """
         key = _key(ids)
         if key in self._in_memory or key in self._on_disk:
@@ -109,7 +109,7 @@ class HiddenStateCache:
                     self._on_disk.setdefault(shorter, _Extent(extent.offset, beginning))
 
     def save(self) -> None:
-        """Write the index, so that the next run finds what lies on disk."""
+        """Write the index, so that later runs find the states on disk."""
         if self._layout is None:
             return
         dtype, width = self._layout
@@ -123,13 +123,13 @@ class HiddenStateCache:
             temporary.write_text(json.dumps(index), encoding="utf-8")
 
     def _append(self, states: Tensor) -> _Extent | None:
-        """Write rows at the file's end; None, and no more of it, where the disk is full."""
+        """Append rows to the file. If the disk is full: None, and nothing more is written."""
         layout = (states.dtype, states.shape[1])
         if self._layout is None:
             self._layout = layout
         elif layout != self._layout:
             raise TrunkError(
-                f"hidden states are {layout[1]} wide and {layout[0]}; those kept in "
+                f"hidden states are {layout[1]} wide and {layout[0]}; those cached in "
                 f"{self._folder} are {self._layout[1]} wide and {self._layout[0]}: name another "
                 "folder, or delete it"
             )
@@ -139,7 +139,7 @@ class HiddenStateCache:
                 file.seek(self._end)
                 file.write(states.view(torch.uint8).numpy().data)
         except OSError as error:
-            log.warning("no more hidden states are kept in %s: %s", self._folder, error)
+            log.warning("no more hidden states are cached in %s: %s", self._folder, error)
             self._disk_left = 0
             return None
         extent = _Extent(self._end, len(states))
@@ -173,13 +173,13 @@ class HiddenStateCache:
             whole = end == 0 or (self._folder / STATES).stat().st_size >= end
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrunkError(
-                f"the hidden states kept in {self._folder} cannot be read ({error}): delete that "
+                f"the hidden states cached in {self._folder} cannot be read ({error}): delete that "
                 "folder, and they are computed again"
             ) from error
         if identity != self.identity:
             raise TrunkError(
-                f"the hidden states kept in {self._folder} came from other weights or another "
-                "tokenizer than this model's. Delete that folder, or name another one"
+                f"the hidden states cached in {self._folder} were computed with other weights or "
+                "another tokenizer than this model's. Delete that folder, or name another one"
             )
         if not whole:
             raise TrunkError(

@@ -1,6 +1,6 @@
-"""Logits at chosen positions only: the output layer is shown some rows of the hidden states.
+"""Computes logits at chosen positions only: the output layer gets some rows of the hidden states.
 
-Knows where a model's output layer is, and nothing of what the rows are for.
+Knows where a model's output layer is, but not what the logits are for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from easyedit_mend_parallel.weights.sharding import is_distributed
 
 
 class LabelLogits:
-    """The n rows of hidden states (B, T, width) that an output layer shall see: (1, n, width).
+    """Selects n rows of the hidden states (B, T, width) for an output layer: (1, n, width).
 
-    Where it is called with anything else, or has hooks, that goes through; `chosen` says which.
+    If the layer gets other inputs, or has hooks, nothing is selected; `chosen` says which happened.
     """
 
     def __init__(self, shape: torch.Size, sequence: Tensor, position: Tensor) -> None:
@@ -27,9 +27,9 @@ class LabelLogits:
 
     @contextmanager
     def before_output_layer(self, model: nn.Module) -> Iterator[None]:
-        """While the context lasts, the model's output layer (where it has one) sees the rows."""
+        """While the context lasts, the model's output layer, if it has one, gets these rows."""
         layer = getattr(model, "get_output_embeddings", lambda: None)()
-        # Who watches the layer, or adds to its output, counts its rows as sequences × tokens.
+        # Hooks on the layer expect its rows as sequences × tokens.
         if layer is None or layer._forward_hooks:
             yield
             return

@@ -1,5 +1,5 @@
-"""What quantized layers need before a gradient can pass through them. Knows bitsandbytes by what
-its layers carry, never imports it, and knows nothing of edits.
+"""Makes gradients pass through quantized layers. Recognises bitsandbytes' layers by their
+attributes, never imports bitsandbytes, and knows nothing of edits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """While the context lasts, gradients pass through the 4-bit layers of a model on a CPU.
 
     On a CPU with AVX512-BF16, bitsandbytes (0.50) packs the weight of a `Linear4bit` at its first
-    forward without gradients, and from then on drops the gradient of its input without an error.
-    Such a layer is unpacked when it is called with an input that needs a gradient, and has the
-    very same packed weight again when the context ends.
+    forward pass without gradients, and from then on silently drops the gradient of its input. Here
+    such a layer is unpacked when it is called with an input that needs a gradient, and gets the
+    same packed weight back when the context ends.
     """
     with ExitStack() as stack:
         for module in model.modules():
@@ -35,7 +35,7 @@ def _unpacking(stack: ExitStack) -> Callable[[Any, tuple[Tensor, ...]], None]:
         stack.callback(_put_back, layer, layer.weight.data, state, dict(vars(state)))
         scales: Tensor = state.absmax
         layer.state_dict()  # bitsandbytes unpacks the weight when it is saved
-        # Its scales it leaves in the packed order, or quantizes them anew (0.50.2).
+        # It leaves the scales in the packed order, or quantizes them again (0.50.2).
         state.absmax, state.nested = scales.T.reshape(-1).float(), False
 
     return unpack

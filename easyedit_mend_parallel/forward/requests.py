@@ -1,4 +1,4 @@
-"""What a user asks for: one fact to edit, checked before anything is computed.
+"""Requests: the edits that a user asks for, checked before anything is computed.
 
 Knows nothing of tokens or models.
 """
@@ -20,10 +20,10 @@ FIELDS = ("prompt", "target_new")
 
 @dataclass(frozen=True)
 class Request:
-    """One edit: after `prompt` the model shall go on with `target_new`.
+    """One edit: after `prompt` the model must continue with `target_new`.
 
-    `other` holds whatever else EasyEdit's request dictionaries carry (subject, rephrase_prompt,
-    locality, ...); the edit does not depend on it. `target_space` says what stands between prompt
+    `other` has the other fields of EasyEdit's request dictionaries (subject, rephrase_prompt,
+    locality, ...); the edit does not depend on them. `target_space` says what stands between prompt
     and target (`tokenizing.target_after`); None: what the hyperparameters say, or `auto`.
     """
 
@@ -62,12 +62,12 @@ def as_requests(
     requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
     target_space: str | None = None,
 ) -> list[Request]:
-    """Requests from what users write: one or many, `Request`s or EasyEdit's dictionaries.
+    """A list of requests, from one or many `Request`s or EasyEdit's dictionaries.
 
     `target_space` is that of requests that do not say theirs.
 
-    Raises RequestError, naming the request by its number (from 0), for a missing field, an empty
-    string, or no request at all.
+    Raises RequestError for a missing field, an empty string, or an empty list. The error names the
+    request by its number (from 0).
     """
     if isinstance(requests, (Request, Mapping)):
         requests = [requests]
@@ -77,9 +77,10 @@ def as_requests(
 
 
 def without_repeats(requests: Sequence[Request]) -> list[Request]:
-    """`requests` with each asked once, in their order; a repeated one is said (logging).
+    """`requests` without repeats, in order. A log message names each repeated request.
 
-    Raises RequestError, naming all of them, where two want different targets after one prompt.
+    Raises RequestError, with the names of all of them, if two requests have the same prompt and
+    different target texts.
     """
     first: dict[str, int] = {}
     kept, contradictions = [], []

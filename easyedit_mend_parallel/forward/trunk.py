@@ -1,8 +1,8 @@
-"""The trunk: the blocks below the lowest target, which no edit changes. Run once for each text.
+"""The trunk: the frozen prefix of a model, below the lowest target. It runs once for each text.
 
-A batch can be resumed from kept hidden states: its forward then starts at the lowest target's
-block, whatever the model's depth and wherever the blocks below lie. Knows no model by name: that
-resuming gives the model's own predictions is checked on the first batch.
+A batch can resume from cached hidden states: its forward pass then starts at the lowest target's
+block, independent of the model's depth and of the trunk's placement. Knows no model by name; the
+first batch is checked for the same predictions with and without resuming.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from easyedit_mend_parallel.weights.placement import execution_hook
 from easyedit_mend_parallel.weights.target import Target
 
 MEMORY_LIMIT = 1 << 30
-"""Bytes of hidden states that are kept in memory where nothing else is said."""
+"""Default memory for hidden states, in bytes."""
 
 TOKENS_AT_ONCE = 4096
-"""How many tokens, padding counted, pass the trunk in one call."""
+"""Maximum number of tokens, with padding, in one call of the trunk."""
 
 CHECKSUM_BYTES = 1 << 24
-"""How much of a weight is read at once while its checksum is made."""
+"""Number of bytes of a weight that are read at once for its checksum."""
 
 
 Text = tuple[tuple[int, ...], int]
-"""Token ids, and how many of them are the prompt of a target that follows (0: there is none)."""
+"""Token ids, and how many of them are the prompt before a target text (0: there is none)."""
 
 
 @dataclass(frozen=True)
 class Resumed(Batch):
-    """A batch whose forward starts at the lowest target's block.
+    """A batch whose forward pass starts at the lowest target's block.
 
-    `states` (B, T, width) are the hidden states that enter that block; zero where padding is.
+    `states` (B, T, width) are the hidden states that enter that block, with zeros for padding.
     """
 
     trunk: Trunk
@@ -56,14 +56,14 @@ class Resumed(Batch):
 
 
 class Trunk:
-    """What lies below the lowest of `targets` in `model`, and its output for each text.
+    """The part of `model` below the lowest of `targets`, and a cache of its outputs.
 
-    Holds no model. States are kept in memory up to `memory_limit` bytes and past it on disk up to
-    `disk_limit`, in `folder` (and found there by the next run) or in a temporary file. They carry
-    a checksum of the weights outside the blocks from the lowest target's on, and of `tokenizer`.
+    Does not reference the model. States are cached in memory up to `memory_limit` bytes, then on
+    disk up to `disk_limit`: in `folder`, where later runs find them, or in a temporary file. A
+    cache in a folder has a checksum of the trunk's weights and of `tokenizer`.
 
-    Raises NoTrunkError for targets that do not lie in one list of blocks and for an encoder-decoder
-    model, and TrunkError for a folder of another model's states.
+    Raises NoTrunkError for targets that are not in one list of blocks, and for an encoder-decoder
+    model; TrunkError for a folder with states of another model.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Trunk:
     def resume(self, model: nn.Module, batch: Batch) -> Resumed:
         """`batch` with the hidden states that enter the lowest target's block.
 
-        Texts that were not seen before pass the trunk here, together. Raises TrunkError where a
-        weight of the trunk has changed since the states were kept, and NoTrunkError where the
-        model, resumed, predicts something else than it does whole.
+        New texts pass through the trunk here, in one call. Raises TrunkError if a weight of the
+        trunk has changed since the states were cached, and NoTrunkError if the resumed model
+        predicts something else than the whole model.
         """
         gate = Gate.of(model)
         if gate is not None and not gate.is_silent:
@@ -104,7 +104,7 @@ class Trunk:
         if self._seen_versions(model) != self._versions:
             raise TrunkError(
                 f"weights below {self.blocks}.{self.lowest} have changed since their hidden "
-                "states were kept: make a new Trunk, or edit no weight below the lowest target"
+                "states were cached: make a new Trunk, or edit no weight below the lowest target"
             )
         texts = _texts(batch)
         found = self._states(model, texts)
@@ -118,18 +118,18 @@ class Trunk:
         return resumed
 
     def resumed(self, model: nn.Module, batch: Batch, states: Tensor) -> Resumed:
-        """`batch` with `states` (B, T, width) for what enters the lowest target's block."""
+        """`batch`, to be resumed with `states` (B, T, width) at the lowest target's block."""
         inputs = dict(batch.inputs)
         if takes(model, "inputs_embeds"):
-            # Not looked up: the embeddings may lie on disk, and nothing would read them.
+            # No lookup of embeddings: they may be on disk, and their result would not be used.
             ids = inputs.pop("input_ids")
             inputs["inputs_embeds"] = states.new_zeros(1, device=ids.device).expand(states.shape)
         return Resumed(inputs, batch.labels, batch.request, self, states)
 
     @contextmanager
     def caught(self, model: nn.Module, *, stop: bool = False) -> Iterator[list[Tensor]]:
-        """While the context lasts, a forward leaves here what enters the lowest block, and with
-        `stop` ends there, by a `_Stop`."""
+        """While the context lasts, collect the states that enter the lowest target's block in each
+        forward pass. With `stop` the pass ends there, with a `_Stop`."""
         *below, lowest = self._blocks(model)[: self.lowest + 1]
         states: list[Tensor] = []
 
@@ -147,10 +147,10 @@ class Trunk:
                 handle.remove()
 
     def keep(self, model: nn.Module, texts: Sequence[Text]) -> Iterator[int]:
-        """Pass texts through the trunk ahead of time; yields how many are done.
+        """Fill the cache with the states of `texts`. Yields the number of finished texts.
 
-        Those of like length go together, `TOKENS_AT_ONCE` in a call, so that blocks that are
-        loaded for each call are loaded seldom.
+        Texts of similar length share a call, with up to `TOKENS_AT_ONCE` tokens, so that offloaded
+        blocks are loaded less often.
         """
         waiting = sorted(texts, key=lambda text: len(text[0]))
         done = 0
@@ -164,8 +164,8 @@ class Trunk:
 
     @contextmanager
     def skipped(self, model: nn.Module, states: Tensor) -> Iterator[None]:
-        """While the context lasts, the blocks of the trunk hand on what they are given, and the
-        lowest target's block is given `states` (B, T, width)."""
+        """While the context lasts, the blocks of the trunk return their input, and the lowest
+        target's block gets `states` (B, T, width)."""
         *below, lowest = self._blocks(model)[: self.lowest + 1]
         hook = execution_hook(model, f"{self.blocks}.{self.lowest}")
 
@@ -229,15 +229,15 @@ class Trunk:
         if not _close(expected, resumed.predictions(model, sequence, position)):
             raise NoTrunkError(
                 f"resumed at {self.blocks}.{self.lowest}, this model predicts something else than "
-                "it does whole: its upper blocks take more from below than hidden states. Its "
-                "hidden states cannot be kept (trunk_memory: 0)"
+                "the whole model: its upper blocks need more than hidden states. Its hidden states "
+                "cannot be cached; set trunk_memory: 0"
             )
 
     def _blocks(self, model: nn.Module) -> list[nn.Module]:
         return [block for _, block in model.get_submodule(self.blocks).named_children()]
 
     def _seen_versions(self, model: nn.Module) -> list[Any]:
-        """What changes when a weight of the trunk does: cheap, and for this process only."""
+        """Values that change with any weight of the trunk. Cheap; valid in this process only."""
         seen: list[Any] = []
         for name, parameter in model.named_parameters():
             if is_above(name, f"{self.blocks}.", self.lowest):
@@ -248,18 +248,18 @@ class Trunk:
             holder = find_holder(model, name)
             if holder is not None and holder.kept == RAM:
                 seen.append((name, holder.in_memory.data_ptr(), holder.in_memory._version))
-            elif holder is not None:  # in a file, unless an edit of it is kept before the file
+            elif holder is not None:  # in a file, or in an overlay of an edit
                 edited = holder.key in getattr(holder.container, "state_dict", ())
                 seen.append((name, holder.kept, edited))
         return seen
 
 
 class _Stop(Exception):
-    """Ends a forward pass whose rest nobody needs."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 class _HandingOn:
-    """What a block of the trunk does while it is skipped: hidden states in, the same out."""
+    """The forward of a skipped block: returns its hidden states unchanged."""
 
     def __init__(self, in_tuple: bool) -> None:
         self._in_tuple = in_tuple
@@ -272,8 +272,8 @@ def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
     """The name of the list of blocks in which all targets lie, and the lowest target's block."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise NoTrunkError(
-            "hidden states are kept for decoder-only models; in an encoder-decoder model both "
-            "halves reach the targets (trunk_memory: 0)"
+            "hidden states can be cached only for decoder-only models; in an encoder-decoder model "
+            "both halves reach the targets. Set trunk_memory: 0"
         )
     found = set()
     for target in targets:
@@ -286,8 +286,8 @@ def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
     lists = sorted({name for name, _ in found})
     if len(lists) != 1 or len(found) == 0:
         raise NoTrunkError(
-            f"the targets lie in {', '.join(lists) or 'no list of blocks'}, and hidden states are "
-            "kept below one list of blocks (trunk_memory: 0)"
+            f"the targets are in {', '.join(lists) or 'no list of blocks'}; hidden states can be "
+            "cached only for targets in one list of blocks. Set trunk_memory: 0"
         )
     return lists[0], min(block for _, block in found)
 
@@ -295,7 +295,7 @@ def blocks_of(model: nn.Module, targets: Sequence[Target]) -> tuple[str, int]:
 def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
     """sha256 of every weight outside the blocks from `lowest` on, and of the tokenizer.
 
-    Reads each of them once, a part at a time, from where it is kept.
+    Reads each weight once, part by part, from where it is stored.
     """
     digest = hashlib.sha256()
     for name, _ in sorted(model.named_parameters()):
@@ -317,7 +317,7 @@ def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
 
 
 def is_above(name: str, blocks: str, lowest: int) -> bool:
-    """Whether a parameter is in a block of the lowest target or in a higher one."""
+    """Whether a parameter is in the lowest target's block or in a higher one."""
     return name.startswith(blocks) and int(name.removeprefix(blocks).split(".")[0]) >= lowest
 
 
@@ -335,7 +335,7 @@ def _texts(batch: Batch) -> list[Text]:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Equal up to what the dtype's rounding leaves in a sum of another order."""
+    """Whether two tensors are equal up to the rounding of sums in another order."""
     tolerance = 1e-3 if one.dtype == torch.float32 else 5e-2
     apart = (one.float() - other.float().to(one.device)).abs().max()
     return bool(apart <= tolerance * one.float().abs().max())

@@ -1,4 +1,4 @@
-"""What other packages can add through pluggy: editing methods for EasyEdit, stores for weights."""
+"""What other packages can add with pluggy: editing methods for EasyEdit, and weight stores."""
 
 from easyedit_mend_parallel.plugins.hookspecs import (
     EditingMethod,

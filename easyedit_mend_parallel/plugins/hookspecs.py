@@ -1,7 +1,7 @@
-"""What a plugin may offer: editing methods for EasyEdit's editors, and stores for weights.
+"""The hooks of a plugin: editing methods for EasyEdit's editors, and weight stores.
 
-A package offers through an entry point in the group `easyedit` that names a module with hook
-implementations; `docs/plugins.md` builds one.
+A plugin has an entry point in the group `easyedit` that names a module with hook implementations;
+`docs/plugins.md` builds one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class EditingMethod:
     `name` is the `alg_name` that selects it. `apply_to_model` has EasyEdit's signature:
     `(model, tok, requests, hparams, copy=False, return_orig_weights=False,
     keep_original_weight=False, **kwargs) -> (model, weights_copy)`. `behaves_like` names a
-    method that EasyEdit knows: whatever EasyEdit decides by a method's name (dtype, padding
-    side, whether batches are allowed) is decided as for that one.
+    method of EasyEdit: decisions that depend on a method's name (dtype, padding side, whether
+    batches are allowed) are made as for that method.
 
-    `trainable`, where the method is trained, is given the host once and returns what EasyEdit's
-    `EditTrainer` constructs as `(model, config, model_constructor)`: a class that follows
-    EasyEdit's `EditableModel`. `alg` in the training file then names the method.
+    `trainable` is for a method that is trained: it is called once with the host and returns a class
+    like EasyEdit's `EditableModel`, which EasyEdit's `EditTrainer` constructs as
+    `(model, config, model_constructor)`. `alg` in the training file then names the method.
     """
 
     name: str
@@ -53,12 +53,12 @@ class EditingMethod:
 
 @hookspec(firstresult=True)
 def weight_store(place: WeightPlace) -> Store | None:
-    """Offer a store for a kind of weight that you know, or None for any other.
+    """A store for a kind of weight that the plugin supports, or None for any other.
 
-    Plugins are asked before this package's own stores, so one can also replace those.
+    Plugins are called before this package's own stores, so they can also replace those.
     """
 
 
 @hookspec
 def editing_method(host: Host) -> EditingMethod | None:
-    """Offer an editing method, or None where this EasyEdit cannot run it."""
+    """An editing method, or None if this EasyEdit cannot run it."""

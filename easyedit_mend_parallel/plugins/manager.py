@@ -1,6 +1,6 @@
-"""The plugin manager: finds who offers something through the entry-point group `easyedit`.
+"""The plugin manager: finds plugins through the entry-point group `easyedit`.
 
-Knows the hooks and nothing of what is offered through them.
+Knows the hooks, but not what plugins do with them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 def plugin_manager() -> pluggy.PluginManager:
     """The process's plugin manager, with every installed plugin registered.
 
-    A plugin that cannot be imported is left out, with a warning: it is no reason for EasyEdit or
-    other plugins to fail.
+    A plugin that cannot be imported is left out, with a warning, so that EasyEdit and other plugins
+    still work.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     for entry_point in metadata.entry_points(group=hookspecs.PROJECT):
         try:
             manager.load_setuptools_entrypoints(hookspecs.PROJECT, name=entry_point.name)
-        except Exception as error:  # whatever somebody else's package raises when imported
+        except Exception as error:  # a third party's package may raise anything
             log.warning(
                 "the plugin %s (%s) cannot be imported and is left out: %s: %s",
                 entry_point.name,
@@ -45,8 +45,8 @@ def plugin_manager() -> pluggy.PluginManager:
 
 @dataclass(frozen=True)
 class Offers:
-    """What one plugin offers, and the installed `package` that it came with (empty: registered by
-    hand). `methods`: their names, where a host was there to ask for."""
+    """What one plugin offers, and its installed `package` (empty if registered by hand). `methods`
+    are the names of its methods; they are known only with a host."""
 
     plugin: str
     package: str
@@ -57,9 +57,9 @@ class Offers:
 
 
 def offers(host: Host | None = None) -> list[Offers]:
-    """What each plugin offers, by name. Without a host no method's name is known.
+    """What each plugin offers, by name. Without a host, names of methods are not known.
 
-    Raises PluginError for an offer that cannot be used.
+    Raises PluginError for an invalid offer.
     """
     manager = plugin_manager()
     from_package = {id(plugin): package for plugin, package in manager.list_plugin_distinfo()}
@@ -86,10 +86,10 @@ def offers(host: Host | None = None) -> list[Offers]:
 
 
 def editing_methods(host: Host, installed: bool = True) -> list[EditingMethod]:
-    """What all plugins offer to `host`. Raises PluginError for an offer that cannot be used.
+    """The methods of all plugins for `host`. Raises PluginError for an invalid offer.
 
-    Without `installed`, only what plugins offer that were registered by hand and not found through
-    an entry point.
+    With `installed=False`, only those of plugins that were registered by hand, not through an entry
+    point.
     """
     manager = plugin_manager()
     found = [] if installed else [id(plugin) for plugin, _ in manager.list_plugin_distinfo()]
@@ -110,7 +110,7 @@ def editing_methods(host: Host, installed: bool = True) -> list[EditingMethod]:
 
 
 def _offer(implementation: pluggy.HookImpl, host: Host) -> EditingMethod | None:
-    """What one plugin offers to `host`. Raises PluginError for what cannot be used."""
+    """The method of one plugin for `host`. Raises PluginError for an invalid offer."""
     offer: Any = implementation.function(host)
     if offer is None:
         return None
@@ -121,7 +121,7 @@ def _offer(implementation: pluggy.HookImpl, host: Host) -> EditingMethod | None:
         )
     if offer.trainable is not None and not callable(offer.trainable):
         raise PluginError(
-            f"the plugin {implementation.plugin_name} offers {offer.trainable!r} as what "
-            f"trains {offer.name!r}; it has to be a function that is given the host"
+            f"the plugin {implementation.plugin_name} offers {offer.trainable!r} as trainable of "
+            f"{offer.name!r}; it has to be a function of the host"
         )
     return offer

@@ -1,7 +1,7 @@
-"""Stores: how an update gets into a weight, by where the weight is kept.
+"""Stores: how an update gets into a weight, one module for each kind of storage.
 
-A store first *stages* an update (all that can fail: room, dtype, the backup), then *commits* it
-and can *undo* it. Nothing above this folder asks which kind of store it is.
+A store first *stages* an update (everything that can fail: memory, dtype, the backup), then
+*commits* it, and can *undo* it. Code outside this folder does not ask which kind of store it has.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from easyedit_mend_parallel.weights.target import Target
 __all__ = ["Staged", "Store", "free_spare_memory", "prepare", "store_for"]
 
 OFFERS = (output.offer, scoped.offer, sharded.offer, resident.offer, ram.offer, overlay.offer)
-"""This package's own kinds, in the order in which they are asked."""
+"""This package's own stores, in the order in which they are tried."""
 KINDS = tuple(offer.__module__.rpartition(".")[2] for offer in OFFERS)
 """Their names."""
 
 
 def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
-    """The store of `target`'s weight as it is kept now; `apply` as in `WeightPlace`.
+    """The store for `target`'s weight as it is currently stored; `apply` as in `WeightPlace`.
 
-    Raises PlacementError for a weight that is kept where no store can write.
+    Raises PlacementError if no store supports the weight.
     """
     where = WeightPlace(model, target, place(model, target), apply)
     if apply == "weight":
@@ -44,9 +44,9 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
         if offered is not None:
             return offered
     raise PlacementError(
-        f"{target.name} is offloaded in a way that no store here knows, and only visits "
-        f"{where.placement.device} while its layer computes. A plugin can offer a store for it "
-        "(hook weight_store, see docs/plugins.md). Without one, set `apply: output` in the "
+        f"{target.name} is offloaded in a way that no store supports, and is on "
+        f"{where.placement.device} only while its layer computes. A plugin can offer a store "
+        "for it (hook weight_store, see docs/plugins.md). Without one, set `apply: output` in the "
         "hparams, or give its block a device, 'cpu' or 'disk' in device_map (model_kwargs)"
     )
 
@@ -57,12 +57,11 @@ def prepare(
     apply: str = "weight",
     overlay_limit: int | None = None,
 ) -> None:
-    """What has to be right before the model is called, looked at anew for each edit.
+    """Check, before each edit, everything that must be right before the model is called.
 
-    `apply` as in `WeightPlace`. `overlay_limit` (bytes) is how much memory edited weights may take
-    that would otherwise lie on disk; None: as much as they need. Raises PlacementError where a
-    weight is kept where no store can write, or where files that the model is read from are gone
-    or were changed.
+    `apply` as in `WeightPlace`. `overlay_limit` (bytes) limits the memory for edited weights whose
+    files are on disk; None: no limit. Raises PlacementError if no store supports a weight, or if
+    files of the model are gone or have changed.
     """
     refuse_lost_files(model)
     limit_overlays(model, overlay_limit)

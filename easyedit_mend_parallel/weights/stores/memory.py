@@ -1,6 +1,6 @@
-"""Memory for copies of weights on a CPU, used again: new pages cost several times what a copy does.
+"""Reuses memory for copies of weights on a CPU: new pages cost several times what a copy costs.
 
-Knows neither updates nor stores. GPUs need none of this: torch keeps their memory by itself.
+Knows neither updates nor stores. GPUs do not need this, since torch caches their memory.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 _spare: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
-"""{layer: memory that held a copy of its weight, and that nobody sees any longer}"""
+"""{layer: memory that held a copy of its weight, and is no longer referenced}"""
 
 
 def room_for(layer: nn.Module, weight: Tensor) -> Tensor:
     """An uninitialised tensor of the weight's shape, dtype and device, for a copy of it.
 
-    Once nobody holds the tensor, nor a view of it, its memory waits for the next copy of the
-    layer's weight: one piece for each layer, until `free_spare_memory` or the layer's end.
+    When the tensor and all views of it are no longer referenced, its memory is kept for the next
+    copy of the layer's weight: one piece per layer, until `free_spare_memory` or the layer is
+    freed.
     """
     if weight.device.type != "cpu" or not weight.numel():
         return torch.empty_like(weight)
     memory = _spare.pop(layer, None)
     if memory is None or memory.numel() != weight.nbytes:
-        memory = None  # let go before other memory is taken
+        memory = None  # freed before other memory is allocated
         memory = torch.empty(weight.nbytes, dtype=torch.uint8)
     seen = (ctypes.c_char * weight.nbytes).from_address(memory.data_ptr())
     weakref.finalize(seen, _wait, weakref.ref(layer), memory).atexit = False
@@ -33,7 +34,7 @@ def room_for(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def free_spare_memory(model: nn.Module) -> None:
-    """Free the memory that waits for copies of the weights of the model's layers."""
+    """Free the memory that is kept for copies of the weights of the model's layers."""
     for layer in model.modules():
         _spare.pop(layer, None)
 

@@ -1,6 +1,6 @@
-"""The store that writes nothing: updates hang on their layer, which adds them to its output.
+"""The store that writes nothing: a hook on the layer adds the updates to the layer's output.
 
-For any weight, quantized or offloaded ones too; what kind it is makes no difference here.
+Supports every kind of weight, also quantized and offloaded ones.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 _EDITS = "_easyedit_mend_parallel_edits"
 """The attribute of a layer that holds its `OutputEdits`."""
 _NOTICE = "_easyedit_mend_parallel_notice"
-"""The attribute of an edited model that holds the handle of its notice on saving."""
+"""The attribute of an edited model that holds the handle of its warning on saving."""
 
 
 def offer(place: WeightPlace) -> OutputStore | None:
-    """A store for any weight whose update is not to be written."""
+    """A store for any weight, with `apply: output`."""
     if place.apply != "output":
         return None
     return OutputStore(place.target, place.target.layer(place.model), place.model)
 
 
 class OutputEdits:
-    """The one forward hook of a layer: adds every update that hangs on the layer to its output.
+    """The forward hook of an edited layer: adds all updates of the layer to its output.
 
-    It runs before any other hook of the layer, so that those see what an edited weight would
-    give. It belongs to the layer: a deep copy of the model has a copy of it, with the edits made
-    until then, and `to()`, accelerate's hooks and a new dispatch leave it alone.
+    It runs before all other hooks of the layer, so that those see what an edited weight would give.
+    It belongs to the layer: a deep copy of the model has a copy of it, with the edits made before
+    the copy. `to()`, accelerate's hooks and a new dispatch do not change it.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -50,7 +50,7 @@ class OutputEdits:
 
     @classmethod
     def on(cls, layer: nn.Module) -> OutputEdits | None:
-        """The edits that hang on `layer`, if any do."""
+        """The edits of `layer`; None if it has none."""
         edits: OutputEdits | None = getattr(layer, _EDITS, None)
         return edits
 
@@ -59,8 +59,8 @@ class OutputEdits:
 
     @property
     def total(self) -> LowRankUpdate:
-        """The sum of all updates that hang here, as the rows of one."""
-        assert self._sum is not None  # there is one from the first update on
+        """The sum of all updates of the layer, as the rows of one update."""
+        assert self._sum is not None  # set with the first update
         return self._sum
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -71,18 +71,18 @@ class OutputEdits:
         return output_with_update(total, inputs[0], output)
 
     def position(self, key: object) -> int | None:
-        """The place of the update of `key` among the others; None where it does not hang here."""
+        """The index of the update of `key` among the others; None if the layer does not have it."""
         return next((place for place, (one, _) in enumerate(self._updates) if one is key), None)
 
     def hang(self, key: object, update: LowRankUpdate, position: int | None = None) -> None:
-        """Add `update` under `key`, as the last one or at `position`."""
+        """Add `update` under `key`, as the last one or at index `position`."""
         if self.position(key) is None:
             position = len(self) if position is None else position
             updates = [*self._updates[:position], (key, update), *self._updates[position:]]
             self._keep(updates, update.keys.device)
 
     def take(self, layer: nn.Module, key: object) -> None:
-        """Take the update of `key` off `layer`; with the last one the hook goes."""
+        """Remove the update of `key` from `layer`, and with the last update the hook."""
         left = [(one, update) for one, update in self._updates if one is not key]
         if not left:
             self._handle.remove()
@@ -94,11 +94,11 @@ class OutputEdits:
     def _keep(
         self, updates: list[tuple[object, LowRankUpdate]], device: torch.device
     ) -> LowRankUpdate:
-        """Keep the rows of `updates` as those of one, on `device`, and each as a view of its part.
+        """Store the rows of `updates` as those of one update on `device`, and each as a view of it.
 
-        One product is then made for all, and nothing is kept twice.
+        One matrix product then serves all updates, and nothing is stored twice.
         """
-        with torch.inference_mode(False):  # what is kept has to serve a backward pass, too
+        with torch.inference_mode(False):  # what is stored must also serve a backward pass
             total = LowRankUpdate(
                 torch.cat([update.keys.to(device) for _, update in updates]),
                 torch.cat([update.values.to(device) for _, update in updates]),
@@ -127,8 +127,8 @@ class OutputStore:
         self._model = weakref.ref(model)
         if hasattr(layer.weight, "to_local"):
             raise UpdateError(
-                f"{target.name} is a shard of a tensor-parallel weight: its layer puts out a part, "
-                "to which no update can be added yet. Set `apply: weight`"
+                f"{target.name} is a shard of a tensor-parallel weight: its layer's output is a "
+                "part, to which no update can be added yet. Set `apply: weight`"
             )
 
     @property
@@ -139,7 +139,7 @@ class OutputStore:
         return layer
 
     def stage(self, update: LowRankUpdate) -> OutputStaged:
-        """Nothing is backed up, since nothing will be overwritten."""
+        """Prepare `update`. Makes no backup, since nothing will be overwritten."""
         return OutputStaged(self, update)
 
     def hang(self, key: object, update: LowRankUpdate, position: int | None) -> None:
@@ -150,7 +150,7 @@ class OutputStore:
             _give_notice(model)
 
     def take(self, key: object) -> int | None:
-        """Take the update of `key` off; where it was among the others, or None."""
+        """Remove the update of `key`; its index among the others, or None."""
         edits = OutputEdits.on(self.layer)
         if edits is None:
             return None
@@ -164,7 +164,7 @@ class OutputStore:
 
 
 class OutputStaged:
-    """An update that is to hang on a layer. It comes off without touching any other."""
+    """An update for a layer's output. It can be removed without touching any other."""
 
     independent = True
 
@@ -176,14 +176,14 @@ class OutputStaged:
 
     @property
     def before(self) -> Tensor | None:
-        """The weight itself and no copy of it, as the model has it: it is not changed."""
+        """The weight itself, not a copy: it is not changed."""
         weight = self._store.layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
     def commit(self) -> None:
         if self._update is None:
-            raise UpdateError(f"{self._store.target.name}: the update was let go")
+            raise UpdateError(f"{self._store.target.name}: the update was forgotten")
         self._store.hang(self._key, self._update, self._position)
 
     def undo(self) -> None:
@@ -196,20 +196,20 @@ class OutputStaged:
 
 
 def edited_outputs(model: nn.Module) -> dict[str, int]:
-    """{layer name: the number of updates that hang on it}, of the layers that have any."""
+    """{layer name: number of its updates}, for the layers that have any."""
     edits = {name: OutputEdits.on(module) for name, module in model.named_modules()}
     return {name: len(hanging) for name, hanging in edits.items() if hanging is not None}
 
 
 def hanging_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
-    """{layer name: the sum of the updates that hang on it}, of the layers that have any."""
+    """{layer name: the sum of its updates}, for the layers that have any."""
     edits = {name: OutputEdits.on(module) for name, module in model.named_modules()}
     return {name: hanging.total for name, hanging in edits.items() if hanging is not None}
 
 
 @contextmanager
 def without_notice(model: nn.Module) -> Iterator[None]:
-    """While the context lasts nothing is said of edits that a state dict lacks: it has them."""
+    """While the context lasts, a state dict has the edits, so no warning is given."""
     notice = vars(model).pop(_NOTICE, None)
     if notice is None:
         yield
@@ -227,12 +227,12 @@ def _give_notice(model: nn.Module) -> None:
 
 
 def _say_what_is_saved(model: nn.Module, *_: Any) -> None:
-    """A state-dict hook, which `save_pretrained` meets too. Changes nothing of what is saved."""
+    """A state-dict hook, which `save_pretrained` calls too. Does not change what is saved."""
     edited = edited_outputs(model)
     if edited:
         log.warning(
-            "what is read or saved here are the weights without their edits (apply: output): those "
-            "hang on the outputs of %d layer(s), %s. save_edited saves the "
+            "the weights that are read or saved here do not contain their edits (apply: output): "
+            "those are added to the outputs of %d layer(s), %s. save_edited saves the "
             "model with them",
             len(edited),
             ", ".join(edited),

@@ -1,8 +1,8 @@
 """The store of a weight that accelerate reads from disk for each forward pass.
 
-The edited weight is put before the file, in memory or in a private file. Neither the user's
-checkpoint nor accelerate's offload folder is ever written, so nothing has to be backed up: undoing
-takes the overlay away.
+The edited weight is an overlay, in memory or in a private file, which accelerate reads instead of
+the weight's file. The user's checkpoint and accelerate's offload folder are never modified, so no
+backup is needed: an undo removes the overlay.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def offer(place: WeightPlace) -> OverlayStore | None:
-    """A store for a weight that lies on disk: as `.dat`, or in the checkpoint it came from."""
+    """A store for a weight on disk: in a `.dat` file, or in the checkpoint it was loaded from."""
     if place.placement.kept not in (DAT, SAFETENSORS) or place.apply != "weight":
         return None
     holder = find_holder(place.model, place.target.name)
@@ -47,8 +47,8 @@ def offer(place: WeightPlace) -> OverlayStore | None:
 
 
 def limit_overlays(model: nn.Module, limit: int | None) -> None:
-    """From now on edited weights that would otherwise lie on disk take at most `limit` bytes of
-    memory in `model`, those kept for a rollback included; the others go to private files."""
+    """From now on limit the memory of the overlays of `model` to `limit` bytes, including those
+    kept for a rollback. Above the limit, overlays go to private files."""
     for loader in loaders_of(model):
         Overlays.of(loader).limit = limit
 
@@ -56,7 +56,7 @@ def limit_overlays(model: nn.Module, limit: int | None) -> None:
 class OverlayStore:
     """A weight that a loader of accelerate's reads from a file. Holds the loader weakly.
 
-    Raises PlacementError where the file is gone, or is no longer what it was.
+    Raises PlacementError if the file is gone or has changed.
     """
 
     def __init__(self, place: WeightPlace, holder: Holder) -> None:
@@ -78,17 +78,17 @@ class OverlayStore:
         return loader
 
     def read(self) -> Tensor:
-        """The weight as the next forward pass will see it, on the CPU."""
+        """The weight as the next forward pass will use it, on the CPU."""
         return self.bits_of(self.shown())
 
     def stage(self, update: LowRankUpdate) -> OverlayStaged:
-        """Form the new weight, on the CPU: in memory, or past the limit in a private file.
+        """Compute the new weight on the CPU: in memory, or above the limit in a private file.
 
-        Raises UpdateError where the file does not hold what the layer wants or there is no room
-        for a private one, and where fp16 would overflow.
+        Raises UpdateError if the file does not fit the layer, if there is no space for a private
+        file, or if fp16 would overflow.
         """
         shown = self.shown()
-        if not len(update.keys):  # a guard, which only has to bring back what is shown now
+        if not len(update.keys):  # a guard, which only restores the current state
             return OverlayStaged(self, update, shown, shown)
         weight = self.bits_of(shown)
         self._refuse_other_shape(weight)
@@ -99,18 +99,18 @@ class OverlayStore:
         return OverlayStaged(self, update, shown, self._new_source(new))
 
     def _room_like(self, weight: Tensor) -> Tensor:
-        """Memory for the new weight, which does not wait for the next one where it may not stay."""
+        """Memory for the new weight; it is not kept for later ones above the limit."""
         if self._overlays.has_room(weight.nbytes):
             return room_for(self.current_store.layer, weight)
         return torch.empty_like(weight)
 
     def put(self, bits: Tensor) -> None:
-        """Show `bits`, cast to the weight's dtype, before whatever is shown now."""
+        """Make `bits`, cast to the weight's dtype, the current overlay."""
         self.show(self._new_source(bits.to("cpu", self.read().dtype, copy=True)))
 
     @property
     def is_here(self) -> bool:
-        """Whether the same loader still keeps the weight on disk."""
+        """Whether the same loader still reads the weight from disk."""
         if self.current_store.layer.get_parameter("weight").device.type != "meta":
             return False
         holder = find_holder(self.current_store.model, self.target.name)
@@ -122,19 +122,19 @@ class OverlayStore:
         )
 
     def shown(self) -> WeightSource:
-        """What the loader finds now."""
+        """What the loader currently finds."""
         return self._overlays.source(self.loader, self._keys)
 
     def is_shown(self, source: WeightSource) -> bool:
         return self._overlays.is_shown(self.loader, source)
 
     def show(self, source: WeightSource) -> None:
-        """Raises UpdateError where `source` is a file that changed: it would not bring its bits."""
+        """Make the loader find `source`. Raises UpdateError if `source` is a file that changed."""
         self._refuse_changed(source)
         self._overlays.show(self.loader, source)
 
     def bits_of(self, source: WeightSource) -> Tensor:
-        """What `source` shows, not to be written to; also once the loader is gone."""
+        """The tensor of `source`, also after the loader is freed. Do not write to it."""
         self._refuse_changed(source)
         return source.read(self.target.name)
 
@@ -143,7 +143,7 @@ class OverlayStore:
 
     @cached_property
     def _keys(self) -> list[str]:
-        """The loader's keys of this one weight: its own, then those that are tied to it."""
+        """The loader's keys of this weight: its own, then those of tied weights."""
         loader = self.loader
         own = {
             key: self._overlays.own_entry(loader, key)
@@ -156,7 +156,8 @@ class OverlayStore:
             return str(file_of(key, own[key], loader.save_folder))
 
         if entry.get("safetensors_file") is None:
-            # A `.dat` file for each name, and nothing on disk says that two are one weight.
+            # Each name has its own `.dat` file; nothing on disk shows that two names are one
+            # weight.
             declared = tied_names(self.current_store.model, self.target.name) & own.keys()
             alike = [key for key in sorted(declared) if key != self._key and own[key] == entry]
             tied = [key for key in alike if same_content(file(key), file(self._key), False)]
@@ -170,7 +171,7 @@ class OverlayStore:
         return [self._key, *tied]
 
     def _problem(self, file: Path) -> str | None:
-        """What happened to the weight's file since it was first seen; None if nothing did."""
+        """What happened to the weight's file since it was first seen; None if it is unchanged."""
         try:
             changed = self._overlays.is_changed(file)
         except OSError as error:
@@ -201,7 +202,7 @@ class OverlayStore:
 
 
 class OverlayStaged:
-    """An update of a weight on disk: what is shown before it, and what is shown with it."""
+    """An update of a weight on disk: what the loader finds before it, and with it."""
 
     independent = False
 
@@ -215,7 +216,7 @@ class OverlayStaged:
 
     @property
     def before(self) -> Tensor | None:
-        """Read anew each time, since the bits lie in a file or in an earlier overlay."""
+        """Read again each time, since the bits are in a file or in an earlier overlay."""
         return None if self._before is None else self._store.bits_of(self._before)
 
     def commit(self) -> None:
@@ -224,7 +225,7 @@ class OverlayStaged:
             return
         assert self._after is not None
         self._store.show(self._after)
-        self._after = None  # the loader has it now; held here too it would outlive its use
+        self._after = None  # the loader has it now; a second reference would keep it too long
 
     def undo(self) -> None:
         if self._before is None:

@@ -1,5 +1,5 @@
-"""What every store offers, whichever way it keeps its weight, and what all of them share: the way
-back to a weight that was moved since it was edited, and what no store can write."""
+"""The protocol of all stores, and what they share: how to find a weight that was moved after its
+edit, and which weights and updates no store can write."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 WRITABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What a weight can be stored as and take an update. Quantized weights are integers or float8."""
+"""Dtypes of weights that can take an update. Quantized weights are integers or float8."""
 
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """One target's weight, for which a store is wanted.
+    """One target's weight, for which a store is needed.
 
-    `placement` is where it lies now; `apply` is the user's wish: `"weight"`, the update is
+    `placement` is its current placement. `apply` is the user's choice: `"weight"`, the update is
     written, `"output"`, it is added to the layer's output, or `"scoped"`, the same for the
     sequences in which its scope fires.
     """
@@ -39,54 +39,55 @@ class Staged(Protocol):
 
     @property
     def before(self) -> Tensor | None:
-        """The weight's bits as they were when this was staged; None once forgotten."""
+        """The weight's bits when this update was staged; None after `forget`."""
 
     @property
     def independent(self) -> bool:
-        """Whether `undo` takes out this update alone and leaves later ones of the same weight.
+        """Whether `undo` removes only this update, and leaves later ones of the same weight.
 
-        Where it is false, `undo` puts the weight back to what it was when this was staged, and
-        the ledger adds later updates again. Where it is true, `undo` works after `forget` too:
-        only what `commit` needs is then let go.
+        If false, `undo` restores the weight as it was when this update was staged, and the ledger
+        adds later updates again. If true, `undo` also works after `forget`, which then drops only
+        what `commit` needs.
         """
 
     def commit(self) -> None:
-        """Write the update. Whatever could be checked was checked when it was staged."""
+        """Write the update. All checks were made when it was staged."""
 
     def undo(self) -> None:
-        """Put `before` back: also after a commit that broke off, and as often as asked.
+        """Restore `before`, also after an interrupted commit. Can be called repeatedly.
 
-        To where the weight is by then: a model may have been dispatched anew (`CurrentStore`).
+        Restores the weight at its current place: the model may have been dispatched again
+        (`CurrentStore`).
         """
 
     def forget(self) -> None:
-        """Let the backup go; the update can then no longer be undone by itself."""
+        """Drop the backup. After that the update can no longer be undone by itself."""
 
 
 class Store(Protocol):
     """Where the updates of one target go."""
 
     def stage(self, update: LowRankUpdate) -> Staged:
-        """Prepare `update`; changes nothing. Raises UpdateError where it cannot be written."""
+        """Prepare `update`; changes nothing. Raises UpdateError if it cannot be written."""
 
 
 @runtime_checkable
 class WeightStore(Store, Protocol):
-    """Where one target's weight is kept. What moved there since it was edited can be undone."""
+    """A store that can read and restore a weight, also one that moved to it after an edit."""
 
     def read(self) -> Tensor:
-        """The weight as it is now; not to be written to."""
+        """The current weight. Do not write to it."""
 
     def put(self, bits: Tensor) -> None:
-        """Make the weight `bits`, cast to its dtype, on any device. Wholly or not at all."""
+        """Set the weight to `bits` (on any device), cast to its dtype. Wholly or not at all."""
 
 
 class CurrentStore:
-    """Finds one target's store anew, for an update whose own store keeps the weight no longer.
+    """Finds one target's current store, for an update whose own store no longer has the weight.
 
-    People dispatch models again between an edit and its undo: what was resident is offloaded,
-    what was on disk is in memory. Every store hands what it cannot do itself to this. Holds the
-    model weakly: a deleted model is freed.
+    A model may be dispatched again between an edit and its undo: a resident weight is then
+    offloaded, or a weight on disk is in memory. Stores delegate to this class what they can no
+    longer do. References the model weakly: a deleted model is freed.
     """
 
     def __init__(self, place: WeightPlace) -> None:
@@ -107,25 +108,25 @@ class CurrentStore:
         return model
 
     def put(self, bits: Tensor) -> None:
-        """Make the weight `bits` in the store that keeps it now. Raises what that store raises."""
+        """Set the weight to `bits` in its current store. Raises what that store raises."""
         store = self._store()
         if not isinstance(store, WeightStore):
             raise UpdateError(
-                f"{self.target.name} was moved since it was edited, and {type(store).__name__}, "
-                "which keeps it now, cannot put its bits back. Dispatch the model as it was then, "
-                "and undo again"
+                f"{self.target.name} was moved after its edit, and its current store, "
+                f"{type(store).__name__}, cannot restore its bits. Dispatch the model as it was "
+                "during the edit, and undo again"
             )
         store.put(bits)
 
     def write(self, update: LowRankUpdate) -> None:
-        """Stage and commit `update` in the store that keeps the weight now."""
+        """Stage and commit `update` in the weight's current store."""
         self._store().stage(update).commit()
 
     def moved(self) -> UpdateError:
-        """The error of a store that is asked for a weight which it keeps no longer."""
+        """The error of a store that no longer has the weight."""
         return UpdateError(
-            f"{self.target.name} was moved while it was edited: dispatch the model before an edit "
-            "or after it, not meanwhile"
+            f"{self.target.name} was moved while it was edited: dispatch the model before or after "
+            "an edit, not during one"
         )
 
     def _store(self) -> Store:
@@ -146,7 +147,7 @@ def refuse_unwritable(target: Target, layer: nn.Module, weight: Tensor) -> None:
 
 
 def refuse_overflow(target: Target, weight: Tensor, update: LowRankUpdate) -> None:
-    """Raise UpdateError where `weight` + `update` could be more than float16 holds."""
+    """Raise UpdateError if `weight` + `update` could exceed what float16 holds."""
     if weight.dtype != torch.float16 or not len(update.keys) or not weight.numel():
         return
     largest = update.largest_possible().to(weight.device) + weight.abs().max()
@@ -159,4 +160,4 @@ def refuse_overflow(target: Target, weight: Tensor, update: LowRankUpdate) -> No
 
 def let_go(target: Target) -> UpdateError:
     """The error of an undo that comes after `forget`."""
-    return UpdateError(f"{target.name}: the backup was let go")
+    return UpdateError(f"{target.name}: the backup was dropped; the edit stays")

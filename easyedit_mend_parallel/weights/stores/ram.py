@@ -1,7 +1,7 @@
 """The store of a weight that accelerate keeps in RAM and loads for each forward pass.
 
-It is changed in place where accelerate keeps it, so that tied weights follow and the storage
-address, by which accelerate knows tied weights, stays.
+It is changed in place in accelerate's dictionary. Tied weights then change too, and the storage
+address, by which accelerate identifies them, stays the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def offer(place: WeightPlace) -> RamStore | None:
 
 
 class RamStore(ResidentStore):
-    """A weight in accelerate's dictionary, which is looked up anew each time and never held.
+    """A weight in accelerate's dictionary. It is looked up each time and never referenced.
 
-    Its backup lies in RAM too; everything else is as for a weight that its layer has itself.
+    Its backup is in RAM too; everything else is as for a resident weight.
     """
 
     @property
     def weight(self) -> Tensor:
-        """The tensor that accelerate keeps, itself. Raises UpdateError once it is not in RAM."""
+        """accelerate's tensor itself. Raises UpdateError if it is no longer in RAM."""
         weight = self._found()
         if weight is None:
             raise self.current_store.moved()

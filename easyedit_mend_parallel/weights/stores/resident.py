@@ -1,6 +1,6 @@
-"""The store of a weight that lies where its layer computes: it is changed in place.
+"""The store of a weight on the device where its layer computes. The weight is changed in place.
 
-In place, so that tied weights follow and accelerate's keys (storage addresses) stay right.
+Tied weights then change too, and accelerate's keys (storage addresses) stay valid.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def offer(place: WeightPlace) -> ResidentStore | None:
-    """A store for a weight that lies where it computes."""
+    """A store for a weight on the device where its layer computes."""
     if place.placement.kept != RESIDENT or place.apply != "weight":
         return None
     return ResidentStore(place)
 
 
 class ResidentStore:
-    """The weight of a layer, changed in place. Holds no model and no layer: a deleted model is
-    freed.
+    """The weight of a layer, changed in place. Does not reference model or layer: a deleted model
+    is freed.
 
-    Stores of weights that are changed in place elsewhere say where that is: `weight` and `is_here`.
+    Stores that change a weight in place elsewhere derive from it, with `weight` and `is_here`.
     """
 
     def __init__(self, place: WeightPlace) -> None:
@@ -41,21 +41,21 @@ class ResidentStore:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as the layer has it now; it may have been moved since it was staged."""
+        """The layer's current weight; it may have been moved since an update was staged."""
         weight = self.current_store.layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
     @property
     def is_here(self) -> bool:
-        """Whether the layer still has the weight, on whichever device, and it is not offloaded."""
+        """Whether the layer still has the weight, on any device, and it is not offloaded."""
         return self.weight.device.type != "meta"
 
     def read(self) -> Tensor:
         return self.weight
 
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
-        """Back the weight up, on its own device. Raises UpdateError where fp16 would overflow."""
+        """Back the weight up on its own device. Raises UpdateError if fp16 would overflow."""
         refuse_overflow(self.target, self.weight, update)
         return ResidentStaged(self, update)
 

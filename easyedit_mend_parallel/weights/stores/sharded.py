@@ -1,7 +1,7 @@
-"""The store of a weight that is split between processes: each changes the shard that it holds.
+"""The store of a weight that is split between processes: each process changes its shard.
 
-The shard lies where its layer computes, so everything else is as for a resident weight. Nothing
-travels: every process has the whole rows of the update and takes its columns of them.
+The shard is on the device where its layer computes; everything else is as for a resident weight.
+There is no communication: every process has the whole rows of the update and uses its columns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ShardedStore(ResidentStore):
         return shard
 
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
-        """Back this process's shard up. Raises UpdateError where fp16 would overflow in it."""
+        """Back this process's shard up. Raises UpdateError if fp16 would overflow in it."""
         mine = LowRankUpdate(
             self._shard.columns(update.keys, "in"),
             self._shard.columns(update.values, "out"),
