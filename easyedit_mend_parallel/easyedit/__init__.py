@@ -1,4 +1,4 @@
-"""The bridge to EasyEdit: the only folder that knows EasyEdit, and it computes nothing.
+"""The bridge to EasyEdit: the only folder that knows EasyEdit. It computes nothing.
 
-EasyEdit is never imported from here; its modules are met when they have been imported.
+It does not import EasyEdit by itself; it works on EasyEdit's modules after they were imported.
 """

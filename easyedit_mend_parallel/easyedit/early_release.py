@@ -1,7 +1,7 @@
-"""What the EasyEdit release 0.0.1.dev0 needs to run on today's transformers and without CUDA.
+"""Makes the EasyEdit release 0.0.1.dev0 run with current transformers and without CUDA.
 
-It names three functions that have left `transformers.modeling_utils`, and writes `cuda:` before
-every device. Nothing here is used with today's EasyEdit.
+The release imports three functions that were removed from `transformers.modeling_utils`, and writes
+`cuda:` before every device. Nothing here is used with EasyEdit's repository.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GONE = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_
 
 
 def add_names_that_are_gone(modeling_utils: ModuleType) -> None:
-    """Give `transformers.modeling_utils` the names again, so that the release can be imported."""
+    """Add the names to `transformers.modeling_utils`, so that the release can be imported."""
     from transformers import pytorch_utils
 
     for name in GONE:
@@ -41,17 +41,17 @@ def _missing(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def cuda_elsewhere() -> Iterator[None]:
-    """While the context lasts, `cuda:` before a device that is no CUDA device is taken away.
+    """While the context lasts, `cuda:` is removed before devices that are not CUDA devices.
 
-    `cuda:cpu` (what the release makes of `device: cpu`) means the CPU; `cuda:0` means CUDA where
-    there is one, else this machine's accelerator of that number, else the CPU.
+    `cuda:cpu` (which the release makes from `device: cpu`) means the CPU. `cuda:0` means CUDA if
+    there is any, else this machine's accelerator with that number, else the CPU.
     """
     with _Redirected():
         yield
 
 
 class _Redirected(TorchFunctionMode):
-    """Rewrites device arguments of the torch functions called under it, in this thread only."""
+    """Rewrites device arguments of torch functions that are called under it, in this thread."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

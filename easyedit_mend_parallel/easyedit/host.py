@@ -1,6 +1,6 @@
-"""Which EasyEdit is there, and in what its releases differ. Decided by what it has, not by version.
+"""Finds the imported EasyEdit and the differences of its versions, by its features.
 
-Two are known: today's repository (a clone on PYTHONPATH), and the release 0.0.1.dev0 on PyPI.
+Two versions are known: the repository (a clone on PYTHONPATH), and the release 0.0.1.dev0 on PyPI.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ NAME = "easyeditor"
 
 
 def is_early(package_folder: Path) -> bool:
-    """Whether the EasyEdit in this folder is the early release, which knows only CUDA devices.
+    """Whether the EasyEdit in this folder is the early release, which supports only CUDA devices.
 
-    The repository gained `util/device.py` when it learned other devices.
+    The repository has `util/device.py` since it supports other devices.
     """
     return not (package_folder / "util" / "device.py").is_file()
 
 
 def early_release_is_installed() -> bool:
-    """Whether importing EasyEdit would import the early release; imports nothing itself."""
+    """Whether an import of EasyEdit would import the early release. Imports nothing."""
     try:
         spec = importlib.util.find_spec(NAME)
     except (ImportError, ValueError):
@@ -35,9 +35,9 @@ def early_release_is_installed() -> bool:
 
 
 def find_host(*, import_it: bool = False) -> Host | None:
-    """The EasyEdit of this process, or None where nobody imported it; `import_it` imports it.
+    """The EasyEdit of this process; None if it was not imported. `import_it` imports it.
 
-    Raises PluginError where it is to be imported and cannot be.
+    Raises PluginError if the import fails.
     """
     if import_it:
         try:
@@ -52,18 +52,18 @@ def find_host(*, import_it: bool = False) -> Host | None:
 
 
 def keeps_edits_unless_asked(host: Host) -> bool:
-    """Whether `keep_original_weight` decides if an edit is undone (the early release).
+    """Whether `keep_original_weight` decides if an edit is undone (in the early release).
 
-    Today's editors decide it themselves, by what they call, and pass False always.
+    The repository's editors decide this by what they call, and always pass False.
     """
     return is_early(folder_of(host))
 
 
 def plugins_of_host() -> ModuleType | None:
-    """The module with which an EasyEdit finds plugins by itself (see docs/upstream.md), or None.
+    """The module with which an EasyEdit finds plugins itself (see docs/upstream.md), or None.
 
-    It adds the methods of installed packages to its registries, and knows by `METHODS`
-    ({name: method}) how to treat their names in batches and in hyperparameter files.
+    It adds the methods of installed packages to its registries. With `METHODS` ({name: method}) it
+    decides how to treat their names in batches and in hyperparameter files.
     """
     module = sys.modules.get(f"{NAME}.util.plugins")
     return module if hasattr(module, "METHODS") else None

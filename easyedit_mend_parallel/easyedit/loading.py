@@ -1,7 +1,7 @@
-"""How EasyEdit loads a model for our method: with the user's `model_kwargs`, and left in place.
+"""Makes EasyEdit load a model for our method with the user's `model_kwargs`, and leave it in place.
 
-EasyEdit hard-wires the device map and the dtype, and calls `.to()` on what it loaded. Here are
-context managers around its loading; once they end, everything is as it was.
+EasyEdit hard-codes the device map and the dtype, and calls `.to()` on the loaded model. These are
+context managers around its loading; when they end, everything is as before.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def from_pretrained_with(model_kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """In this thread, while the context lasts, models are loaded with `model_kwargs` too.
+    """In this thread, while the context lasts, models are also loaded with `model_kwargs`.
 
-    They win over what the caller passes. A model loaded with a device map stays where the map
-    puts it until the context ends: `.to()` on it does nothing. Raises PlacementError where the
+    They override the caller's arguments. A model that is loaded with a device map stays where the
+    map put it until the context ends: `.to()` on it does nothing. Raises PlacementError if the
     device map does not cover the model.
     """
     held: list[nn.Module] = []
@@ -58,8 +58,8 @@ def from_pretrained_with(model_kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 class _Interposed:
-    """Stands before transformers' `from_pretrained` while some thread asks for it; a thread that
-    does not ask loads as ever."""
+    """Replaces transformers' `from_pretrained` while a thread needs it. Other threads load as
+    usual."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -108,7 +108,7 @@ _interposed = _Interposed()
 
 @contextmanager
 def held_in_place(model: nn.Module, anyway: bool = False) -> Iterator[None]:
-    """While the context lasts `.to()` on a dispatched model (`anyway`: any) does nothing."""
+    """While the context lasts, `.to()` on a dispatched model (with `anyway`: any) does nothing."""
     if not anyway and not is_dispatched(model):
         yield
         return
@@ -127,7 +127,7 @@ def _hold(model: nn.Module) -> None:
         log.info("the model stays where its device map put it")
         return model
 
-    # accelerate sets a `to` of its own on dispatched models, which is put back by _release.
+    # accelerate sets its own `to` on dispatched models; _release restores it.
     model.__dict__[_HELD] = model.__dict__.get("to")
     model.__dict__["to"] = stay
 
@@ -141,7 +141,7 @@ def _release(model: nn.Module) -> None:
 
 
 def _refuse_uncovered(model: nn.Module, device_map: Any) -> None:
-    """A map that leaves a weight out leaves it without values, and loading may not notice."""
+    """Raise PlacementError for a map without an entry for some weight: it would have no values."""
     if not isinstance(device_map, Mapping) or "" in device_map:
         return
     for name, _ in model.named_parameters():

@@ -1,6 +1,6 @@
 """The method that EasyEdit's editors call: hyperparameters and requests in, an edited model out.
 
-Registered through the same plugin hook that any other package uses.
+It is registered with the same plugin hook as methods of other packages.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Network:
-    """What was read to edit one model, and from what."""
+    """The trained network of one model, and the file that it was read from."""
 
     made_for: tuple[Any, ...]
     trained: Trained
 
 
 class Executor:
-    """MEND_PARALLEL for EasyEdit. Keeps a network for each model, and no model.
+    """MEND_PARALLEL for EasyEdit. Keeps one network for each model, and no model.
 
-    `options` are fields of this package's hyperparameters that apply where EasyEdit's own are
-    given (`replace_mend`).
+    `options` are fields of this package's hyperparameters, which are added to EasyEdit's own
+    (`replace_mend`).
     """
 
     def __init__(self, keeps_edits: bool, options: Mapping[str, Any] | None = None) -> None:
@@ -59,8 +59,8 @@ class Executor:
     ) -> tuple[nn.Module, Mapping[str, Any]]:
         """Edit `model` (or a copy of it) as EasyEdit's executors do.
 
-        Returns the model and what EasyEdit calls `weights_copy`: a `Rollback`, or an empty
-        dictionary where the original weights were not asked for.
+        Returns the model and EasyEdit's `weights_copy`: a `Rollback`, or an empty dictionary if
+        the original weights were not requested.
         """
         if copy:
             model = copying.deepcopy(model)
@@ -87,24 +87,24 @@ class Executor:
     def _say_how_batches_are_combined(self, how: str) -> None:
         self._says_how_batches_are_combined = False
         log.warning(
-            "replace_mend: batches are combined by %s, since EasyEdit's mean loss loses most of "
-            "them; replace_mend(aggregate='mean_loss') gets its form back",
+            "replace_mend: batches are combined by %s, since most edits of EasyEdit's mean loss "
+            "fail; replace_mend(aggregate='mean_loss') restores EasyEdit's form",
             how,
         )
 
 
 def _version(archive: str | None) -> tuple[Any, ...]:
-    """The file that `archive` names, told apart from what was there before it was trained on."""
+    """The identity of the file that `archive` names; it changes when the file is written again."""
     try:
         found = Path(str(archive)).stat()
     except OSError:
-        return (archive,)  # the editor says what is wrong with it
+        return (archive,)  # the editor raises the error
     return archive, found.st_mtime_ns, found.st_size
 
 
 @hookimpl
 def editing_method(host: Host) -> EditingMethod:
-    """Offer MEND_PARALLEL, which EasyEdit treats as its own MEND wherever names decide."""
+    """MEND_PARALLEL. Decisions by a method's name are made as for EasyEdit's MEND."""
     executor = Executor(keeps_edits_unless_asked(host))
     return EditingMethod(
         METHOD, executor.apply_to_model, behaves_like=HOST_METHOD, trainable=trainable_class

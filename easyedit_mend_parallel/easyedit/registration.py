@@ -1,6 +1,6 @@
-"""Joining EasyEdit: methods into its registries, and our method treated there as MEND is.
+"""Registers the plugins' methods in EasyEdit, which then treats our method as it treats MEND.
 
-EditedForwards once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
+Runs once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ CALLS_OF_EDITOR = ("edit", "batch_edit", "edit_dataset", "normal_edit", "generat
 
 @dataclass
 class _Joined:
-    """What was done to the EasyEdit of this process. The registration is its only state."""
+    """The registration in the EasyEdit of this process: what was changed there."""
 
     methods: dict[str, EditingMethod] = field(default_factory=dict)
     """The methods of plugins. An EasyEdit that finds plugins itself shares the dictionary."""
     replacement: dict[str, Any] | None = None
-    """The options of `replace_mend`, or None while EasyEdit's own MEND is in place."""
+    """The options of `replace_mend`; None while EasyEdit's own MEND is active."""
     host: Host | None = None
     editors: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
-    """Editors that were made for a method of ours."""
+    """Editors that were made for a plugin's method."""
     original_mend: tuple[Any, Any] | None = None
-    """EasyEdit's own, for editing and for training, while they are replaced."""
+    """EasyEdit's own MEND, for editing and for training, while it is replaced."""
 
 
 _joined = _Joined()
 
 
 def join_when_imported() -> None:
-    """Arrange that our methods join EasyEdit now, or as soon as it is imported."""
+    """Register the plugins' methods in EasyEdit now, or when it is imported."""
     if early_release_is_installed():
         wrapt.register_post_import_hook(
             early_release.add_names_that_are_gone, "transformers.modeling_utils"
@@ -69,14 +69,14 @@ def join_when_imported() -> None:
 
 
 def replace_mend(**options: Any) -> None:
-    """From now on EasyEdit's own name `MEND` runs the parallel-safe variant, for text models: in
-    its editors and in its `EditTrainer`.
+    """Make EasyEdit's own name `MEND` run the parallel-safe variant, for text models, in its
+    editors and in its `EditTrainer`.
 
-    Scripts and yaml files stay as they are. `options` are fields of `MENDParallelHyperParams`
-    that apply to them, such as `model_kwargs` or `network_device`. Editors made earlier, and
-    multimodal and personality models, keep EasyEdit's own. `restore_mend()` takes it back.
+    Scripts and yaml files need no change. `options` are fields of `MENDParallelHyperParams` that
+    are added to them, such as `model_kwargs` or `network_device`. Editors made earlier, and
+    multimodal and personality models, keep EasyEdit's MEND. `restore_mend()` reverts the call.
 
-    Raises HparamsError for an option that is no such field.
+    Raises HparamsError for an unknown option.
     """
     fields = [option.name for option in dataclasses.fields(MENDParallelHyperParams)]
     for name in options:
@@ -95,7 +95,7 @@ def replace_mend(**options: Any) -> None:
 
 
 def restore_mend() -> None:
-    """Give EasyEdit's name `MEND` back to EasyEdit's own method; does nothing if it has it."""
+    """Revert `replace_mend`: the name `MEND` runs EasyEdit's own method again."""
     _joined.replacement = None
     if _joined.host is not None and _joined.original_mend is not None:
         _registry()[HOST_METHOD], _training_registry()[HOST_METHOD] = _joined.original_mend
@@ -132,8 +132,8 @@ def _add_methods(host: Host) -> None:
 
 
 def _share_methods(host: Host) -> None:
-    """In an EasyEdit that finds installed plugins itself, now or in a moment: give it only those
-    that it cannot find, and learn from it what it found."""
+    """For an EasyEdit that finds installed plugins itself, now or soon: give it only those that it
+    cannot find, and take over those that it found."""
     finder = plugins_of_host()
     assert finder is not None
     _joined.methods = finder.METHODS
@@ -160,7 +160,7 @@ def _put_replacement(host: Host) -> None:
 
 @contextmanager
 def _easyedits_own_mend_to_train() -> Iterator[None]:
-    """While the context lasts EasyEdit's trainers find its own MEND, which may be replaced."""
+    """While the context lasts, EasyEdit's trainers find EasyEdit's own MEND."""
     registry = _training_registry()
     found = registry[HOST_METHOD]
     if _joined.original_mend is not None:
@@ -182,7 +182,7 @@ def _training_registry() -> dict[str, Any]:
 
 
 def _options_for(name: str, hparams: Any) -> Mapping[str, Any] | None:
-    """The `model_kwargs` that a method of ours is loaded with; None for EasyEdit's methods."""
+    """The `model_kwargs` for a plugin's method; None for EasyEdit's methods."""
     if name in _joined.methods:
         return getattr(hparams, "model_kwargs", None) or {}
     if name == HOST_METHOD and _joined.replacement is not None:
@@ -191,7 +191,7 @@ def _options_for(name: str, hparams: Any) -> Mapping[str, Any] | None:
 
 
 def _treat_as_known(batch_editor: Any) -> None:
-    """Allow batches to a method of ours where EasyEdit allows them to the one it behaves like."""
+    """Allow batches for a plugin's method if EasyEdit allows them for the one it behaves like."""
     original = batch_editor.is_batchable_method
 
     @functools.wraps(original)
@@ -234,8 +234,8 @@ def _join_editor(editor_class: Any, early: bool) -> None:
 
 @contextmanager
 def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iterator[None]:
-    """EasyEdit's own loading, for a method of ours: as for the method it behaves like, with the
-    user's `model_kwargs`, and without moving what a device map put in place."""
+    """EasyEdit's own loading for a plugin's method: as for the method it behaves like, with the
+    user's `model_kwargs`, and without moving a model that has a device map."""
     with ExitStack() as stack:
         if early:
             stack.enter_context(early_release.cuda_elsewhere())
@@ -244,17 +244,17 @@ def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iter
             stack.enter_context(from_pretrained_with({**by_map, **model_kwargs}))
         else:
             stack.enter_context(held_in_place(hparams.model_name[0], hparams.model_parallel))
-        # The device map is ours to give, and a dispatched model is held in place, so EasyEdit
-        # takes its plainest way; the early release also stumbles over a CPU on the other one.
+        # Our code sets the device map and keeps a dispatched model in place, so EasyEdit uses its
+        # simplest path; the other path of the early release also fails on a CPU.
         stack.enter_context(presented(hparams, "model_parallel", False))
         stack.enter_context(presented(hparams, "alg_name", _known_name(hparams.alg_name)))
         yield
 
 
 def _settle_loaded_pair(editor: Any) -> None:
-    """An editor given `(model, tokenizer)`: what EasyEdit's evaluation needs besides.
+    """Set what EasyEdit's evaluation needs of an editor that was given `(model, tokenizer)`.
 
-    It decides by the model's name, which a pair does not have, and it pads.
+    The evaluation decides by the model's name, which a pair does not have, and it pads.
     """
     editor.model_name = editor.model.config.model_type
     if editor.tok.pad_token_id is None:

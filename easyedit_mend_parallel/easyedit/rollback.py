@@ -1,6 +1,6 @@
-"""What EasyEdit calls `weights_copy`: one object that every restore path of EasyEdit can use.
+"""EasyEdit's `weights_copy`: one object for every way in which EasyEdit restores weights.
 
-Knows results, not models: the restoring is the ledger's.
+Knows results, not models; the ledger restores the weights.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from easyedit_mend_parallel.editor import EditResult
 
 
 class Rollback(Mapping[str, Tensor]):
-    """The way back from one edit, as a mapping and as a callable.
+    """The rollback of one edit, as a callable and as a mapping.
 
-    Called, it takes the edit out of the model, to the bit. Read as a mapping it gives the
-    weights' bits from before the edit by name, and is empty once the edit is out.
+    A call undoes the edit, to the bit. As a mapping it gives the weights' bits from before the edit
+    by name; it is empty after the undo.
 
-    EasyEdit restores by looping over `weights_copy.items()` and copying each value into the
-    parameter of that name, which writes nothing where a weight is offloaded. So `items()` is a
-    restore path too: where EasyEdit wants the edit undone (`restores`), it undoes the edit
-    through the ledger and leaves EasyEdit nothing to copy.
+    EasyEdit restores weights by looping over `weights_copy.items()` and copying each value into the
+    parameter of that name, which has no effect on an offloaded weight. Therefore, if EasyEdit wants
+    the edit undone (`restores`), `items()` undoes it with the ledger and gives nothing to copy.
     """
 
     def __init__(self, result: EditResult, restores: bool) -> None:
@@ -32,13 +31,13 @@ class Rollback(Mapping[str, Tensor]):
         self.result.rollback()
 
     def items(self) -> ItemsView[str, Tensor]:
-        """Undo the edit where EasyEdit asks for that by looping; always empty (see the class)."""
+        """Undo the edit if EasyEdit loops in order to restore; always empty (see the class)."""
         if self._restores:
             self.result.rollback()
         nothing: dict[str, Tensor] = {}
         return nothing.items()
 
-    # A mapping is compared by its items, and asking whether two are equal must undo nothing.
+    # Mappings compare their items, but a comparison must not undo an edit.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

@@ -1,7 +1,7 @@
-"""The model that EasyEdit's EditTrainer trains: its `EditableModel`, with this package's method.
+"""The `EditableModel` that EasyEdit's EditTrainer trains, with this package's method.
 
-Translates between EasyEdit's batches, losses and archives and the core; computes nothing itself,
-and knows nothing of the trainer's loop.
+Translates between EasyEdit's batches, losses and archives and this package. Computes nothing
+itself, and knows nothing of the trainer's loop.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from easyedit_mend_parallel.weights.target import find_targets
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 KNOWN_DECODER = "LlamaForCausalLM"
-"""A `model_class` that EasyEdit's loss takes for a decoder."""
+"""A `model_class` that EasyEdit's loss treats as a decoder."""
 
 SelfTrainable = TypeVar("SelfTrainable", bound="Trainable")
 
 
 @dataclass(frozen=True)
 class HostBatch(Batch):
-    """A batch of EasyEdit's trainer: one request, since its loss is one mean over the batch."""
+    """A batch of EasyEdit's trainer, as one request, since its loss is one mean over the batch."""
 
     loss: Callable[[Tensor, Tensor], dict[str, Tensor]]
 
     def losses(self, logits: Tensor) -> Tensor:
-        """(1,): EasyEdit's own loss of the edit."""
+        """EasyEdit's own loss of the edit, (1,)."""
         return self.loss(logits.to(self.labels.device), self.labels)["nll"].reshape(1)
 
     def losses_on(self, model: nn.Module) -> Tensor:
@@ -51,13 +51,13 @@ class HostBatch(Batch):
 
 
 class Trainable(nn.Module):
-    """EasyEdit's `EditableModel` over a model that stays where it is, whole and unchanged.
+    """EasyEdit's `EditableModel` for a model that stays where it is, whole and unchanged.
 
-    An edited one (what `edit` returns) is the same model and the same network, with low-rank
-    updates added to the targets' outputs while it is called, and only then. Its `model` is
-    therefore the unedited model: call the edited one itself. The model's weights are frozen.
+    `edit` returns an edited one: the same model and network, with low-rank updates that are added
+    to the targets' outputs while it is called, and only then. Its `model` is therefore the unedited
+    model; call the edited object itself. The model's weights are frozen.
 
-    `options` are fields of this package's hyperparameters that apply where `config` is one of
+    `options` are fields of this package's hyperparameters, which are added if `config` is one of
     EasyEdit's own (`replace_mend`).
     """
 
@@ -91,11 +91,11 @@ class Trainable(nn.Module):
         return self.network.edit_lrs
 
     def know_tokenizer(self, tokenizer: Any) -> None:
-        """Leave what `tokenizer` calls special out of every label from now on, those of the loss
-        after the edit too, where the hyperparameters say `special_tokens_in_labels: false`.
+        """With `special_tokens_in_labels: false`, leave `tokenizer`'s special tokens out of all
+        labels from now on, also those of the loss after the edit.
 
-        EasyEdit makes the labels, and its model sees no tokenizer. Raises HparamsError where there
-        is none.
+        EasyEdit makes the labels, and its model has no tokenizer. Raises HparamsError if
+        `tokenizer` is None.
         """
         if self.special_tokens_in_labels:
             return
@@ -107,11 +107,11 @@ class Trainable(nn.Module):
         self.edit_loss_fn = _without_special(self.edit_loss_fn, list(tokenizer.all_special_ids))
 
     def outer_parameters(self) -> list[nn.Parameter]:
-        """What training moves, in EasyEdit's order, on which its optimizers' state depends."""
+        """The trained parameters, in EasyEdit's order, which the optimizers' state depends on."""
         return [*self.mend.parameters(), self.edit_lrs]
 
     def forward(self, **batch: Any) -> Tensor:
-        """The logits of a batch as EasyEdit's data sets make them, where its `input_ids` are."""
+        """The logits of a batch from EasyEdit's data sets, on the device of its `input_ids`."""
         with self._felt(self.updates):
             logits = self._batch(batch).logits(self.model)
         return logits.to(batch["input_ids"].device)
@@ -127,12 +127,12 @@ class Trainable(nn.Module):
         """This model, edited to predict the batch's labels, and EasyEdit's measurements of it.
 
         Differentiable in the network (not with `detach_history`). An edit of an edited model adds
-        to it: the rows are those of the edited model, its earlier updates being constants there.
+        to it: the rows are those of the edited model, and its earlier updates are constants.
 
-        In training mode the rows go into the statistics first, as in EasyEdit. EasyEdit then
-        normalises each target's rows with the statistics up to that target; here all rows of the
-        call come first, so the updates of one call differ a little and the statistics after it
-        are equal. Raises TrainingError where they come from fewer than two rows so far.
+        In training mode the rows first enter the statistics, as in EasyEdit. EasyEdit then
+        normalises each target's rows with the statistics up to that target. Here the rows of all
+        targets enter first, so the updates of one call differ slightly, and the statistics after it
+        are equal. Raises TrainingError if the statistics have fewer than two rows.
         """
         with self._felt(tuple(_detached(updates) for updates in self.updates)):
             rows, _ = capture(
@@ -153,7 +153,7 @@ class Trainable(nn.Module):
         return edited, info
 
     def to(self: SelfTrainable, device: Any) -> SelfTrainable:  # type: ignore[override]
-        """Move model and network to `device`; a dispatched model, and what is placed, stay."""
+        """Move model and network to `device`, except a dispatched model and a placed network."""
         if not is_dispatched(self.model):
             self.model.to(device)
         if self.network_follows:
@@ -161,19 +161,19 @@ class Trainable(nn.Module):
         return self
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What EasyEdit's archives hold under "model".
+        """The entry "model" of EasyEdit's archives.
 
-        `model_config` is a plain dictionary where EasyEdit has an object, which torch from 2.6 on
-        refuses to load; it also says how the labels were made.
+        `model_config` is a plain dictionary, not an object as in EasyEdit, which torch 2.6 and
+        later refuses to load. It also says how the labels were made.
         """
         about = {"special_tokens_in_labels": self.special_tokens_in_labels}
         config = with_header(self.model.config.to_dict(), about)
         return {**self.network.state_dict(), "model_config": config}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        """Take over a network of EasyEdit's or ours; raises ArchiveError where it does not fit.
+        """Load a network of EasyEdit's or ours. Raises ArchiveError if it does not fit.
 
-        Statistics come along, so a resumed run goes on counting where the saved one stopped.
+        Also loads the statistics, so a resumed run continues to count where the saved one stopped.
         """
         given = Path("to go on from")
         Archive(given, named_as_today(given, state_dict)).load_into(self.network, untrained=True)
@@ -225,8 +225,8 @@ class Trainable(nn.Module):
     def _measurements(
         self, rows: Mapping[str, TokenRows], updates: Mapping[str, LowRankUpdate]
     ) -> dict[str, Any]:
-        """EasyEdit's keys: of each target's transformed gradient (`pseudo`), before its rate; and
-        where diagnostics are asked for of the true one, and of the two together."""
+        """EasyEdit's figures for each target's transformed gradient (`pseudo`), before its rate;
+        with diagnostics also for the true gradient, and for both together."""
         found: dict[str, Tensor] = {}
         for index, (name, pseudo) in enumerate(self._without_rate(updates).items()):
             of_target = {f"pseudo_{key}": value for key, value in measure(pseudo).items()}
@@ -236,13 +236,13 @@ class Trainable(nn.Module):
                 of_target |= compare(pseudo, true)
             found |= {f"grad/{key}{index}": value for key, value in of_target.items()}
         home = self.edit_lrs.device
-        values = torch.stack([value.to(home) for value in found.values()]).tolist()  # one wait
+        values = torch.stack([value.to(home) for value in found.values()]).tolist()  # waits once
         return dict(zip(found, values, strict=True))
 
     def _factors(
         self, rows: Mapping[str, TokenRows], updates: Mapping[str, LowRankUpdate]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """{target: (x̃, δ̃)} without the rows that carry nothing, as EasyEdit has them."""
+        """{target: (x̃, δ̃)} without rows that are not live, as in EasyEdit."""
         return {
             name: (update.keys[rows[name].live], update.values[rows[name].live])
             for name, update in self._without_rate(updates).items()
@@ -259,11 +259,11 @@ def trainable_class(host: Host, options: Mapping[str, Any] | None = None) -> typ
 
 
 def _shifting(loss: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """EasyEdit's loss, as it is for the model classes that it knows as decoders.
+    """EasyEdit's loss, in its form for decoders.
 
-    It compares each label with the prediction before it where `model_class` says llama or gpt (or
-    `model_name` one of a few other families); for any other, such as AutoModelForCausalLM, it
-    compares the labels with the first positions of the sentence.
+    EasyEdit compares each label with the prediction before it only if `model_class` contains llama
+    or gpt (or `model_name` one of a few other families). For others, such as AutoModelForCausalLM,
+    it compares the labels with the first positions of the sentence.
     """
 
     def shifted(config: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Joining EasyEdit's trainers: how they load, resume, and end, for a method of ours.
+"""Adapts EasyEdit's trainers: how they load, resume and end for a plugin's method.
 
-What they do for EasyEdit's own methods stays as it is. Knows nothing of what is trained.
+For EasyEdit's own methods they stay as they are. Knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from easyedit_mend_parallel.weights.placement import input_device, is_dispatched
 log = logging.getLogger(__name__)
 
 OptionsFor = Callable[[str, Any], "Mapping[str, Any] | None"]
-"""(name, hyperparameters) to a method's `model_kwargs`, or None for a method of EasyEdit's."""
+"""From (name, hyperparameters) to a method's `model_kwargs`; None for EasyEdit's methods."""
 
 
 def join_trainers(
@@ -33,9 +33,9 @@ def join_trainers(
     options_for: OptionsFor,
     easyedits_own_mend: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Wrap EasyEdit's `base` trainer class, of which `text` is the one that trains text models.
+    """Wrap EasyEdit's `base` trainer class, and its subclass `text`, which trains text models.
 
-    In `easyedits_own_mend` EasyEdit's registry has its own MEND, whatever replaced it.
+    Within `easyedits_own_mend` EasyEdit's registry has EasyEdit's own MEND.
     """
     _join_construction(base, text, options_for, easyedits_own_mend)
     _join_run(base, text, options_for)
@@ -80,9 +80,9 @@ def _construct(
         if model_kwargs:
             stack.enter_context(from_pretrained_with(model_kwargs))
         if model_kwargs.get("device_map") is not None:
-            # The trainer moves its whole module, the model within, unless it is parallel.
+            # The trainer moves its whole module, with the model, unless it is parallel.
             config.model_parallel = True
-        # A path that is no file is a part of a name for EasyEdit, which looks for it itself.
+        # If the path is not a file, EasyEdit treats it as a part of a name and searches for it.
         if config.archive is not None and Path(config.archive).is_file():
             archive = load_archive(config.archive)
             known = replace(archive, state={})
@@ -94,14 +94,14 @@ def _construct(
             del archive
         original()
     if network_only is not None:
-        log.info("%s holds no optimizer's state: that begins anew", network_only.path)
+        log.info("%s has no optimizer state: it starts new", network_only.path)
         trainer.model.load_state_dict(network_only.state)
     if isinstance(trainer.model, Trainable):
         trainer.model.know_tokenizer(getattr(trainer.train_set, "tok", None))
         if known is not None:
             known.say_other_labels(trainer.model.special_tokens_in_labels)
     if is_dispatched(trainer.model.model):
-        # EasyEdit asks the model's first weight, which has no device while it is offloaded.
+        # EasyEdit reads the device of the first weight; an offloaded weight has none.
         config.device = input_device(trainer.model.model)
 
 
@@ -110,10 +110,10 @@ def _join_run(base: Any, text: type, options_for: OptionsFor) -> None:
 
     @functools.wraps(original)
     def run(trainer: Any) -> None:
-        """EasyEdit's own run, in two halves, so that there is an archive for its final evaluation.
+        """EasyEdit's own run in two halves, so that its final evaluation has an archive.
 
-        It saves only at multiples of `val_interval`; a shorter run would leave nothing, or the
-        evaluation would take what an earlier run left.
+        EasyEdit saves only at multiples of `val_interval`. After a shorter run there would be no
+        archive, or only that of an earlier run.
         """
         config = trainer.config
         ours = isinstance(trainer, text) and options_for(_method(config), config) is not None
@@ -152,7 +152,7 @@ def _method(config: Any) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Tells whether a file was written anew: EasyEdit moves the old one away first."""
+    """Tells whether a file was written again; EasyEdit first moves the old one away."""
     try:
         found = path.stat()
     except OSError:
