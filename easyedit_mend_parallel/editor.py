@@ -19,10 +19,12 @@ from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.edits.scoping import Scoping, say_replaced
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.forward.batch import Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.method.extend_steps import extend_steps
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.inner_steps import InnerSteps
 from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
 from easyedit_mend_parallel.method.load import (
     Trained,
@@ -77,6 +79,8 @@ class MendParallel:
         self._max_step = hparams.max_step
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._target_space = hparams.target_space
+        self._chat = hparams.chat
+        self._inner_steps = hparams.inner_steps
         self._overlay_limit = hparams.overlay_bytes
         self._about = asdict(hparams.network_config()) | {
             "alg": hparams.alg,
@@ -132,10 +136,13 @@ class MendParallel:
             ranks = Ranks.of(self.model)
             with ranks.agree("make the batch"):
                 self._prepare()
+                worded = asked
+                if self._chat:
+                    worded = [chat_request(self.tokenizer, request) for request in asked]
                 batch = make_batch(
                     self.model,
                     self.tokenizer,
-                    asked,
+                    worded,
                     special_tokens_in_labels=self._special_tokens_in_labels,
                 )
             if not ranks.alone and not ranks.same(batch.fingerprint()):
@@ -189,6 +196,8 @@ class MendParallel:
 
     def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
         own: OwnUpdates = NetworkUpdates(self.model, self.network)
+        if self._inner_steps > 1 and not self.untrained:
+            own = InnerSteps(self.model, self.targets, own, self._inner_steps)
         by_name = {target.name: target for target in self.targets}
         if self.untrained:
             norms = {target.name: weight_norm(self.model, target) for target in self.targets}

@@ -16,7 +16,7 @@ from easyedit_mend_parallel import MENDParallelHyperParams
 from easyedit_mend_parallel.errors import HparamsError, RequestError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import Request, as_requests
-from easyedit_mend_parallel.forward.tokenizing import TARGET_SPACE, target_after, tokenized
+from easyedit_mend_parallel.forward.tokenizing import target_after, tokenized
 
 VALUES: dict[str, Any] = {
     "model_name": "toy",
@@ -56,14 +56,15 @@ def test_after_an_english_prompt_every_way_gives_easyedits_ids_and_labels(make: 
     assert ways[0] == ways[1] == ways[2]
 
 
-def test_special_tokens_before_a_text_are_labels_as_in_easyedit() -> None:
+def test_special_tokens_before_a_text_are_labels_as_in_easyedit_unless_never_is_said() -> None:
     model, tokenizer = toy_model("llama"), toy_tokenizer(bos=True)
     found = [
         tokenized(model, tokenizer, "the capital of France is", " Rome", space)
-        for space in TARGET_SPACE
+        for space in ("auto", "always", "easyedit", "never")
     ]
-    assert found == [found[0]] * 4
+    assert found[0] == found[1] == found[2]
     assert words(tokenizer, found[0]) == ["<s>", "Rome"]
+    assert words(tokenizer, found[3]) == ["Rome"]
 
 
 @pytest.mark.parametrize(

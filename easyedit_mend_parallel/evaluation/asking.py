@@ -11,6 +11,7 @@ from typing import Any
 
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.evaluation.questions import HELD, UNRELATED, Question
+from easyedit_mend_parallel.forward.chat import in_chat
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.forward.tokenizing import Tokenized
 from easyedit_mend_parallel.forward.trunk import Trunk
@@ -89,25 +90,6 @@ class Asker:
         while found.ids[end - 1] in special and found.ids[end - 1] != answer[-1]:
             end -= 1  # an end-of-text token that the tokenizer puts behind every text
         return found.ids[: end - len(answer)], answer
-
-
-def in_chat(tokenizer: Any, prompt: str) -> str:
-    """`prompt` as a user's turn in the tokenizer's chat template, up to where the answer begins.
-
-    A beginning-of-text token that the tokenizer itself puts before every text is left out.
-    Raises RequestError for a tokenizer without a chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise RequestError(
-            "this tokenizer has no chat template, so no request can be asked in chat form: leave "
-            "chat away, or set tokenizer.chat_template"
-        )
-    turn = [{"role": "user", "content": prompt}]
-    text: str = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    bos = tokenizer.bos_token
-    if bos and text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        return text[len(bos) :]
-    return text
 
 
 def context_of(model: Any) -> int:

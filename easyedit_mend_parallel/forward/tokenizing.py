@@ -69,7 +69,8 @@ def tokenized(
     """`prompt` with `target` right after it (or none; `target_after` says with what between them).
 
     The labels are the ids of the target in the text of both, and before them the special tokens
-    that the tokenizer puts before every text, as EasyEdit has them. With `space` `easyedit` they
+    that the tokenizer puts before every text, as EasyEdit has them (with `space` `never`, which
+    EasyEdit does not know, they are left out). With `space` `easyedit` they
     are the target's when it is tokenized by itself, as EasyEdit makes them: with some tokenizers
     those are not the ids that stand in the text. So they are for an encoder-decoder model, which
     reads the prompt and predicts the target.
@@ -83,7 +84,7 @@ def tokenized(
     ids = ids_of(tokenizer, prompt + target)
     labels = alone
     if target and space != EASYEDIT:
-        labels = _in_text(tokenizer, ids, prompt, target, alone)
+        labels = _in_text(tokenizer, ids, prompt, target, () if space == NEVER else alone)
     if len(labels) >= len(ids):
         raise RequestError(
             f"the prompt {prompt!r} has no token before its target {target.strip()!r}: "
@@ -118,9 +119,9 @@ def _in_text(
     tokenizer: Any, ids: tuple[int, ...], prompt: str, target: str, alone: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The target's labels in `ids`, the text of both, and before them the special tokens that it
-    has `alone`."""
+    has `alone`, if any."""
     special = set(tokenizer.all_special_ids)
-    first = next(n for n, token in enumerate(alone) if token not in special)
+    first = next((n for n, token in enumerate(alone) if token not in special), 0)
     return alone[:first] + ids[_beginning(tokenizer, ids, prompt, target) :]
 
 

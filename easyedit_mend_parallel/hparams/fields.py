@@ -158,6 +158,12 @@ class MendHparams:
     #: tokens in the text of both. `easyedit`: a space, and the target tokenized by itself. Default:
     #: `easyedit` where the file's method is `MEND`, otherwise `auto`.
     target_space: str | None = None
+    #: Requests go through the tokenizer's chat template; the labels are the answer and the end of
+    #: the turn.
+    chat: bool = False
+    #: Steps that an edit is made in, each on the model as the steps before would leave it; more
+    #: than one for targets of many tokens. `1` is MEND.
+    inner_steps: int = 1
     #: Scale a failed edit by up to this factor, until the model gives its target. `1`: never. See
     #: [what edits reach](quality.md).
     max_step: float = 1.0
@@ -317,6 +323,8 @@ class MENDParallelTrainingHparams(MendHparams):
     #: model's predictions, given prompt and answer. The first is the answer's last token. With `0`
     #: nothing is asked of what follows an answer.
     continuation_positions: int = 0
+    #: With `chat`, the fraction of the facts that are put in chat form; the others stay plain.
+    chat_share: float = 1.0
     #: Number of edits from which the network's statistics are computed before the first step.
     statistics_examples: int = 1000
     #: Memory of the hidden-state cache, which stores the outputs of the blocks below the lowest

@@ -37,7 +37,7 @@ FACTORS = {
     "max_step": "is how many times its own length a trained edit may get for its answer",
 }
 """The fields that make an edit longer, and what each does."""
-COUNTS = ("locality_examples", "locality_positions")
+COUNTS = ("locality_examples", "locality_positions", "inner_steps")
 """The fields that count what every edit needs at least one of."""
 SIZES = ("overlay_limit", "batch_limit", "trunk_memory", "trunk_disk")
 """The fields that are sizes in bytes, where they are not null."""
@@ -127,6 +127,16 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         for name in COUNTS
         if values.get(name, 1) < 1
     ]
+    if not 0 < values.get("chat_share", 1.0) <= 1:
+        problems.append(
+            f"chat_share is {values['chat_share']}; it has to be a fraction of the facts, above 0 "
+            "and at most 1 (for none, leave `chat` false)"
+        )
+    if values.get("inner_steps", 1) > 1 and values.get("aggregate") == "mean_loss":
+        problems.append(
+            "inner_steps is more than 1, and `aggregate: mean_loss` makes one step of one mean "
+            "loss: use `sum` or `least_squares`"
+        )
     if values.get("target_space") not in (None, *TARGET_SPACE):
         problems.append(
             f"target_space is {values['target_space']!r}; it has to be one of "

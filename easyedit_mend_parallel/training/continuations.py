@@ -66,9 +66,12 @@ class Continuations:
     def draw(self, wanted: Mapping[Text, bool]) -> Iterator[int]:
         """Draw what is missing of `wanted`, texts and whether greedily; yields how many are done.
 
+        Texts whose answer ends with a special token, as in chat form, have no continuation.
+
         Those of like length go together. A continuation that would make its text longer than
         `max_length` is shortened.
         """
+        wanted = {text: wanted[text] for text in wanted if not self._ends_itself(text)}
         missing = [text for text in wanted if _key(text, wanted[text]) not in self._kept]
         missing.sort(key=lambda text: (wanted[text], len(self._ids(text))))
         done = 0
@@ -86,6 +89,11 @@ class Continuations:
                 found = found[: max(0, room - len(self._ids(text)))]
             self.of[text] = Text(text.prompt, text.target, tuple(found))
         self._save()
+
+    def _ends_itself(self, text: Text) -> bool:
+        """Whether the answer says where it ends (in chat form), so that nothing is to follow."""
+        bare = self._texts.tokenizer(text.target, add_special_tokens=False)["input_ids"]
+        return bare[-1] in self._texts.tokenizer.all_special_ids
 
     def _ids(self, text: Text) -> tuple[int, ...]:
         ids = self._texts.tokenized(text).ids

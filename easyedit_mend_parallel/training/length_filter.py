@@ -1,4 +1,5 @@
-"""The data of a training run, without what is longer than `max_length`.
+"""The data of a training run as its hyperparameters word it, without what is longer than
+`max_length`.
 
 A text that is too long is left out with its example, counted and said; it is never cut, since a
 cut text would have other labels.
@@ -7,13 +8,17 @@ cut text would have other labels.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from easyedit_mend_parallel.errors import DataError
 from easyedit_mend_parallel.evaluation.data import Example
+from easyedit_mend_parallel.forward.chat import chat_request, in_chat
 from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.forward.texts import Text, Texts, TooLong
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +32,41 @@ class Data:
     validation: Sequence[Example] = ()
     validation_unrelated: Sequence[str] = ()
 
-    def spaced(self, target_space: str | None) -> Data:
-        """The same, with `target_space` for requests that do not say what theirs is."""
+    def worded(self, tokenizer: Any, hparams: MENDParallelTrainingHparams) -> Data:
+        """The same as `hparams` ask for it: with `target_space` for requests that do not say what
+        theirs is, and, with `chat`, a share of the facts in chat form, drawn by the seed.
+
+        Those have a split of their own. Raises RequestError for a tokenizer without a template.
+        """
 
         def put(examples: Sequence[Example]) -> list[Example]:
-            asked = as_requests([e.request for e in examples], target_space) if examples else []
-            return [replace(e, request=one) for e, one in zip(examples, asked, strict=True)]
+            found = []
+            for number, example in enumerate(examples):
+                [request] = as_requests(example.request, hparams.target_space)
+                drawn = random.Random(f"{hparams.seed}/chat/{number}").random()
+                example = replace(example, request=request)
+                if hparams.chat and drawn < hparams.chat_share:
+                    example = chat_example(tokenizer, example)
+                found.append(example)
+            return found
 
         return replace(self, train=put(self.train), validation=put(self.validation))
+
+
+def chat_example(tokenizer: Any, example: Example) -> Example:
+    """The example with its request, rephrases and neighbours in chat form.
+
+    Unrelated texts stay. Raises RequestError for a tokenizer without a chat template.
+    """
+    return replace(
+        example,
+        request=chat_request(tokenizer, example.request),
+        rephrases=tuple(in_chat(tokenizer, prompt) for prompt in example.rephrases),
+        neighbours=tuple(
+            replace(one, prompt=in_chat(tokenizer, one.prompt)) for one in example.neighbours
+        ),
+        split=f"{example.split}, chat",
+    )
 
 
 def fitting_data(data: Data, texts: Texts) -> Data:

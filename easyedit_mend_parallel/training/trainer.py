@@ -96,7 +96,7 @@ class Trainer:
             special_tokens_in_labels=hparams.special_tokens_in_labels,
             target_space=hparams.target_space or AUTO,
         )
-        self.data = fitting_data(data.spaced(hparams.target_space), self.texts)
+        self.data = fitting_data(data.worded(tokenizer, hparams), self.texts)
         self.sampling = Sampler(
             self.data.train,
             self.data.unrelated,
@@ -319,7 +319,7 @@ class Trainer:
         """What a resumed run has to have in common with the one that it goes on with."""
         names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
-        names += ["lr_schedule", "continuation_positions"]
+        names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
