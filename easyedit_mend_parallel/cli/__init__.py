@@ -1,7 +1,7 @@
 """The command line, `mend-parallel`: one file for each command, and no arithmetic.
 
-A command reads its arguments, calls the package, and reports; what it knows of models, edits or
-training is what their rooms offer to everybody.
+A command reads its arguments, calls the package, and prints the result. It uses only what the
+package's other modules offer to everybody.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The commands put together, and what every command shares: exit codes and errors in one line.
+"""Collects the commands, and what they share: exit codes, and errors as one message.
 
-Knows no command's work. Modules of commands import what is heavy (torch, transformers) inside
-their functions, so that `--help` answers at once.
+Does not know what a command does. Modules of commands import heavy packages (torch, transformers)
+inside their functions, so that `--help` is fast.
 """
 
 from __future__ import annotations

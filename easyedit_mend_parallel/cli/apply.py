@@ -1,4 +1,4 @@
-"""`mend-parallel apply`: a journal's edits put onto their base and saved as a checkpoint."""
+"""`mend-parallel apply`: applies a journal's edits to their base and saves a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def command(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Load the model that CONFIG names, put on the journal's applied edits, and save the result
-    as an ordinary checkpoint. MODEL_DIR appears whole or not at all."""
+    """Load the model that CONFIG names, apply the journal's applied edits to it, and save it as an
+    ordinary checkpoint. MODEL_DIR appears whole or not at all."""
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.edits import Journal, save_edited
     from easyedit_mend_parallel.errors import EditError

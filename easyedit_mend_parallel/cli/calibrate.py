@@ -1,4 +1,4 @@
-"""`mend-parallel calibrate`: statistics for editing without a trained hypernetwork."""
+"""`mend-parallel calibrate`: computes statistics for editing without a trained hypernetwork."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def command(
     config: Annotated[Path, typer.Argument(help="The hyperparameter file (yaml) to edit with.")],
     data: Annotated[
         Path,
-        typer.Option(help="Facts, in a format that training reads (docs/training-data.md)."),
+        typer.Option(help="Facts, in a format of docs/training-data.md."),
     ],
     out: Annotated[Path, typer.Option(help="The archive to write (.safetensors).")] = Path(
         "calibrated.safetensors"
     ),
     limit: Annotated[
-        int, typer.Option(min=1, help="Use no more requests than this, from the beginning.")
+        int, typer.Option(min=1, help="Use only this many requests, the first ones.")
     ] = 500,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 8,
 ) -> None:
-    """Gather the statistics that an untrained edit normalises with, in a forward and a backward.
+    """Compute the statistics with which an untrained edit normalises its rows.
 
-    Nothing is trained. Write what it prints into the hyperparameters to edit with the result.
+    Nothing is trained. To edit with the result, put the printed lines into the hyperparameters.
     """
     import torch
     from rich.console import Console

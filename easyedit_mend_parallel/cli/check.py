@@ -1,6 +1,6 @@
-"""`mend-parallel check`: the plan of an edit as tables, every problem in a line of its own.
+"""`mend-parallel check`: shows the plan of an edit as tables, and each problem on its own line.
 
-Knows how a plan is shown; what it says is `plan`'s.
+Knows how to show a plan; `plan` makes it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Say before anything is loaded where the model would lie, what an edit takes, and every
-    reason for which it would not work. Exits with 1 if there is one."""
+    """Show, without loading anything, where the model would be placed, what an edit costs, and
+    every problem. Exits with 1 if there is a problem."""
     from easyedit_mend_parallel.cli.plan import plan, read_max_memory
 
     limits = None if max_memory is None else read_max_memory(max_memory)

@@ -1,6 +1,6 @@
-"""`mend-parallel demo`: a real model with its blocks in different places, edited through EasyEdit.
+"""`mend-parallel demo`: edits a real model, with its blocks in different places, through EasyEdit.
 
-Knows the demo's options and nothing of what it does.
+Knows the demo's options, not what it does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def command(
     placement: Annotated[
         str | None,
         typer.Option(
-            help="Where the blocks lie: two-gpus, gpu+cpu, cpu+disk, all-disk or simulated. "
-            "Default: the best that this machine has, then simulated.",
+            help="Where the blocks are: two-gpus, gpu+cpu, cpu+disk, all-disk or simulated. "
+            "Default: the best that this machine supports, then simulated.",
         ),
     ] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`mend-parallel export`: edits as files for other tools."""
+"""`mend-parallel export`: saves edits for other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mend-parallel list`: the edits of a journal."""
+"""`mend-parallel list`: lists the edits of a journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A journal.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """List the edits of a journal, in the order in which they go onto a model."""
+    """List the edits of a journal, in the order in which they are applied to a model."""
     journal = existing(folder)
     edits = [(entry, journal.edit(entry.number)) for entry in journal.entries]
     if as_json:

@@ -1,4 +1,4 @@
-"""A model and its tokenizer, loaded by transformers as hyperparameters say.
+"""Loads a model and its tokenizer with transformers, as hyperparameters say.
 
 Knows the names of hyperparameters and of transformers' classes, and nothing of editing.
 """
@@ -16,13 +16,13 @@ from easyedit_mend_parallel.weights.placement import as_device
 
 
 def load_model(hparams: MendHparams, device: torch.device | None = None) -> tuple[Any, Any]:
-    """(model in eval mode, tokenizer) of `hparams.model_name`, or the pair that it is.
+    """(model in eval mode, tokenizer) of `hparams.model_name`, which may also be such a pair.
 
-    `model_kwargs` go to `from_pretrained`. Where they name no device map, `model_parallel` means
-    `device_map="auto"`; otherwise the model goes to `device`, or to `hparams.device` where this
-    machine has an accelerator, or stays on the CPU.
+    `model_kwargs` are passed to `from_pretrained`. If they have no device map, `model_parallel`
+    means `device_map="auto"`. Without a map, the model goes to `device`; by default to
+    `hparams.device` if this machine has an accelerator, else to the CPU.
 
-    Raises HparamsError for a class that transformers does not have and a model it cannot load.
+    Raises HparamsError for a class that transformers does not have, or a model it cannot load.
     """
     if isinstance(hparams.model_name, (tuple, list)):
         model, tokenizer = hparams.model_name

@@ -1,4 +1,4 @@
-"""`mend-parallel plugins`: which installed packages offer methods and weight stores."""
+"""`mend-parallel plugins`: lists installed packages that offer methods and weight stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """List the plugins that this package finds, and what each offers."""
+    """List the installed plugins, and what each offers."""
     from easyedit_mend_parallel.easyedit.host import find_host
     from easyedit_mend_parallel.plugins.manager import offers
     from easyedit_mend_parallel.weights.stores import KINDS

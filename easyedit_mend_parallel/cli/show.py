@@ -1,4 +1,4 @@
-"""`mend-parallel show`: an edit in the terminal, and as a picture."""
+"""`mend-parallel show`: shows an edit in the terminal, and as a picture."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Show how large an edit is in each layer and for each token, and where its targets lay.
+    """Show the size of an edit in each layer and for each token, and where its targets were.
 
-    With --config the base is loaded, and the probabilities of old and new answers on prompt,
-    rephrases and neighbours are shown before and after the edit.
+    With --config, load the base and also show the probabilities of old and new answers on prompt,
+    rephrases and neighbours, before and after the edit.
     """
     from easyedit_mend_parallel.edits.picture import draw, sizes_of
 
@@ -69,7 +69,7 @@ def command(
 
 
 def _judge(edit: SavedEdit, config: Path) -> Judged:
-    """Ask the base that CONFIG names, without the edit and with it."""
+    """Run the base that CONFIG names on the edit's texts, without the edit and with it."""
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
     from easyedit_mend_parallel.evaluation.answers import answers_of, probabilities
@@ -135,7 +135,7 @@ def _shaded(rows: list[float], largest: float) -> str:
 
 
 def _show_tokens(edit: SavedEdit, console: Console) -> None:
-    """Which token each column of the sizes is, for inputs whose tokens are known."""
+    """The token of each column of the sizes, for inputs whose tokens are known."""
     from easyedit_mend_parallel.edits.picture import sizes_of, tokens_of
 
     known = {tuple(tokens_of(edit, target)): None for target in sizes_of(edit)}

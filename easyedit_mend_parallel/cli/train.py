@@ -1,4 +1,4 @@
-"""`mend-parallel train`: train a hypernetwork, in one process or in several."""
+"""`mend-parallel train`: trains a hypernetwork, in one process or several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command(
     model: Annotated[
         str | None, typer.Option("--model", help="Folder or name, instead of CONFIG's model_name.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so long.")] = None,
     mixed_precision: Annotated[
         str | None, typer.Option("--mixed-precision", help="no, fp16 or bf16, as in accelerate.")
@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Train a hypernetwork for the model and the targets that CONFIG names.
 
-    Data may be zsRE or CounterFact json, or JSON lines. To train in several processes, start it
-    with `accelerate launch` or `torchrun`. OUT then holds archive.safetensors (the best),
-    last.safetensors (to go on from), metrics.jsonl and curves.png.
+    Data may be zsRE or CounterFact json, or JSON lines. To train in several processes, start this
+    command with `accelerate launch` or `torchrun`. OUT then has archive.safetensors (the best),
+    last.safetensors (to resume from), metrics.jsonl and curves.png.
 
     With --scope-only no hypernetwork is trained: OUT gets the archive that CONFIG names with a
     scope in it, which `apply: scoped` uses.

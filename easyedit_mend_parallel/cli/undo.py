@@ -1,4 +1,4 @@
-"""`mend-parallel undo`: an edit of a journal taken out, or put back."""
+"""`mend-parallel undo`: removes an edit from a journal's applied edits, or applies it again."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from easyedit_mend_parallel.cli.where import existing
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A journal.")],
     number: Annotated[
-        int | None, typer.Argument(help="Which edit (default: the last that is applied).")
+        int | None, typer.Argument(help="Number of the edit (default: the last applied one).")
     ] = None,
     back: Annotated[
-        bool, typer.Option("--back", help="Put edit NUMBER back instead, as the last one.")
+        bool, typer.Option("--back", help="Apply edit NUMBER again instead, as the last one.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Take an edit out of a journal; its file stays, and it can be put back.
+    """Remove an edit from a journal's applied edits. Its file stays, so it can be applied again.
 
-    The next model that the journal is put onto gets the edits that are left, from the base: as if
-    the edit had never been made.
+    A model to which the journal is applied later gets only the remaining edits, as if this edit had
+    never been made.
     """
     journal = existing(folder)
     if back:

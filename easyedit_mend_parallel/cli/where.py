@@ -1,4 +1,4 @@
-"""What the commands for saved edits share: which edit a path means, and requests as tables."""
+"""Shared by the commands for saved edits: finds the edit of a path, and prints requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def edits_at(path: Path) -> SavedEdit:
 
 
 def existing(folder: Path) -> Journal:
-    """The journal in `folder`. Raises EditError where there is none: a path is easily misspelt."""
+    """The journal in `folder`. Raises EditError if there is none, e.g. for a misspelt path."""
     from easyedit_mend_parallel.edits import Journal
     from easyedit_mend_parallel.errors import EditError
 
@@ -30,7 +30,7 @@ def existing(folder: Path) -> Journal:
 
 
 def progress(quiet: bool) -> Progress:
-    """A progress bar on stderr, so that stdout holds only what was asked for."""
+    """A progress bar on stderr, so that stdout has only results."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -45,7 +45,7 @@ def progress(quiet: bool) -> Progress:
 
 
 def asked(edit: SavedEdit, most: int = 2) -> str:
-    """What an edit's requests say, in one line."""
+    """An edit's requests, in one line."""
     said = [f"{one.prompt} → {one.target_new.strip()}" for one in edit.requests[:most]]
     rest = len(edit.requests) - most
     return "; ".join(said) + (f"; and {rest} more" if rest > 0 else "")

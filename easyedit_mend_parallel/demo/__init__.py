@@ -1,4 +1,4 @@
-"""The demo: a real model with its blocks in different places, edited through EasyEdit.
+"""The demo: edits a real model, with its blocks in different places, through EasyEdit.
 
     python -m easyedit_mend_parallel.demo
 
@@ -16,8 +16,7 @@ def demo_archive() -> Path:
 
 
 def demo_hparams() -> Path:
-    """The EasyEdit-style yaml that the demo edits with: in a wheel beside this file, in a clone
-    among the other hyperparameter files."""
+    """The demo's EasyEdit-style yaml file: beside this file, or in `hparams/` in a clone."""
     name = "smollm2-135m.yaml"
     beside = Path(__file__).with_name(name)
     return (

@@ -1,9 +1,10 @@
-"""Edits facts that SmolLM2 knows while its blocks lie in different places, and shows the proof.
+"""Edits facts that SmolLM2 knows, with its blocks in different places, and checks the result.
 
     python -m easyedit_mend_parallel.demo [--placement NAME]
 
-For each fact: the answers before and after, to the prompt, a rephrase and an unrelated prompt;
-then that the weights equal those of an edit on one device, and that rollback restored every bit.
+For each fact it shows the answers before and after the edit, to the prompt, a rephrase and an
+unrelated prompt. It checks that the weights equal those of an edit on one device, and that rollback
+restores every bit.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.target import Target
 
 SAME_EDIT = 1e-5
-"""The bound: this share of the largest change, and one unit in the last place of the weight."""
+"""The bound: this fraction of the largest change, plus one unit in the last place of the weight."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--placement",
         choices=NAMES,
-        help="where the blocks lie (default: the best this machine has, then simulated)",
+        help="where the blocks are (default: the best this machine supports, then simulated)",
     )
     named = parser.parse_args(arguments).placement
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_simulated(console: Console) -> int:
-    """The second pass, in a process of its own: a simulated accelerator cannot be taken out."""
+    """The second pass, in a new process, since a simulated accelerator cannot be removed."""
     if importlib.util.find_spec("simulated_accelerators") is None:
         console.print(
             "The second pass needs the simulated accelerators of this project's tests: "
@@ -74,7 +75,7 @@ def show_simulated(console: Console) -> int:
 
 
 def show(name: str, console: Console) -> int:
-    """One pass: load, edit each fact, compare, roll back. Returns 0 if all of it held."""
+    """One pass: load, edit each fact, compare, roll back. Returns 0 if everything succeeded."""
     started = time.perf_counter()
     _refuse_without("easyeditor", "a clone of EasyEdit, or its release")
     if name == "simulated":
@@ -96,7 +97,7 @@ def show(name: str, console: Console) -> int:
 
 
 def _refuse_without(module: str, where: str) -> None:
-    """Raise DemoError where `module`, which is found in `where`, cannot be imported."""
+    """Raise DemoError if `module`, which is in `where`, cannot be imported."""
     if importlib.util.find_spec(module) is None:
         raise DemoError(f"this demo needs {module}, which is not here: put {where} on PYTHONPATH")
 
@@ -159,7 +160,7 @@ def edit_facts(where: Spread, console: Console) -> bool:
 
 
 def print_places(model: Any, targets: list[Target], console: Console) -> None:
-    """How many blocks lie where, and where each target does."""
+    """Print the number of blocks in each place, and the place of each target."""
     where: dict[str, list[str]] = {}
     for block, mapped in model.hf_device_map.items():
         where.setdefault(str(mapped), []).append(block.removeprefix("model."))
@@ -178,12 +179,12 @@ def print_places(model: Any, targets: list[Target], console: Console) -> None:
 
 
 def kept_weights(model: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
-    """The targets' weights as the next forward pass will see them, wherever they are kept."""
+    """The targets' weights as the next forward pass will use them, on any placement."""
     return {target.name: store_for(model, target).read().cpu() for target in targets}  # type: ignore[attr-defined]
 
 
 def answers(model: Any, tokenizer: Any, fact: DemoFact) -> list[str]:
-    """What the model says after the fact's prompt, its rephrase, and the unrelated prompt."""
+    """The model's answers to the fact's prompt, its rephrase, and the unrelated prompt."""
     n_tokens = len(tokenizer(fact.target_new)["input_ids"])
     asked = [
         (fact.prompt, n_tokens),
@@ -195,7 +196,7 @@ def answers(model: Any, tokenizer: Any, fact: DemoFact) -> list[str]:
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompt: str, n_tokens: int) -> str:
-    """The `n_tokens` most probable tokens after `prompt`, one after the other."""
+    """The continuation of `prompt` by `n_tokens` tokens, greedily."""
     ids = list(tokenizer(prompt)["input_ids"])
     for _ in range(n_tokens):
         logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
@@ -205,8 +206,8 @@ def answer(model: Any, tokenizer: Any, prompt: str, n_tokens: int) -> str:
 
 
 def beyond_rounding(weights: dict[str, torch.Tensor], one_device: Any, result: Any) -> float:
-    """How far the spread model's weights are from the one-device edit's, in shares of max |ΔW|,
-    beyond one unit in the last place of the weight."""
+    """The largest difference between the spread model's weights and those of the edit on one
+    device, as a fraction of max |ΔW|, beyond one unit in the last place of the weight."""
     apart = 0.0
     for name, weight in weights.items():
         edited = one_device.get_parameter(name).detach()

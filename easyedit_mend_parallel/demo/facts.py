@@ -1,7 +1,7 @@
-"""Facts that SmolLM2-135M-Instruct knows, each with a false answer for the demo to teach it.
+"""The demo's facts: SmolLM2-135M-Instruct knows them, and each has a false answer to teach.
 
-Knows no model: that each answer is the most probable next token was seen on the fp32 model of
-`easyedit_mend_parallel.demo.smollm2`. The archive was trained on none of these subjects.
+Each true answer is the most probable next token of the fp32 model of
+`easyedit_mend_parallel.demo.smollm2`. The archive was not trained on these subjects. Uses no model.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DemoFact:
-    """One request, with the prompts that judge its edit. Answers begin with a space.
+    """One request, with the prompts that test its edit. Answers begin with a space.
 
     Attributes:
         subject: whom or what the fact is about.
         prompt: the text to continue (reliability).
-        ground_truth: how the unedited model continues it, rightly.
-        target_new: how the edited model is to continue it.
+        ground_truth: the unedited model's continuation, which is true.
+        target_new: the continuation that the edit teaches.
         rephrase_prompt: the same question in other words (generality).
-        unrelated_prompt: a question about something else, which the model answers with confidence.
-        unrelated_answer: that answer, which the edit must leave as it is (locality).
+        unrelated_prompt: a question about something else, which the model answers confidently.
+        unrelated_answer: that answer, which the edit must not change (locality).
     """
 
     subject: str
@@ -32,8 +32,8 @@ class DemoFact:
     unrelated_answer: str
 
 
-#: The training facts have relations like those of the first three, and none like the others'.
-#: All answers are one token, but for those about Hamlet, which are two.
+#: Training had relations like those of the first three facts, and none like the others.
+#: All answers are one token, except those about Hamlet, which are two.
 DEMO_FACTS: tuple[DemoFact, ...] = (
     DemoFact(
         subject="France",

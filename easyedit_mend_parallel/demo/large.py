@@ -1,4 +1,4 @@
-"""Edits a 7B-shaped model where it lies on disk, in a process that may use 3 GiB in all.
+"""Edits a 7B-shaped model on disk, in a process that may use 3 GiB in all.
 
     python -m easyedit_mend_parallel.demo.large [--shape 7b|small] [--folder DIR]
 
@@ -34,7 +34,7 @@ from easyedit_mend_parallel.weights.target import find_targets
 
 GIB = 1 << 30
 WAYS = {"base-editor": 3.0, "weight": 2.5, "output": 2.5}
-"""{the way of editing: how many GiB its process may use, page cache included}"""
+"""{the way of editing: limit of its process in GiB, with the page cache}"""
 REQUESTS = [
     {"prompt": "The capital of France is", "target_new": "Berlin"},
     {"prompt": "The mother tongue of Danielle Darrieux is", "target_new": "English"},
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def edit(shape: str, directory: Path, way: str) -> int:
-    """One way, in this process: load, forward, edit, restore; 0 if every bit came back."""
+    """One way in this process: load, forward, edit, restore. Returns 0 if all bits are restored."""
     peak, loaded = Peak(), 0.0
 
     def step(says: str, do: Callable[[], Any]) -> Any:
@@ -114,7 +114,7 @@ def edit(shape: str, directory: Path, way: str) -> int:
 
 
 def _editor(way: str, hparams: MENDParallelHyperParams) -> Any:
-    """EasyEdit's editor, or this package's: each has the model that it loaded as `model`."""
+    """EasyEdit's editor, or this package's. Both have the loaded model as `model`."""
     if way == "base-editor":
         import easyeditor
 
@@ -140,7 +140,7 @@ def _edit_with_easyedit(editor: Any) -> Callable[[], None]:
 
 
 def checksums(model: Any, names: list[str]) -> list[int]:
-    """A checksum of each weight's bits as the next forward pass will see them, wherever kept."""
+    """A checksum of each weight's bits as the next forward pass will use them."""
     found = []
     for target in find_targets(model, names):
         bits = store_for(model, target).read()  # type: ignore[attr-defined]

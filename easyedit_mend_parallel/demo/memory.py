@@ -1,7 +1,7 @@
-"""A limit on the memory of one child process, page cache included, and what it has used.
+"""Limits the memory of one child process, including the page cache, and measures it.
 
-Linux only: a memory control group (version 1 or 2), or systemd-run. Where none may be set, the
-process runs without a limit and says so.
+Linux only: with a memory control group (version 1 or 2) or systemd-run. If neither is allowed, the
+process runs without a limit, and a message says so.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ GROUP = "easyedit-mend-parallel-{}"
 
 
 def anonymous_mib() -> float:
-    """This process's anonymous memory in MiB: all that the kernel cannot read again from files."""
+    """This process's anonymous memory in MiB: what the kernel cannot read again from files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 class Peak:
-    """The largest anonymous memory of this process since the last `reset`, sampled."""
+    """The peak anonymous memory of this process since the last `reset`, sampled."""
 
     def __init__(self) -> None:
         self._largest = 0.0
@@ -48,7 +48,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Cap:
-    """How one process is limited: a sentence, a prefix of its command, and how it joins."""
+    """The limit of one process: a description, a prefix of its command, and how it joins."""
 
     says: str
     prefix: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Cap:
 
 @contextmanager
 def capped(limit: int) -> Iterator[Cap]:
-    """A way to run one process with at most `limit` bytes, page cache included."""
+    """A way to run one process with at most `limit` bytes, including the page cache."""
     for make in (_version_1, _version_2):
         with suppress(OSError):
             group = make(limit)

@@ -1,4 +1,4 @@
-"""Where the demo puts SmolLM2's blocks: the device maps, and which of them this machine can run."""
+"""The demo's device maps for SmolLM2, and which of them this machine can run."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ N_BLOCKS = 30
 
 @dataclass(frozen=True)
 class Spread:
-    """One way to spread the model: a sentence, and what `from_pretrained` is called with."""
+    """One way to spread the model: a description, and the arguments of `from_pretrained`."""
 
     says: str
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     device: int | str = "cpu"
-    """Where EasyEdit sends the prompts."""
+    """The device to which EasyEdit sends prompts."""
 
 
 NAMES = ("two-gpus", "gpu+cpu", "cpu+disk", "all-disk", "simulated")
 
 
 def spread(name: str, offload_folder: str) -> Spread:
-    """The spread called `name`, one of `NAMES`; raises DemoError where this machine lacks a GPU."""
+    """The spread `name`, one of `NAMES`. Raises DemoError if this machine lacks a GPU for it."""
     if name != "simulated" and name not in choices():
         raise DemoError(
             f"{name} needs more GPUs than the {torch.cuda.device_count()} that torch sees here; "
             f"this machine can run {', '.join(choices())} and simulated"
         )
     if name == "two-gpus":
-        return Spread("two GPUs, the cut inside the edited blocks", _map(0, 28, 1), device=0)
+        return Spread("two GPUs, split inside the edited blocks", _map(0, 28, 1), device=0)
     if name == "simulated":
         return Spread(
-            "two simulated accelerators, the cut inside the edited blocks",
+            "two simulated accelerators, split inside the edited blocks",
             _map("sim:0", 28, "sim:1"),
             device="sim:0",
         )
@@ -49,7 +49,7 @@ def spread(name: str, offload_folder: str) -> Spread:
         )
     if name == "all-disk":
         return Spread(
-            "all blocks on disk, the edited ones too",
+            "all blocks on disk, including the edited ones",
             {**_map("disk", N_BLOCKS, "cpu"), "offload_folder": offload_folder},
         )
     return Spread(
@@ -59,7 +59,7 @@ def spread(name: str, offload_folder: str) -> Spread:
 
 
 def choices() -> list[str]:
-    """What this machine can run, the best first."""
+    """The names that this machine can run, the best first."""
     gpus = torch.cuda.device_count()
     return ["two-gpus"] * (gpus > 1) + ["gpu+cpu"] * (gpus > 0) + ["cpu+disk", "all-disk"]
 
@@ -67,7 +67,7 @@ def choices() -> list[str]:
 def _map(lower: int | str, cut: int, upper: int | str) -> dict[str, Any]:
     """Blocks below `cut` on `lower`, the others on `upper`; embeddings where they can be read.
 
-    The head's weight is that of the embeddings, so both go to one place.
+    Head and embeddings share one weight, so both have the same place.
     """
     ends = upper if lower in ("cpu", "disk") else lower
     device_map = {"model.embed_tokens": ends, "lm_head": ends, "model.rotary_emb": ends}

