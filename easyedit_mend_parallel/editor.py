@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from easyedit_mend_parallel.edits.result import EditResult
-from easyedit_mend_parallel.edits.scoping import Scoping, say_replaced
+from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_replaced
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.forward.batch import Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.forward.chat import chat_request
@@ -87,7 +87,7 @@ class MendParallel:
             "apply": hparams.apply,
             "archive": hparams.archive and Path(hparams.archive).name,
         }
-        self._batch_limit = hparams.batch_bytes
+        self._batch_limit, self._scope_limit = hparams.batch_bytes, hparams.scope_bytes
         with Ranks.of(model).agree("prepare the editor"):
             self.targets = find_targets(model, hparams.inner_params)
             self._prepare()  # refuses, before anything is computed, what cannot be edited
@@ -109,6 +109,7 @@ class MendParallel:
                 named = hparams.preserved_text
                 lines = None if named is None else lines_of(named)
                 self.scoping = Scoping.of(model, tokenizer, self.targets, self.trained.scope, lines)
+                self.trained.scope = self.scoping.scope  # for further editors of the model
 
     @property
     def network(self) -> Hypernetwork:
@@ -152,6 +153,7 @@ class MendParallel:
                 )
             proposal = self._propose(batch, asked)
             if self.scoping is not None:
+                refuse_full(self.model, proposal.updates, self._scope_limit)
                 say_replaced(self.model, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
             entry = ledger.change(self.targets, proposal.updates, self.apply)

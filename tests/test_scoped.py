@@ -275,6 +275,20 @@ def test_an_edit_that_breaks_off_leaves_nothing(
     assert len(scoped_memory(model)) == 1
 
 
+def test_an_edit_that_does_not_fit_the_memory_is_refused() -> None:
+    model = toy_model("llama")
+    editor_of(model).edit(THREE[0])
+    taken = scoped_memory(model).bytes
+    assert taken > 0
+    felt = logits(model, PROMPTS)
+    with pytest.raises(UpdateError, match="scope_memory"):
+        editor_of(model, scope_memory=taken + 100).edit(THREE[1])
+    assert same_bits(logits(model, PROMPTS), felt)
+    more = editor_of(model).edit(THREE[1])
+    more.rollback()
+    assert scoped_memory(model).bytes == taken
+
+
 def test_rollback_all_takes_out_what_nobody_holds() -> None:
     model = toy_model("llama")
     plain, editor = logits(model, PROMPTS), editor_of(model)

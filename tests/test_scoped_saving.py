@@ -42,7 +42,7 @@ def test_a_saved_edit_is_felt_on_its_base_as_it_was(tmp_path: Path) -> None:
     plain = logits(fresh, PROMPTS)
     applied = load_edit(path).apply(fresh, "scoped", scoping=editor_of(fresh).scoping)
     assert same_bits(logits(fresh, PROMPTS), logits(model, PROMPTS))
-    assert scoped_memory(fresh).bytes() == scoped_memory(model).bytes()
+    assert scoped_memory(fresh).bytes == scoped_memory(model).bytes
     applied.rollback()
     assert same_bits(logits(fresh, PROMPTS), plain)
 

@@ -33,6 +33,7 @@ from easyedit_mend_parallel.weights.scope import (
     stands_in,
     words_of,
 )
+from easyedit_mend_parallel.weights.scoped_memory import size_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
@@ -188,6 +189,20 @@ class Scoping:
         ids = [tuple(self.tokenizer(text)["input_ids"]) for text in written]
         plain = [tuple(token for token in one if token not in special) for one in ids]
         return tuple(dict.fromkeys(one for one in plain if one))
+
+
+def refuse_full(model: nn.Module, updates: Mapping[str, LowRankUpdate], limit: int) -> None:
+    """Raise UpdateError where the scoped edits of the model would take more than `limit` bytes
+    with `updates`."""
+    memory = scoped_memory(model)
+    taken = 0 if memory is None else memory.bytes
+    new = sum(size_of(update.keys, update.values) for update in updates.values())
+    if taken + new > limit:
+        raise UpdateError(
+            f"the scoped edits would take {(taken + new) / 2**20:.1f} MiB, and scope_memory is "
+            f"{limit / 2**20:.1f} MiB; nothing was changed. Raise scope_memory, or undo some of "
+            f"the {0 if memory is None else len(memory)} requests"
+        )
 
 
 def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:

@@ -141,6 +141,9 @@ class MendHparams:
     #: size such as `2GiB` or `500MB`. Above it, edited weights go to private files. Default: no
     #: limit.
     overlay_limit: int | str | None = None
+    #: Memory for the rows and keys of scoped edits: bytes, or a size such as `4GiB`. An edit that
+    #: would exceed it is refused.
+    scope_memory: int | str = "4GiB"
     #: In EasyEdit's trainer: compare each update with the true gradient (`grad/true_mag`,
     #: `true_std`, `diff`, `cos`).
     gradient_diagnostics: bool = False
@@ -197,6 +200,11 @@ class MendHparams:
             if self.overlay_limit is None
             else size_in_bytes("overlay_limit", self.overlay_limit)
         )
+
+    @property
+    def scope_bytes(self) -> int:
+        """`scope_memory` in bytes. Raises HparamsError if it is not a size."""
+        return size_in_bytes("scope_memory", self.scope_memory)
 
     @property
     def batch_bytes(self) -> int:

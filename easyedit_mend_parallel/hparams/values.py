@@ -39,7 +39,7 @@ FACTORS = {
 """The fields that make an edit longer, and what each does."""
 COUNTS = ("locality_examples", "locality_positions", "inner_steps")
 """The fields that count what every edit needs at least one of."""
-SIZES = ("overlay_limit", "batch_limit", "trunk_memory", "trunk_disk")
+SIZES = ("overlay_limit", "batch_limit", "scope_memory", "trunk_memory", "trunk_disk")
 """The fields that are sizes in bytes, where they are not null."""
 
 NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))

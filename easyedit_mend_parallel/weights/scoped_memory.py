@@ -62,6 +62,8 @@ class ScopedMemory:
         self._serials = count()
         self._packed: _Packed | None = None
         self.version = 0
+        self.bytes = 0
+        """What the rows and keys take."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -73,16 +75,26 @@ class ScopedMemory:
 
     def add(self, request: ScopedRequest, target: str, rows: LowRankUpdate, serial: int) -> None:
         """Hold `rows` of `request` for a target; `serial` says how late it came."""
-        self._held.setdefault(request, _Held(serial)).rows[target] = rows
+        if request not in self._held:
+            self._held[request] = _Held(serial)
+            self.bytes += size_of(request.keys)
+        held = self._held[request]
+        if target not in held.rows:
+            held.rows[target] = rows
+            self.bytes += size_of(rows.keys, rows.values)
         self._changed()
 
     def take(self, request: ScopedRequest, target: str) -> None:
         """Let the rows of `request` for a target go; without any the request goes, too."""
         held = self._held.get(request)
-        if held is not None and held.rows.pop(target, None) is not None:
-            if not held.rows:
-                del self._held[request]
-            self._changed()
+        rows = None if held is None else held.rows.pop(target, None)
+        if held is None or rows is None:
+            return
+        self.bytes -= size_of(rows.keys, rows.values)
+        if not held.rows:
+            del self._held[request]
+            self.bytes -= size_of(request.keys)
+        self._changed()
 
     def next_serial(self) -> int:
         return next(self._serials)
@@ -98,16 +110,6 @@ class ScopedMemory:
     def replaced(self, prompt: str) -> ScopedRequest | None:
         """The request that a new one with this prompt would replace."""
         return next((r for r in reversed(self.requests) if r.prompt == prompt), None)
-
-    def bytes(self) -> int:
-        """What the rows and keys take."""
-        tensors = [
-            tensor
-            for request, held in self._held.items()
-            for rows in held.rows.values()
-            for tensor in (request.keys, rows.keys, rows.values)
-        ]
-        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
     @torch.no_grad()
     def look_up(
@@ -315,6 +317,11 @@ def _first_answered(
         if int(over[:, end - 1 - start].argmax()) == which:
             return which, end
     return None
+
+
+def size_of(*tensors: Tensor) -> int:
+    """Bytes of their elements."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def refuse_other_scope(memory: ScopedMemory, scope: Scope) -> None:
