@@ -1,5 +1,5 @@
-"""Edits as things of their own: saved, put onto the same base again, listed, undone, squashed,
-exported and looked at. Knows nothing of hypernetworks: it begins where an update exists.
+"""Edits as objects and files: saved, applied to the same base again, listed, undone, squashed,
+exported and shown. Knows nothing of hypernetworks; it starts from updates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""An edited model saved as an ordinary checkpoint, with the edits in it, wherever its weights lie.
+"""Saves an edited model as an ordinary checkpoint, with its edits, from any placement.
 
-transformers writes the files; this gives it what it would not find by itself.
+transformers writes the files; this module gives it the weights that it would not find itself.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 from easyedit_mend_parallel.weights.target import find_target
 
 NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
-"""A device map that makes transformers look for weights behind accelerate's hooks."""
+"""A device map with which transformers looks for weights behind accelerate's hooks."""
 
 
 def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options: Any) -> Path:
-    """`model.save_pretrained(folder, **options)` with every edit in the weights that are written.
+    """`model.save_pretrained(folder, **options)`, with every edit in the written weights.
 
-    For models on any placement, with `apply: weight` and `apply: output`. Edits of outputs are
-    written into the weights while these are saved, and taken out again to the bit. `folder` must be
-    new or empty, and appears whole or not at all; `tokenizer` is saved beside the model. Every rank
-    of a model that is split between processes has to call this. The first writes, and holds the
-    weights of one file whole (`max_shard_size` is an option of `save_pretrained`; before
-    transformers 5 those of all files), the others one weight at a time.
+    Works on any placement, with `apply: weight` and `apply: output`. Edits of outputs are written
+    into the weights for the time of saving, and taken out again to the bit. `folder` must be new or
+    empty, and appears whole or not at all; `tokenizer` is saved with the model. If the model is
+    split between processes, every rank must call this function. The first rank writes, with the
+    weights of one file in memory (`max_shard_size` is an option of `save_pretrained`; before
+    transformers 5 those of all files); the others have one weight at a time.
 
-    Raises EditError where that cannot be: edits of the outputs of quantized or tied weights.
+    Raises EditError for edits of the outputs of quantized or tied weights, which cannot be saved.
     """
     if scoped_memory(model) is not None:
         raise EditError(
@@ -64,7 +64,7 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
 
 @contextmanager
 def _written(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, what hangs on layers' outputs is in their weights too."""
+    """While the context lasts, edits of layers' outputs are in the weights too."""
     updates = {f"{layer}.weight": update for layer, update in hanging_updates(model).items()}
     if not updates:
         yield
@@ -94,11 +94,11 @@ def _written(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _findable(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor] | None]:
-    """While the context lasts transformers finds weights that are not here; the state dict to save.
+    """The state dict to save. While the context lasts, transformers finds offloaded weights.
 
-    It looks for them only where a device map says that there are any, which a model lacks that
-    was offloaded as a whole; and it knows tied weights by their addresses, which placeholders
-    lack: of each group one name is saved.
+    transformers looks for offloaded weights only if a device map lists them, which a model that was
+    offloaded as a whole does not have. It also identifies tied weights by their addresses, which
+    placeholders do not have: one name of each group is saved.
     """
     if not ranks.alone:
         with _gathered(model, ranks) as state:
@@ -108,7 +108,7 @@ def _findable(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor] | None]:
         yield None
         return
     state = model.state_dict()
-    for name in list(state):  # embeddings come first, and those are what others are tied to
+    for name in list(state):  # embeddings come first, and others are tied to them
         for other in tied_names(model, name) - {name} if name in state else ():
             state.pop(other, None)
     mapped = {} if hasattr(model, "hf_device_map") else {"hf_device_map": NOT_MAPPED}
@@ -118,15 +118,15 @@ def _findable(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor] | None]:
 
 @contextmanager
 def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
-    """`_findable` for a model that is split between processes: what is split looks offloaded.
+    """`_findable` for a model that is split between processes: split weights look offloaded.
 
-    Then each weight is gathered when the first process writes its file, and let go after it. The
-    others answer it and have nothing to save. transformers' own way would gather the whole model
-    on every process, by a plan that a model which torch made parallel lacks, and would leave the
-    others waiting where the first fails.
+    Each weight is gathered when the first process writes its file, and freed after it. The other
+    processes only answer. transformers' own method would gather the whole model on every process,
+    needs a plan that a model parallelized by torch does not have, and would leave the others
+    waiting if the first process fails.
     """
     with ranks.agree("list the weights"):
-        from transformers import modeling_utils  # takes a second, which few need
+        from transformers import modeling_utils  # imported here, since it takes a second
 
         state: dict[str, Tensor] = model.state_dict()
         split = {name: tensor for name, tensor in state.items() if is_distributed(tensor)}
@@ -137,7 +137,7 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
     with (
         asking(split, ranks) as whole,
         _for_now(model.config, distributed_config=None),
-        # of `is_main_process`: the first of these processes may have any rank among all
+        # sets `is_main_process`: the first of these processes may have any global rank
         _for_now(model, _tp_size=None, should_save_on_this_rank=bool),
     ):
         if not hasattr(modeling_utils, "load_offloaded_parameter"):  # before transformers 5
@@ -152,7 +152,7 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def _for_now(of: Any, **values: Any) -> Iterator[None]:
-    """While the context lasts `of` has these attributes."""
+    """While the context lasts, `of` has these attributes."""
     had = {name: vars(of)[name] for name in values if name in vars(of)}
     vars(of).update(values)
     try:

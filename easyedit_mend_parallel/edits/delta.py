@@ -1,6 +1,6 @@
-"""An edit as a plain state-dict delta: a safetensors file of {parameter name: what is added to it}.
+"""Exports an edit as a state-dict delta: a safetensors file of {parameter name: what is added}.
 
-For tools that know nothing of low-rank updates. Formed and written a few rows at a time.
+For tools that do not know low-rank updates. Computed and written a few rows at a time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ NAMES = {
 def export_delta(edit: SavedEdit, path: str | Path) -> Path:
     """Write {parameter name: delta} to `path`, whole or not at all.
 
-    Each delta has the shape and dtype in which the edited weight was stored, so that adding it
-    gives what a written edit gives; fp32 for a weight that was quantized. A weight that is tied
-    to others appears once, under the name that was edited.
+    Each delta has the shape and dtype of the edited weight, so that adding it gives the same as a
+    written edit; for a quantized weight the dtype is fp32. A tied weight appears once, under the
+    name of the target.
     """
     refuse_scoped(edit, "a delta")
     dtypes = {name: _dtype(edit, name) for name in edit.targets}

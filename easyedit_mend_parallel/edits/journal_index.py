@@ -17,9 +17,9 @@ INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One edit in a journal: its `number` (from 1, never used twice), the `file` in the folder,
-    whether it is `applied`, when it was `added` (UTC, ISO 8601), and the number of the edit that
-    it was `squashed_into`, if it was."""
+    """One edit in a journal: its `number` (from 1, never reused), its `file`, whether it
+    is `applied`, when it was `added` (UTC, ISO 8601), and the number of the edit that it was
+    `squashed_into`, if any."""
 
     number: int
     file: str
@@ -29,9 +29,9 @@ class JournalEntry:
 
 
 def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
-    """The revision of the journal in `folder` and its edits; 0 and none where it is yet to be.
+    """The revision of the journal in `folder` and its edits; 0 and none for a new journal.
 
-    Raises EditError for a folder that holds something else, and for a damaged index.
+    Raises EditError for a folder with other content, and for a damaged index.
     """
     index = folder / INDEX
     if not index.exists():
@@ -58,7 +58,7 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
 def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> None:
     """Make `entries` the next revision of the journal, whole or not at all.
 
-    Raises EditError where `revision` is no longer the last.
+    Raises EditError if `revision` is no longer the last one.
     """
     last, _ = read_index(folder)
     if last != revision:
@@ -76,7 +76,7 @@ def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> Non
 
 
 def _is_used(path: Path) -> bool:
-    """Whether anything is there but an empty folder (or what an interrupted write left)."""
+    """Whether `folder` has content, other than files of an interrupted write."""
     if not path.is_dir():
         return path.exists()
     return any(not found.name.startswith(".") for found in path.iterdir())

@@ -1,6 +1,6 @@
-"""An edit as a LoRA adapter that `peft` loads: each target's keys and values are its A and B.
+"""Exports an edit as a LoRA adapter for `peft`: a target's keys and values become A and B.
 
-Writes what peft reads and does not import it.
+Writes the files that peft reads, without importing peft.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the base model's modules."""
+"""peft's prefix of the base model's module names."""
 
 
 def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     """Write the adapter to `folder`, which must be new or empty; whole or not at all.
 
     ΔW = valuesᵀ keys is a LoRA (Hu et al. 2021) with A = keys, B = valuesᵀ and a scale of 1; each
-    target has the rank of its own rows (`rank_pattern`), fp32. `squash` bounds the rank before.
+    target has its number of rows as rank (`rank_pattern`), in fp32. Use `squash` first to limit the
+    rank.
 
-    Raises EditError for an edit that was written into a weight which is tied to another (an
-    adapter reaches only one of the two layers), and for one that adds nothing.
+    Raises EditError for an edit that was written into a tied weight (an adapter changes only one of
+    the two layers), and for an edit that adds nothing.
     """
     refuse_scoped(edit, "a LoRA adapter")
     if edit.about.get("hparams", {}).get("apply", "weight") == "weight":
@@ -66,6 +67,6 @@ def _refuse_tied(edit: SavedEdit) -> None:
         if name in edit.targets and weight["tied"]:
             raise EditError(
                 f"{name} is one weight with {', '.join(weight['tied'])}, and the edit changed "
-                "both layers: an adapter reaches only one. Export the delta, or save the edited "
+                "both layers: an adapter changes only one. Export the delta, or save the edited "
                 "model"
             )

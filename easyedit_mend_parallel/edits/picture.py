@@ -1,6 +1,6 @@
-"""What an edit looks like: how large it is, where, for which token, and what it did to answers.
+"""Draws an edit: its size for each target and token, and its effect on answers.
 
-Draws what it is given and computes only sizes; knows no model.
+Computes only sizes; knows no model.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 SHADES = " ▁▂▃▄▅▆▇█"
 LONGEST_TEXT = 48
-"""Characters of a prompt that a picture shows."""
+"""Number of characters of a prompt in a picture."""
 SEEN = 0.02
-"""How far apart two probabilities are if an arrow between them can be seen."""
+"""Smallest difference of two probabilities for which an arrow is drawn."""
 
 
 @dataclass(frozen=True)
 class TargetSizes:
-    """One target of an edit: its label (the name, without what all targets share), where its
-    weight lay and computed, ‖ΔW‖, and the size ‖v_t‖ · ‖k_t‖ of each row at its position."""
+    """One target of an edit: its label (the name without the part that all targets share), its
+    place, ‖ΔW‖, and the size ‖v_t‖ · ‖k_t‖ of each row at its position."""
 
     name: str
     label: str
@@ -37,7 +37,7 @@ class TargetSizes:
 
 
 def sizes_of(edit: SavedEdit) -> list[TargetSizes]:
-    """The sizes of each target, in the edit's order; rows that were left out are 0."""
+    """The sizes of each target, in the edit's order, with 0 for rows that were left out."""
     labels = _labels(list(edit.targets))
     return [
         TargetSizes(name, label, _place(edit, name), edit.norms[name], _rows(edit, name, update))
@@ -46,8 +46,8 @@ def sizes_of(edit: SavedEdit) -> list[TargetSizes]:
 
 
 def tokens_of(edit: SavedEdit, target: TargetSizes) -> list[str]:
-    """The text of each row's token, or its number where it is not known (squashed edits, and
-    several inputs of one length)."""
+    """The text of each row's token, or its number if the text is unknown (for squashed edits, and
+    several inputs of the same length)."""
     fitting_data = [
         texts for texts in edit.about.get("tokens", {}).values() if len(texts) == len(target.rows)
     ]
@@ -55,7 +55,7 @@ def tokens_of(edit: SavedEdit, target: TargetSizes) -> list[str]:
 
 
 def shades(rows: Sequence[float], largest: float) -> str:
-    """One character for each row, from nothing to a full block for `largest`."""
+    """One character for each row, from a space to a full block for `largest`."""
     scale = (len(SHADES) - 1) / largest if largest else 0.0
     return "".join(SHADES[min(len(SHADES) - 1, -int(-size * scale // 1))] for size in rows)
 
@@ -67,15 +67,15 @@ def draw(
     before: Sequence[float] = (),
     after: Sequence[float] = (),
 ) -> Path:
-    """Draw the edit to a PNG file: each target's size, place and tokens, and, where they were
-    asked for, the probabilities of `answers` before and after it.
+    """Draw the edit to a PNG file: each target's size, place and tokens, and the probabilities of
+    `answers`, if given, before and after the edit.
 
     Needs matplotlib (`pip install "easyedit-mend-parallel[train]"`).
     """
     from matplotlib.figure import Figure
 
     targets = sizes_of(edit)
-    # One panel of tokens for each sequence of them: an encoder's targets have others.
+    # One panel for each token sequence, since the targets of an encoder have another one.
     groups: dict[tuple[str, ...], list[TargetSizes]] = {}
     for target in targets:
         groups.setdefault(tuple(tokens_of(edit, target)), []).append(target)
@@ -113,7 +113,7 @@ def _draw_targets(
     )
     bars.set_yticks(lines, [target.label for target in group], fontsize=8)
     bars.set(xlim=(0, 1.05 * norm or 1), ylim=(len(group) - 0.5, -0.5))
-    bars.set_title("size ‖ΔW‖, and where the weight lies", fontsize=9)
+    bars.set_title("size ‖ΔW‖, and where the weight is stored", fontsize=9)
     bars.tick_params(axis="x", labelsize=7)
     for number, place in enumerate(places):
         bars.barh(0, 0, color=f"C{number}", label=place)
@@ -175,7 +175,7 @@ def _place(edit: SavedEdit, name: str) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names without `.weight` and without the modules that all of them are in."""
+    """Names without `.weight` and without their common parent modules."""
     paths = [name.removesuffix(".weight").split(".") for name in names]
     while len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths):
         paths = [path[1:] for path in paths]
@@ -187,5 +187,5 @@ def _short(text: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def _visible(token: str) -> str:
-    """A token as a label: `$` would begin mathematics, and a space would not be seen."""
+    """A token as a label: `$` is escaped, and spaces are made visible."""
     return _short(token.strip().replace("$", r"\$") or repr(token)[1:-1].replace(" ", "␣"), 16)
