@@ -231,7 +231,7 @@ def _say_what_is_saved(model: nn.Module, *_: Any) -> None:
     edited = edited_outputs(model)
     if edited:
         log.warning(
-            "the weights that are read or saved here do not contain their edits (apply: output): "
+            "the weights that are read or saved here are without their edits (apply: output): "
             "those are added to the outputs of %d layer(s), %s. save_edited saves the "
             "model with them",
             len(edited),
