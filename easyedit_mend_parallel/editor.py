@@ -35,6 +35,7 @@ from easyedit_mend_parallel.method.mend import NetworkUpdates, OwnUpdates, Propo
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
 from easyedit_mend_parallel.method.step_search import SearchedUpdates
 from easyedit_mend_parallel.method.untrained import Downhill, Reach, say_unanswered, shortest_steps
+from easyedit_mend_parallel.method.worse import IGNORE, REFUSE, refuse_worse
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.placement import place
@@ -77,6 +78,7 @@ class MendParallel:
         self._max_relative_norm = hparams.max_relative_norm
         self._step_margin = hparams.step_margin
         self._max_step = hparams.max_step
+        self._on_worse = hparams.on_worse or REFUSE
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._target_space = hparams.target_space
         self._chat = hparams.chat
@@ -125,7 +127,11 @@ class MendParallel:
 
         Several requests are one update, made of their own updates as `aggregate` in the
         hyperparameters says; with `apply: scoped` each keeps its own. The model is changed wholly
-        or not at all. `losses_after` costs one more forward pass; `max_step` above 1 and
+        or not at all.
+
+        An update after which one of its targets is less likely than before is refused with
+        WorseError, unless `on_worse` says otherwise. Looking costs one more forward pass of the
+        requests; so does `losses_after` where nobody looks. `max_step` above 1 and
         `untrained: true` cost one for each step tried, and the latter one for a last look.
 
         Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
@@ -161,10 +167,18 @@ class MendParallel:
                 if self.untrained:
                     answers = batch.answers(self.tokenizer.all_special_ids)
                     say_unanswered(self.model, list(self._parts(answers)), asked)
-                after = self._losses(batch) if losses_after else None
+                looks = losses_after or self._on_worse != IGNORE
+                after = self._losses(batch) if looks else None
             except BaseException:
                 entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
                 raise
+            if self._on_worse != IGNORE:
+                try:
+                    with ranks.agree("make every target more likely"):
+                        refuse_worse(asked, proposal.losses.tolist(), after or [], self._on_worse)
+                except BaseException:
+                    entry.undo()
+                    raise
         return EditResult(
             requests=asked,
             updates=proposal.updates,

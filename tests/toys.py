@@ -216,6 +216,8 @@ def toy_hparams(inner_params: Sequence[str], **options: Any) -> MENDParallelHype
         # and its text that is held still, is the affair of the tests of batches.
         "aggregate": "sum",
         "aggregate_options": {"preserved_text_weight": 0},
+        # A random network's edits go anywhere; tests that look say so.
+        "on_worse": "ignore",
     }
     return MENDParallelHyperParams(**(values | options))
 
@@ -252,6 +254,17 @@ def toy_network(
             batch = make_batch(model, tokenizer, as_requests(request))
             rows, _ = capture(model, targets, batch)
             network.observe(rows)
+    return network.eval()
+
+
+def downhill_network(model: Any, tokenizer: Any, names: Sequence[str]) -> Hypernetwork:
+    """The identity as a network, with statistics, which goes down the gradient of each target's
+    loss: its edits make their targets more likely, as a trained network's do."""
+    targets = find_targets(model, list(names))
+    network = Hypernetwork(targets, toy_hparams(names, edit_lr=-1e-2).network_config())
+    for request in OBSERVED:
+        rows, _ = capture(model, targets, make_batch(model, tokenizer, as_requests(request)))
+        network.observe(rows)
     return network.eval()
 
 

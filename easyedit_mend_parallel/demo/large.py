@@ -80,6 +80,7 @@ def edit(shape: str, directory: Path, way: str) -> int:
     hparams.model_name = hparams.tokenizer_name = str(directory)
     hparams.inner_params, hparams.rank = targets_of(shape), RANKS[shape]
     hparams.archive, hparams.device = str(directory / ARCHIVE), "cpu"
+    hparams.on_worse = "ignore"  # nobody trained this network
     hparams.apply = "output" if way == "output" else "weight"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # EasyEdit writes its logs where it is run

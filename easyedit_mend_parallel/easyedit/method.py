@@ -9,7 +9,7 @@ import copy as copying
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from easyedit_mend_parallel.easyedit.rollback import Rollback
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.editor import MendParallel, Trained
 from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
+from easyedit_mend_parallel.method.worse import WARN
 from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Executor:
         if copy:
             model = copying.deepcopy(model)
         fields = MENDParallelHyperParams.taken_from(hparams, self.options)
+        if fields.on_worse is None:  # EasyEdit's loops over a data set expect no exception
+            fields = replace(fields, on_worse=WARN)
         made_for = (
             _version(fields.archive),
             tuple(fields.inner_params),

@@ -31,9 +31,9 @@ class EditResult:
 
     `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
     on the device of each target; `before` (R,) has each request's loss before the edit where it
-    was computed, `losses_after` those after it where they were asked for; `seconds` is how long
-    the edit took. `read_tokens` finds `tokens`, `hparams` say what the network was made with. As
-    long as the result is held, the edit can be rolled back by itself.
+    was computed, `losses_after` those after it where somebody looked (`on_worse`); `seconds` is
+    how long the edit took. `read_tokens` finds `tokens`, `hparams` say what the network was made
+    with. As long as the result is held, the edit can be rolled back by itself.
     """
 
     requests: list[Request]

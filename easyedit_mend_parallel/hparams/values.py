@@ -31,6 +31,8 @@ METHOD_FIELDS = ("alg_name", "alg")
 APPLY = ("weight", "output", "scoped")
 """How an update gets into the model: written, added to the layer's output, or added to it for the
 sequences that it is about."""
+ON_WORSE = ("refuse", "warn", "ignore")
+"""What becomes of an update after which its own target is less likely than before."""
 
 FACTORS = {
     "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
@@ -105,6 +107,13 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
             f"apply is {apply!r}; it has to be 'weight' (the update is written into the "
             "weight), 'output' (it is added to the layer's output, and nothing is written) or "
             "'scoped' (the same, for the sequences that it is about)"
+        )
+    on_worse = values.get("on_worse")
+    if on_worse is not None and on_worse not in ON_WORSE:
+        problems.append(
+            f"on_worse is {on_worse!r}; it has to be 'refuse' (an update that makes its own target "
+            "less likely is an error), 'warn' (it is written, with a warning) or 'ignore' (nobody "
+            "looks)"
         )
     longest = values.get("max_relative_norm", 1.0)
     if not 0 < longest < math.inf:

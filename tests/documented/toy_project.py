@@ -28,7 +28,7 @@ def make(folder: Path = Path()) -> tuple[Any, Any]:
     names = toys.toy_targets(model)
     archive = save_archive(
         folder / "archive.pt",
-        toys.toy_network(model, tokenizer, names, edit_lr=0.1),
+        toys.downhill_network(model, tokenizer, names),
         model_config=model.config.to_dict(),
     )
     _save(model, tokenizer, folder / "toy-gpt")
