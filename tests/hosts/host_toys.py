@@ -72,6 +72,8 @@ class Toy:
         """Hyperparameters read from a MEND yaml file for this toy, with the model as a pair."""
         path = write_yaml(folder / "mend.yaml", **self.fields(**values))
         hparams = MENDParallelHyperParams.from_hparams(path)
+        if "on_worse" not in values:
+            hparams.on_worse = "ignore"  # a random network's edits go anywhere
         if "model_name" not in values:
             hparams.model_name = self.pair
         return hparams

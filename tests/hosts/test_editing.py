@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,8 +36,10 @@ from easyedit_mend_parallel import (
     MENDParallelHyperParams,
     RequestError,
     rollback_all,
+    save_archive,
 )
 from easyedit_mend_parallel.easyedit.method import Executor
+from easyedit_mend_parallel.errors import WorseError
 
 today = pytest.mark.skipif(not TODAY, reason="the release 0.0.1.dev0 does not have it")
 release = pytest.mark.skipif(TODAY, reason="today's EasyEdit does not have it")
@@ -465,3 +468,25 @@ def test_a_path_that_says_llama_is_loaded_and_edited(tmp_path: Path) -> None:
     editor.edit(**ONE, **KEPT)
 
     assert_edited_as(toy, editor.model, own_edit(toy, ONE, editor.hparams))
+
+
+def test_an_edit_that_makes_things_worse_is_written_with_a_warning_unless_it_is_to_be_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EasyEdit's loops over a data set expect no exception."""
+    toy = make_toy(tmp_path)
+    network = toys.downhill_network(toy.model, toy.tokenizer, toy.names)
+    network.edit_lrs.data.mul_(-3)  # uphill
+    save_archive(toy.archive, network, model_config=toy.model.config.to_dict())
+    logging.disable(logging.NOTSET)
+    editor = BaseEditor.from_hparams(toy.hparams(tmp_path, on_worse=None))
+    with caplog.at_level(logging.WARNING, logger="easyedit_mend_parallel"):
+        _, _, undo = editor.edit(**ONE, **KEPT)
+    assert "less likely than before" in caplog.text
+    assert toy.changed() == set(toy.names)
+    undo()
+
+    refusing = BaseEditor.from_hparams(toy.hparams(tmp_path, on_worse="refuse"))
+    with pytest.raises(WorseError):
+        refusing.edit(**ONE, **KEPT)
+    assert toy.changed() == set()

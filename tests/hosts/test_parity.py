@@ -85,7 +85,7 @@ class Case:
 
     def our_editor(self, **values: Any) -> MendParallel:
         hparams = MENDParallelHyperParams.from_hparams(self.yaml)
-        hparams = dataclasses.replace(hparams, **values)
+        hparams = dataclasses.replace(hparams, **{"on_worse": "ignore", **values})
         return MendParallel(copy.deepcopy(self.model), self.tokenizer, hparams)
 
     def host_executor(self) -> Any:
