@@ -84,34 +84,39 @@ class MendParallel:
         self._chat = hparams.chat
         self._inner_steps = hparams.inner_steps
         self._overlay_limit = hparams.overlay_bytes
-        self._about = asdict(hparams.network_config()) | {
-            "alg": hparams.alg,
-            "apply": hparams.apply,
-            "archive": hparams.archive and Path(hparams.archive).name,
-        }
         self._batch_limit, self._scope_limit = hparams.batch_bytes, hparams.scope_bytes
         with Ranks.of(model).agree("prepare the editor"):
-            self.targets = find_targets(model, hparams.inner_params)
-            self._prepare()  # refuses, before anything is computed, what cannot be edited
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
+            names, config = (
+                hparams.targets_and_network()
+                if network is None
+                else (hparams.inner_params or network.target_names, network.network.config)
+            )
+            self.targets = find_targets(model, names)
+            self._prepare()  # refuses, before anything is computed, what cannot be edited
             self.trained = network or read_trained(
                 model,
                 self.targets,
                 hparams.archive,
-                hparams.network_config(),
+                config,
                 untrained=hparams.untrained,
                 device=hparams.network_device,
                 special_tokens_in_labels=hparams.special_tokens_in_labels,
             )
             self.aggregate = hparams.aggregation(self.trained.aggregate)
-            refuse_other_targets(self.network, hparams.inner_params)
+            refuse_other_targets(self.network, names)
             self.scoping: Scoping | None = None
             if hparams.apply == SCOPED:
                 named = hparams.preserved_text
                 lines = None if named is None else lines_of(named)
                 self.scoping = Scoping.of(model, tokenizer, self.targets, self.trained.scope, lines)
                 self.trained.scope = self.scoping.scope  # for further editors of the model
+        self._about = asdict(hparams.network_config(self.network.config)) | {
+            "alg": hparams.alg,
+            "apply": hparams.apply,
+            "archive": hparams.archive and Path(hparams.archive).name,
+        }
 
     @property
     def network(self) -> Hypernetwork:

@@ -3,7 +3,8 @@
     python scripts/document_hparams.py
 
 Each field's meaning is the `#:` comment (or the docstring) beside it, and the group that it stands
-in is the last `# comment` above it. Knows nothing of what a field does.
+in is the last `# comment` above it. Who sets it is in hparams/groups.py. Knows nothing of what a
+field does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 from easyedit_mend_parallel import MENDParallelHyperParams, MENDParallelTrainingHparams
 from easyedit_mend_parallel.hparams import MendHparams
+from easyedit_mend_parallel.hparams.groups import EVERYONE, NOBODY, UNREAD
+from easyedit_mend_parallel.hparams.recorded import RECORDED
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 BEGIN = "<!-- keys, written by `make docs` -->\n"
@@ -54,26 +57,50 @@ def groups(cls: type) -> dict[str, list[dataclasses.Field]]:
 
 
 def tables() -> Iterator[str]:
-    """The lines of every group's heading and table."""
+    """The lines of every heading and table: what everyone sets, what some set, what nobody does."""
+    rows = {field.name: row(field, says) for _, field, says in every_field()}
+    some: dict[str, list[str]] = {}
+    for heading, field, _ in every_field():
+        if field.name not in (*EVERYONE, *NOBODY, *UNREAD):
+            some.setdefault(f"What some set: {heading}", []).append(rows[field.name])
+    yield from table("What everyone sets", [rows[name] for name in EVERYONE])
+    for heading, chosen in some.items():
+        yield from table(heading, chosen)
+    yield from table("What nobody should need to set", [rows[name] for name in NOBODY])
+    yield from table("What this package does not read", [rows[name] for name in UNREAD])
+
+
+def every_field() -> Iterator[tuple[str, dataclasses.Field, str]]:
+    """(heading, field, meaning) of every field, in the order of the source."""
     for cls, only in CLASSES.items():
         meaning = meanings(cls)
         for group, fields in groups(cls).items():
-            yield f"### {': '.join(filter(None, (only, group)))}"
-            yield ""
-            yield "| key | type | default | meaning |"
-            yield "| --- | --- | --- | --- |"
             for field in fields:
-                cells = (f"`{field.name}`", kind(field), default(field), meaning[field.name])
-                yield f"| {' | '.join(cells)} |"
-            yield ""
+                yield ": ".join(filter(None, (only, group))), field, meaning[field.name]
+
+
+def row(field: dataclasses.Field, meaning: str) -> str:
+    return f"| {' | '.join((f'`{field.name}`', kind(field), default(field), meaning))} |"
+
+
+def table(heading: str, rows: list[str]) -> Iterator[str]:
+    yield f"### {heading}"
+    yield ""
+    yield "| key | type | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    yield from rows
+    yield ""
 
 
 def kind(field: dataclasses.Field) -> str:
-    return "" if field.type == "Any" else f"`{field.type}`".replace("|", "\\|")
+    says = field.type.removesuffix(" | None") if field.name in RECORDED else field.type
+    return "" if says == "Any" else f"`{says}`".replace("|", "\\|")
 
 
 def default(field: dataclasses.Field) -> str:
     """A default as yaml would say it."""
+    if field.name in RECORDED:
+        return "as the archive records"
     value = field.default
     if value is dataclasses.MISSING:
         if field.default_factory is dataclasses.MISSING:

@@ -3,6 +3,7 @@ meaning written, and every code block runs, or is checked where its page says wh
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,8 @@ from documented.checked_shell import PATH, problems
 from documented.toy_project import least
 
 import easyedit_mend_parallel
-from easyedit_mend_parallel import MENDParallelHyperParams
+from easyedit_mend_parallel import MENDParallelHyperParams, MENDParallelTrainingHparams
+from easyedit_mend_parallel.hparams.groups import EVERYONE, NOBODY, UNREAD
 
 TIME_LIMIT_SECONDS = 300  # a hang fails; each page takes a fraction of this
 EXAMPLES = sorted(ROOT.glob("docs/examples/*"))
@@ -57,6 +59,26 @@ def test_every_hyperparameter_has_its_meaning_written_beside_it() -> None:
         named = [field.name for fields in groups(cls).values() for field in fields]
         assert [name for name in named if not written.get(name)] == []
         assert set(named) >= set(vars(cls).get("__annotations__", {}))
+
+
+def test_every_hyperparameter_has_one_group_and_few_are_for_everyone() -> None:
+    names = [field.name for field in dataclasses.fields(MENDParallelTrainingHparams)]
+    grouped = [*EVERYONE, *NOBODY, *UNREAD]
+
+    assert len(EVERYONE) <= 6
+    assert len(set(grouped)) == len(grouped)
+    assert set(grouped) <= set(names)
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_is_said_to_be_unread_is_read_nowhere(name: str) -> None:
+    package = ROOT / "easyedit_mend_parallel"
+    texts = [
+        path.read_text("utf-8") for path in package.rglob("*.py") if path.parent.name != "hparams"
+    ]
+    read = re.compile(rf"""(hparams|fields|config|found|values)\.{name}\b|["\']{name}["\']""")
+
+    assert not [text for text in texts if read.search(text)]
 
 
 def test_the_configuration_page_is_what_the_fields_say() -> None:

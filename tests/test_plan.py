@@ -15,6 +15,7 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams, save_a
 from easyedit_mend_parallel.cli.plan import TOKENS, Plan, plan
 from easyedit_mend_parallel.cli.plan.model import sketch
 from easyedit_mend_parallel.files import read_tensors
+from easyedit_mend_parallel.hparams.recorded import RECORDED
 from easyedit_mend_parallel.weights.placement import place
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.target import find_target, find_targets
@@ -198,11 +199,20 @@ def test_an_untrained_archive_is_a_problem(llama: Toy) -> None:
     assert "never trained" in found.problems[0]
 
 
-def test_an_archive_for_other_layers_of_the_same_shapes_is_noted(llama: Toy) -> None:
+def test_an_archive_for_other_layers_of_the_same_shapes_is_a_problem(llama: Toy) -> None:
     others = [name.replace("layers.3", "layers.0") for name in llama.targets]
     found = plan(llama.config(inner_params=others))
-    assert found.archive_fits is True
-    assert "model.layers.0.mlp.up_proj.weight" in found.notes[0]
+    assert found.archive_fits is False
+    (only,) = found.problems
+    assert "model.layers.0.mlp.up_proj.weight" in only
+    assert "was trained for model.layers.3" in only
+
+
+def test_a_file_need_not_say_what_its_archive_records(llama: Toy) -> None:
+    full, short = plan(llama.config()), plan(llama.config(without=RECORDED))
+    assert (short.problems, short.archive_fits) == ([], True)
+    assert short.targets == full.targets
+    assert short.network == full.network
 
 
 def test_nothing_is_loaded(llama: Toy) -> None:

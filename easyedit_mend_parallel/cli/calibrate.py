@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
 
 def command(
@@ -42,13 +46,14 @@ def command(
     from easyedit_mend_parallel.weights.target import find_targets
 
     hparams = MENDParallelHyperParams.from_hparams(config)
-    _refuse_useless(hparams.norm, out)
+    names, options = _as_untrained(hparams).targets_and_network()
+    _refuse_useless(options.norm, out)
     requests = [example.request for example in read_examples(data)[0]]
     used = as_requests(requests[:limit], hparams.target_space)
     model, tokenizer = load_model(hparams)
-    targets = find_targets(model, hparams.inner_params)
+    targets = find_targets(model, names)
     torch.manual_seed(hparams.seed)
-    network = Hypernetwork(targets, hparams.network_config())
+    network = Hypernetwork(targets, options)
     network.to(network_home(model, targets, hparams.network_device))
     errors = Console(stderr=True)
     starts = range(0, len(used), batch_size)
@@ -77,6 +82,13 @@ def command(
         f"statistics of {len(used)} of the {len(requests)} requests in {data}. To edit with them:"
     )
     print(f"untrained: true\narchive: {out}")
+
+
+def _as_untrained(hparams: MENDParallelHyperParams) -> MENDParallelHyperParams:
+    """`hparams` for statistics alone, which are those of an archive's targets only where no others
+    are named: the archive may be the one to be written."""
+    archive = hparams.archive if hparams.inner_params is None else None
+    return replace(hparams, untrained=True, archive=archive)
 
 
 def _refuse_useless(norm: bool, out: Path) -> None:

@@ -78,7 +78,8 @@ def edit(shape: str, directory: Path, way: str) -> int:
 
     hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
     hparams.model_name = hparams.tokenizer_name = str(directory)
-    hparams.inner_params, hparams.rank = targets_of(shape), RANKS[shape]
+    names = targets_of(shape)
+    hparams.inner_params, hparams.rank = names, RANKS[shape]
     hparams.archive, hparams.device = str(directory / ARCHIVE), "cpu"
     hparams.on_worse = "ignore"  # nobody trained this network
     hparams.apply = "output" if way == "output" else "weight"
@@ -100,16 +101,16 @@ def edit(shape: str, directory: Path, way: str) -> int:
         ids = torch.tensor([[84, 104, 101, 32, 99, 97, 112, 105, 116, 97, 108]])
         with torch.no_grad():
             step("forward pass", lambda: model(input_ids=ids, use_cache=False))
-        before = checksums(model, hparams.inner_params)
+        before = checksums(model, names)
         if way == "base-editor":
             undo = step("edit and evaluate, one request", lambda: _edit_with_easyedit(editor))
         else:
             many = f"edit and restore, {len(REQUESTS)} requests"
             step(many, lambda: editor.edit(REQUESTS).rollback())
             undo = step("edit, one request", lambda: editor.edit(REQUESTS[0])).rollback
-        changed = checksums(model, hparams.inner_params) != before or way == "output"
+        changed = checksums(model, names) != before or way == "output"
         step("restore", undo)
-        restored = checksums(model, hparams.inner_params) == before
+        restored = checksums(model, names) == before
     print(f"  restored to the bit: {'yes' if restored else 'NO'}")
     return 0 if restored and changed else 1
 

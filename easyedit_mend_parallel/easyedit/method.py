@@ -70,7 +70,7 @@ class Executor:
             fields = replace(fields, on_worse=WARN)
         made_for = (
             _version(fields.archive),
-            tuple(fields.inner_params),
+            tuple(fields.inner_params or ()),
             fields.network_config(),
             fields.network_device,
             fields.untrained,

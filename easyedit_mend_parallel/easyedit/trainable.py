@@ -72,9 +72,10 @@ class Trainable(nn.Module):
         hparams = MENDParallelTrainingHparams.taken_from(config, self.options)
         self.special_tokens_in_labels = hparams.special_tokens_in_labels
         model.requires_grad_(False)
-        targets = find_targets(model, hparams.inner_params)
+        names, options = hparams.targets_and_network()
+        targets = find_targets(model, names)
         self.targets = {target.name: target for target in targets}
-        self.network = Hypernetwork(targets, hparams.network_config())
+        self.network = Hypernetwork(targets, options)
         self.network.to(network_home(model, targets, hparams.network_device))
         self.network_follows = hparams.network_device is None and not is_dispatched(model)
         self.diagnostics = hparams.gradient_diagnostics

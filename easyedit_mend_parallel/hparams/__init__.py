@@ -8,8 +8,8 @@ from easyedit_mend_parallel.hparams.fields import (
     METHOD,
     MendHparams,
     MENDParallelHyperParams,
-    MENDParallelTrainingHparams,
 )
+from easyedit_mend_parallel.hparams.training import MENDParallelTrainingHparams
 
 __all__ = [
     "HOST_METHOD",

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 from easyedit_mend_parallel.errors import HparamsError, suggestion
 from easyedit_mend_parallel.forward.tokenizing import AUTO, EASYEDIT
+from easyedit_mend_parallel.hparams.recorded import with_recorded
 from easyedit_mend_parallel.hparams.values import (
     HOST_METHOD,
     METHOD,
     METHOD_FIELDS,
-    NETWORK_FIELDS,
     batch_options,
     converted_to,
+    network_options,
     problems_with,
     read_values,
     size_in_bytes,
@@ -29,7 +30,7 @@ from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
 from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_text import lines_of
 
-__all__ = ["HOST_METHOD", "METHOD", "MENDParallelHyperParams", "MENDParallelTrainingHparams"]
+__all__ = ["HOST_METHOD", "METHOD", "MENDParallelHyperParams", "MendHparams"]
 
 Hparams = TypeVar("Hparams", bound="MendHparams")
 
@@ -38,16 +39,16 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 class MendHparams:
     """The fields for editing and training: those of EasyEdit's MEND, and this package's own.
 
-    A field without a default is required. The `#:` comment of each field says what it means.
-    `make docs` writes these comments into docs/configuration.md; a test checks that none is
-    missing.
+    A field without a default is required. Those that a safetensors archive records are None until
+    `targets_and_network` asks for them. The `#:` comment of each field says what it means. `make
+    docs` writes these comments into docs/configuration.md; a test checks that none is missing.
     """
 
     # Model
     #: Path or hub id of the model; in Python also a pair `(model, tokenizer)`.
     model_name: Any
     #: Names of the weights to edit (the targets), e.g. `model.layers.31.mlp.up_proj.weight`.
-    inner_params: list[str]
+    inner_params: list[str] | None = None
     #: File with the trained hypernetwork, written by EasyEdit's trainer or by `save_archive`.
     #: Training continues from it; with `null` it starts with a new network.
     archive: str | None
@@ -64,18 +65,18 @@ class MendHparams:
     half: bool = False
 
     # Method
-    rank: int  #: Maximum rank of each layer of the hypernetwork.
+    rank: int | None = None  #: Maximum rank of each layer of the hypernetwork.
     #: Initial value of each target's learned rate; an archive's value replaces it.
-    edit_lr: float
-    shared: bool  #: Targets of the same shape share one network.
-    combine: bool  #: One network for x and δ together; `false`: one for each.
-    norm: bool  #: Normalise token rows with the statistics in the archive.
-    init: str  #: Initial layers: `id` (the identity) or `xavier`.
-    mlp_class: str  #: `IDMLP`. EasyEdit itself fails with `MLP`.
-    n_hidden: int  #: Number of layers of the network, minus one.
-    one_sided: bool  #: With `combine: false`: transform only the narrower of x and δ.
-    x_only: bool  #: With `combine: false`: transform only x.
-    delta_only: bool  #: With `combine: false`: transform only δ.
+    edit_lr: float | None = None
+    shared: bool | None = None  #: Targets of the same shape share one network.
+    combine: bool | None = None  #: One network for x and δ together; `false`: one for each.
+    norm: bool | None = None  #: Normalise token rows with the statistics in the archive.
+    init: str | None = None  #: Initial layers: `id` (the identity) or `xavier`.
+    mlp_class: str | None = None  #: `IDMLP`. EasyEdit itself fails with `MLP`.
+    n_hidden: int | None = None  #: Number of layers of the network, minus one.
+    one_sided: bool | None = None  #: With `combine: false`: transform only the narrower of x and δ.
+    x_only: bool | None = None  #: With `combine: false`: transform only x.
+    delta_only: bool | None = None  #: With `combine: false`: transform only δ.
     hidden_dim: int | None = None  #: Unused: the layers of `IDMLP` are as wide as the rows.
     act: str = "relu"  #: Unused: `IDMLP` always uses ReLU.
     lr: float = 1e-6  #: Learning rate of the hypernetwork.
@@ -197,6 +198,11 @@ class MendHparams:
             setattr(self, name, METHOD)
 
     @property
+    def edits_untrained(self) -> bool:
+        """Whether edits use no trained hypernetwork."""
+        return self.untrained
+
+    @property
     def overlay_bytes(self) -> int | None:
         """`overlay_limit` in bytes, None for no limit. Raises HparamsError if it is not a size."""
         return (
@@ -236,9 +242,22 @@ class MendHparams:
             return replace(options, preserved_text=lines_of(self.preserved_text))
         return options
 
-    def network_config(self) -> HypernetworkConfig:
-        """The options of the hypernetwork. Raises HparamsError for an invalid combination."""
-        return HypernetworkConfig(**{name: getattr(self, name) for name in NETWORK_FIELDS})
+    def network_config(self, network: HypernetworkConfig | None = None) -> HypernetworkConfig:
+        """The options of the hypernetwork that are set here, and otherwise those of `network`, or
+        the defaults. Raises HparamsError for an invalid combination.
+        """
+        return network_options(vars(self), network)
+
+    def targets_and_network(self) -> tuple[list[str], HypernetworkConfig]:
+        """The names of the targets, and the options of the hypernetwork.
+
+        Reads from the archive what is not set here. Raises HparamsError if both say something and
+        differ, or if neither does; ArchiveError if the archive cannot be read.
+        """
+        values, problems = with_recorded(vars(self), untrained=self.edits_untrained)
+        if problems:
+            raise HparamsError("; ".join(problems))
+        return list(values["inner_params"]), network_options(values)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -295,7 +314,8 @@ class MendHparams:
                 try:
                     converted[name] = converted_to(str(fields[name].type), value)
                 except ValueError:
-                    problems.append(f"{name} is {value!r}, not a {fields[name].type}")
+                    kind = str(fields[name].type).removesuffix(" | None")
+                    problems.append(f"{name} is {value!r}, not a {kind}")
         return converted, problems
 
     @classmethod
@@ -316,44 +336,3 @@ class MendHparams:
 @dataclass(kw_only=True)
 class MENDParallelHyperParams(MendHparams):
     """Hyperparameters for editing: what `BaseEditor.from_hparams` and `MendParallel` take."""
-
-
-@dataclass(kw_only=True)
-class MENDParallelTrainingHparams(MendHparams):
-    """Hyperparameters for training the hypernetwork, with EasyEdit's `EditTrainer` or with
-    `mend-parallel train`. Only the latter uses the fields below.
-    """
-
-    #: Locality examples per edit in each training step.
-    locality_examples: int = 1
-    #: Fraction of them that are neighbours: prompts about another subject of the same relation. The
-    #: others are unrelated texts.
-    neighbour_share: float = 0.6
-    #: Maximum number of positions per locality example at which predictions are compared.
-    locality_positions: int = 6
-    #: Maximum number of positions after each answer at which the edited model is held to the base
-    #: model's predictions, given prompt and answer. The first is the answer's last token. With `0`
-    #: nothing is asked of what follows an answer.
-    continuation_positions: int = 0
-    #: With `chat`, the fraction of the facts that are put in chat form; the others stay plain.
-    chat_share: float = 1.0
-    #: Number of edits from which the network's statistics are computed before the first step.
-    statistics_examples: int = 1000
-    #: Memory of the hidden-state cache, which stores the outputs of the blocks below the lowest
-    #: target: bytes, or a size such as `1GiB`.
-    trunk_memory: int | str = "1GiB"
-    #: Disk space of the cache, used when its memory is full. With `0` for both, every step runs the
-    #: whole model.
-    trunk_disk: int | str = 0
-    #: Folder of the cache on disk, for later runs to reuse. Default: a temporary file.
-    trunk_folder: str | None = None
-    #: Schedule of `lr` and `lr_lr`: `constant`, `linear` or `cosine`, as in transformers.
-    lr_schedule: str = "constant"
-    #: Stop after this many consecutive steps whose gradient is not finite.
-    nan_limit: int = 10
-
-    @property
-    def trunk_bytes(self) -> tuple[int, int]:
-        """`trunk_memory` and `trunk_disk` in bytes."""
-        memory = size_in_bytes("trunk_memory", self.trunk_memory)
-        return memory, size_in_bytes("trunk_disk", self.trunk_disk)

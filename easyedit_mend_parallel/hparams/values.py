@@ -79,8 +79,8 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         for name in METHOD_FIELDS
         if values.get(name, METHOD) not in (METHOD, HOST_METHOD)
     ]
-    targets = values.get("inner_params", [None])
-    if isinstance(targets, str) or not targets:
+    targets = values.get("inner_params")
+    if targets is not None and (isinstance(targets, str) or not targets):
         problems.append(
             f"inner_params is {targets!r}; it has to list the names of the weights to edit"
         )
@@ -126,9 +126,8 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         for name, what in FACTORS.items()
         if not 1 <= values.get(name, 1.0) < math.inf
     ]
-    network = {name: values[name] for name in NETWORK_FIELDS if name in values}
     try:
-        HypernetworkConfig(**{"rank": 1, **network})
+        network_options(values)
     except HparamsError as error:
         problems.append(str(error))
     problems += [
@@ -162,6 +161,17 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
         except HparamsError as error:
             problems.append(str(error))
     return problems
+
+
+def network_options(
+    values: Mapping[str, Any], other: HypernetworkConfig | None = None
+) -> HypernetworkConfig:
+    """The network's options in `values`; where those say nothing, `other`'s, or the defaults.
+
+    Raises HparamsError for options that clash.
+    """
+    said = {name: values[name] for name in NETWORK_FIELDS if values.get(name) is not None}
+    return dataclasses.replace(other or HypernetworkConfig(rank=1), **said)
 
 
 def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Trained:
     preserved: tuple[tuple[str, ...], PreservedInputs] | None = None
     scope: Scope | None = None
 
+    @property
+    def target_names(self) -> list[str]:
+        """The names of the targets that the network was made for."""
+        return [target.name for target in self.network.targets]
+
 
 def read_trained(
     model: nn.Module,
@@ -76,7 +81,7 @@ def read_trained(
 
 
 def refuse_other_targets(network: Hypernetwork, inner_params: Sequence[str]) -> None:
-    made_for = [target.name for target in network.targets]
+    made_for = Trained(network).target_names
     if sorted(made_for) != sorted(inner_params):
         odd = sorted(set(made_for) ^ set(inner_params))
         raise TargetError(

@@ -78,7 +78,8 @@ def train_scope_only(
         )
     load_archive(hparams.archive, shapes_only=True)
     model = model.requires_grad_(False).eval()
-    targets = find_targets(model, hparams.inner_params)
+    names, config = hparams.targets_and_network()
+    targets = find_targets(model, names)
     name, blocks = scope_blocks(model, targets)
     options = ScopeOptions(seed=hparams.seed)
     if steps is not None:
@@ -110,7 +111,7 @@ def train_scope_only(
             lambda step, _loss: count(step),
         )
     scope = choose_thresholds(scope, data.validation, competitors, unrelated, states)
-    network = Hypernetwork(targets, hparams.network_config())
+    network = Hypernetwork(targets, config)
     about: Mapping[str, Any] = {
         "targets": [asdict(target) for target in targets],
         "config": asdict(network.config),

@@ -88,7 +88,8 @@ class Trainer:
         self.processes = Processes(accelerator or Accelerator())
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
         self.model = model.requires_grad_(False).eval()
-        self.targets = find_targets(model, hparams.inner_params)
+        names, config = hparams.targets_and_network()
+        self.targets = find_targets(model, names)
         self.texts = Texts(
             model,
             tokenizer,
@@ -107,7 +108,7 @@ class Trainer:
         )
         self.steps = self._planned_steps()
         torch.manual_seed(hparams.seed)
-        self.network = Hypernetwork(self.targets, hparams.network_config())
+        self.network = Hypernetwork(self.targets, config)
         self.network.to(network_home(model, self.targets, hparams.network_device))
         self.optimizer = make_optimizer(hparams.opt, self.network, hparams.lr, hparams.lr_lr)
         self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
@@ -317,12 +318,13 @@ class Trainer:
 
     def _configuration(self) -> dict[str, Any]:
         """What a resumed run has to have in common with the one that it goes on with."""
-        names = ["inner_params", "batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
+        names = ["batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
         names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
+            "inner_params": [target.name for target in self.targets],
             **{name: getattr(self.hparams, name) for name in names},
             "processes": self.processes.count,
             "examples": len(self.data.train),

@@ -17,7 +17,7 @@ from torch import nn
 
 from easyedit_mend_parallel.cli.plan import costs
 from easyedit_mend_parallel.cli.plan.costs import Memory, TargetPlan
-from easyedit_mend_parallel.cli.plan.fit import other_names, refuse_misfit
+from easyedit_mend_parallel.cli.plan.fit import refuse_misfit
 from easyedit_mend_parallel.cli.plan.model import Sketch, misspelt, sketch
 from easyedit_mend_parallel.cli.plan.places import (
     SPLIT,
@@ -30,11 +30,12 @@ from easyedit_mend_parallel.cli.plan.places import (
     problems_of,
     weights_on,
 )
-from easyedit_mend_parallel.errors import HparamsError, MendParallelError
+from easyedit_mend_parallel.errors import ArchiveError, HparamsError, MendParallelError
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.hparams.values import NETWORK_FIELDS, read_values, size_in_bytes
+from easyedit_mend_parallel.hparams.recorded import with_recorded
+from easyedit_mend_parallel.hparams.values import network_options, read_values, size_in_bytes
 from easyedit_mend_parallel.method.archive import WAYS_OUT, load_archive
-from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.placement import RESIDENT
 from easyedit_mend_parallel.weights.target import Target, find_target, find_targets, highest
@@ -91,6 +92,14 @@ def plan(
     made = Plan(path, problems=problems)
     if not isinstance(found.get("model_kwargs") or {}, dict):
         found["model_kwargs"] = None
+    if not isinstance(found["inner_params"], list) or not found["inner_params"]:
+        found["inner_params"] = None
+    training = "alg_name" not in values
+    differences: list[str] = []
+    with suppress(ArchiveError):  # which `_archive` makes a problem
+        untrained = bool(found["untrained"]) and not training
+        found, differences = with_recorded(found, untrained=untrained)
+    made.problems += differences
     sketched = _model(made, found)
     targets = _targets(made, found, sketched) if sketched else []
     places = None
@@ -111,7 +120,7 @@ def plan(
     if sketched is not None and network is not None and made.targets:
         home = _home(made, found, sketched.model, elsewhere=max_memory is not None)
         made.network = home, _bytes_of(network)
-    _archive(made, found, network, training="alg_name" not in values)
+    _archive(made, found, network, training=training, fits=not differences)
     if sketched is not None and places is not None:
         _costs(made, found, sketched, places)
     return made
@@ -198,10 +207,10 @@ def _place_targets(
 
 def _network(found: Mapping[str, Any], targets: Sequence[Target]) -> Hypernetwork | None:
     """The network for the targets that were found, without memory."""
-    if not targets or any(name not in found for name in NETWORK_FIELDS):
+    if not targets or found.get("rank") is None:
         return None
     try:
-        config = HypernetworkConfig(**{name: found[name] for name in NETWORK_FIELDS})
+        config = network_options(found)
     except HparamsError:  # which is among the problems already
         return None
     with torch.device("meta"):
@@ -214,7 +223,10 @@ def _archive(
     network: Hypernetwork | None,
     *,
     training: bool,
+    fits: bool,
 ) -> None:
+    """Whether the archive can be used; `fits` is False where it is known not to be the one for
+    these hyperparameters, which is a problem already."""
     untrained = bool(found.get("untrained")) and not training
     if "archive" not in found or found["archive"] is None:
         if training:
@@ -230,10 +242,10 @@ def _archive(
     named = found.get("inner_params")
     with made.collecting():
         archive = load_archive(made.archive, shapes_only=True)
-        if isinstance(named, list):
-            made.notes += other_names(archive, named)
         if network is not None and isinstance(named, list):
             made.archive_fits = False
+            if not fits:
+                return
             if untrained:
                 archive.refuse_other_statistics(network)
             else:

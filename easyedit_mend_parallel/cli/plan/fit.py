@@ -3,8 +3,6 @@ the model. Knows shapes and names, and no places."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from easyedit_mend_parallel.method.archive import RATES, Archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
@@ -28,15 +26,3 @@ def refuse_misfit(archive: Archive, network: Hypernetwork, n_named: int) -> None
         if trained != n_named:
             differences[RATES] = f"it has {trained} targets, and inner_params names {n_named}"
     archive.refuse_other(differences)
-
-
-def other_names(archive: Archive, names: Sequence[str]) -> list[str]:
-    """A sentence where an archive that says what it was trained for says something else."""
-    trained = [str(target.get("name")) for target in archive.header.get("targets", ())]
-    odd = sorted(set(trained) ^ set(map(str, names)))
-    if not trained or not odd:
-        return []
-    return [
-        f"the archive was trained for other targets than inner_params names; the two differ in "
-        f"{', '.join(odd)}"
-    ]

@@ -1,0 +1,103 @@
+"""What an archive records of its network, and how hyperparameters and archive become one.
+
+Knows the header of an archive, and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyedit_mend_parallel.hparams.values import NETWORK_FIELDS
+from easyedit_mend_parallel.method.archive import load_archive
+
+FREE = ("edit_lr", "lr_scale")
+"""Options of the network that may differ from the archive's: learned rates come from its tensors,
+and `lr_scale` multiplies every update."""
+FIXED = tuple(name for name in NETWORK_FIELDS if name not in FREE)
+"""Options that have to be those that the network was trained with."""
+RECORDED = ("inner_params", *FIXED, "edit_lr")
+"""The fields that an archive records, so that hyperparameters need not repeat them."""
+
+
+def with_recorded(
+    values: Mapping[str, Any], *, untrained: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """`values` with what their archive records where they say nothing, and what is wrong.
+
+    `values` are the fields by name; None and an absent field say nothing. With `untrained` only the
+    statistics of the archive are used, so that its options may differ. Where the targets are the
+    archive's in another order, they come in the archive's, in which its learned rates are.
+
+    Wrong is what both say and differ in, and what neither says. Raises ArchiveError if the archive
+    cannot be read.
+    """
+    path = values.get("archive")
+    kept = {} if path is None else recorded_in(path)
+    filled = {**values, **{name: kept[name] for name in kept if values.get(name) is None}}
+    problems = []
+    named, trained = values.get("inner_params"), kept.get("inner_params")
+    if named is not None and trained is not None:
+        if sorted(map(str, named)) == sorted(trained):
+            filled["inner_params"] = trained
+        else:
+            problems.append(_other_targets(path, named, trained))
+    if not untrained:
+        problems += [
+            f"{name} is {values[name]!r} in the hyperparameters and {kept[name]!r} in the archive "
+            f"{path}: leave it out to use the archive's value, or name another archive"
+            for name in FIXED
+            if None not in (values.get(name), kept.get(name)) and values[name] != kept[name]
+        ]
+    missing = [name for name in _needed(path, untrained) if filled.get(name) is None]
+    if missing:
+        problems.append(_missing(path, missing))
+    return filled, problems
+
+
+def recorded_in(path: str | Path) -> dict[str, Any]:
+    """{field: value} of what the archive at `path` records; empty for EasyEdit's format.
+
+    Raises ArchiveError for a safetensors file that is missing or not whole.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    header = load_archive(path, shapes_only=True).header
+    config, targets = header.get("config"), header.get("targets")
+    found = {}
+    if isinstance(config, Mapping):
+        found = {name: config[name] for name in RECORDED if config.get(name) is not None}
+    if isinstance(targets, list) and all(isinstance(one, Mapping) for one in targets):
+        found["inner_params"] = [str(one.get("name")) for one in targets]
+    return found
+
+
+def _needed(path: str | Path | None, untrained: bool) -> Sequence[str]:
+    """The fields without which a network cannot be built; the others have a default."""
+    if untrained:
+        return ("inner_params",)
+    if path is None:
+        return ("inner_params", "rank", "edit_lr")
+    return ("inner_params", *FIXED)
+
+
+def _missing(path: str | Path | None, names: Sequence[str]) -> str:
+    says = f"missing {'key' if len(names) == 1 else 'keys'} {', '.join(map(repr, names))}"
+    if path is None:
+        return f"{says}: archive is null, so nothing else says what the network is"
+    return (
+        f"{says}: the archive {path} does not record what its network is (a file in EasyEdit's "
+        "format cannot). Add the values that it was trained with"
+    )
+
+
+def _other_targets(path: Any, named: Sequence[str], trained: Sequence[str]) -> str:
+    ours = [str(name) for name in named if name not in trained]
+    theirs = [name for name in trained if name not in named]
+    return (
+        f"inner_params in the hyperparameters and in the archive {path} differ: the former name "
+        f"{', '.join(ours) or 'nothing else'}, and the latter was trained for "
+        f"{', '.join(theirs) or 'nothing else'}. Leave inner_params out to edit what the archive "
+        "was trained for, or name another archive"
+    )
