@@ -248,7 +248,7 @@ def test_what_cannot_be_run_is_refused(
 
 def test_an_example_without_a_text_that_shall_stay_is_refused() -> None:
     lonely = [replace(facts()[0], relation=None)]
-    with pytest.raises(DataError, match="has no text that shall not change"):
+    with pytest.raises(DataError, match="has no text that must not change"):
         Sampler(lonely, [], per_step=1, neighbour_share=0.5, seed=0)
 
 

@@ -1,6 +1,6 @@
 """Forward passes of one batch: unedited and captured; with each request's own update; with one
 update for all. Later passes start at the lowest target's block, from the hidden states of the
-first, where the model allows it. Knows nothing of what is made of the rows.
+first, if the model allows it. Does not know how the rows are used.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 log = logging.getLogger(__name__)
 
 SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""How far apart two runs of one text may be, of the largest input; half precision: 5e-2."""
+"""Maximum difference of two passes of one text, relative to the largest input; half: 5e-2."""
 
 
 class EditedForwards:
-    """`captured` is the first run of a batch, `own` the second. For batches by their numbers.
+    """Forward passes of batches, identified by number: `captured` is the first, `own` the second.
 
-    Whether later ones may start from the hidden states of the first is seen in every batch: its
-    first sequence is run once more beside the others with nothing added, and each target has to
-    see of it what it saw in the first run. Where one does not, this and all later batches are run
-    whole.
+    Every batch checks whether later passes may start from the hidden states of the first: its first
+    sequence runs again, next to the others and without an update, and each target must get the same
+    input for it as in the first pass. If one does not, this and all later batches run whole.
     """
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
@@ -42,9 +41,9 @@ class EditedForwards:
         self._states: dict[int, Tensor] = {}
 
     def captured(self, number: int, batch: Batch) -> tuple[dict[str, TokenRows], Tensor]:
-        """`capture` of the batch, which leaves its hidden states here for other runs of it.
+        """`capture` of the batch; stores its hidden states for later passes.
 
-        `number` tells one batch from another.
+        `number` identifies the batch.
         """
         if self._trunk is None:
             return capture(self._model, self._targets, batch)
@@ -64,7 +63,7 @@ class EditedForwards:
         rows: Mapping[str, TokenRows],
         updates: Mapping[str, LowRankUpdate],
     ) -> dict[str, LayerRows]:
-        """`layer_rows` of a run in which each request feels its own rows of `updates`, if any.
+        """`layer_rows` of a forward pass with each request's own rows of `updates`, if any.
 
         `rows` are those that `captured` gave for the same batch.
         """
@@ -80,7 +79,7 @@ class EditedForwards:
     def combined(
         self, number: int, batch: Batch, update: Mapping[str, LowRankUpdate]
     ) -> dict[str, LayerRows]:
-        """`layer_rows` of a run in which all requests feel all of `update`; called after `own`."""
+        """`layer_rows` of a forward pass with `update` for all requests; called after `own`."""
         if self._trunk is not None and number in self._states:
             batch = self._trunk.resumed(self._model, batch, self._states[number])
         with attached(self._model, self._by_name, update):
@@ -94,7 +93,7 @@ class EditedForwards:
         rows: Mapping[str, TokenRows],
         updates: Mapping[str, LowRankUpdate],
     ) -> dict[str, LayerRows] | None:
-        """The second run from `states`; None where the sequence that feels nothing is another."""
+        """The second pass, from `states`; None if the sequence without an update differs."""
         nobody = batch.n_requests
         again = torch.tensor([*range(len(batch.labels)), 0])
         watched = batch.taken(again, torch.cat([batch.request, torch.tensor([nobody])]))

@@ -1,6 +1,6 @@
-"""Trained updates made longer where the model does not give the answer yet: `max_step` above 1.
+"""`max_step`: scales the trained updates of failed edits until the model gives their targets.
 
-Knows updates and batches, and not where own updates come from; writes nothing.
+Knows updates and batches, not how updates are made. Writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 log = logging.getLogger(__name__)
 
 GROWTH = 1.2
-"""The factor from one trial to the next: a trained update is nearly long enough."""
+"""The factor from one trial to the next. It is small, since a trained update nearly suffices."""
 
 
 def extend_steps(

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 HOW = ("mean_loss", "sum", "least_squares")
 """EasyEdit's one mean loss; each request's update added up; one system solved for all."""
 KEYS_FROM = ("edited", "unedited")
-"""From which run the inputs in a system are: each request under its own update, or unedited."""
+"""The forward pass of a system's inputs: edited by each request's own update, or unedited."""
 NUMBERS = ("ridge", "label_weight", "preserved_text_weight")
 FORMER_NAMES = {
     "rows": "keys_from",
@@ -115,10 +115,10 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class PreservedRows:
-    """Inputs of one target that shall get nothing added: n of them, as whichever is smaller.
+    """Inputs of one target to which nothing must be added: n of them, in the smaller form.
 
-    `rows` is (n, in), in the model's dtype, or None where `gram` (in, in), their sum of outer
-    products in float64, stands for them. On the target's device.
+    `rows` is (n, in), in the model's dtype; or None, with `gram` (in, in) instead, their sum of
+    outer products in float64. On the target's device.
     """
 
     count: int
@@ -130,9 +130,10 @@ class System:
     """The least-squares system of one target: min_Δ Σ_t ‖Δ x_t − d_t‖² + λμ‖Δ‖².
 
     The sum is over the tokens of all requests, x_t a token's input and d_t what its own request's
-    update adds there, and over preserved inputs with d = 0, all weighed; μ is the mean of ‖x_t‖².
-    With d_t from the unedited run this is the aggregation of MALMEN (Tan et al. 2024); from each
-    request's own run, it asks for every token's output in that run.
+    update adds there, and over preserved inputs with d = 0, all weighted; μ is the mean of ‖x_t‖².
+    With inputs from each request's edited forward pass, it asks for every token's output in that
+    pass. With inputs from the unedited one it resembles MALMEN (Tan et al. 2024), which takes each
+    token's own coefficient and a learned ridge, and trains its network through the solve.
 
     With X (n, in) and D (n, out), rows scaled by the roots of their weights, the solution is
     ΔW = Dᵀ (XXᵀ + λμI)⁻¹ X. Solved in float64 by Cholesky, in one of two forms. *By rows*, of size

@@ -1,4 +1,4 @@
-"""Unrelated text on which no batch of edits shall act: its lines, and what targets see of them.
+"""Preserved text, which a batch of edits must not change: its lines, and each target's inputs.
 
 Knows nothing of edits or systems.
 """
@@ -19,7 +19,7 @@ from easyedit_mend_parallel.method.least_squares import PreservedRows
 from easyedit_mend_parallel.weights.target import Target
 
 SHIPPED = "preserved_text.txt"
-"""Everyday sentences, one a line, that come with this package."""
+"""Everyday sentences, one per line, which ship with this package."""
 
 
 def lines_of(path: str | Path | None) -> tuple[str, ...]:

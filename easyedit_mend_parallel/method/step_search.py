@@ -1,7 +1,7 @@
-"""How far to go: a direction for each request, and the step along it that brings the answer.
+"""Searches the step of each request's update: the smallest one that yields its target text.
 
-Every trial is an addition to the layers' outputs, so nothing is written here. Knows updates and
-batches, and nothing of hyperparameters, hypernetworks or where weights lie.
+A trial adds an update to the layers' outputs; nothing is written. Knows updates and batches, and
+nothing of hyperparameters, hypernetworks or placements.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What any training of the hypernetwork needs, whoever's loop it runs in. Knows no loop."""
+"""Training of the hypernetwork: parts for any training loop, and this package's own trainer."""

@@ -1,7 +1,7 @@
-"""Statistics of a model's token rows, gathered from requests: what normalising needs, untrained.
+"""Computes the statistics of a model's token rows from requests, for normalising without training.
 
-Forward and backward only, nothing is trained and no weight is changed. Knows no files and no
-hyperparameters.
+Runs only forward and backward passes; nothing is trained and no weight is changed. Knows no files
+and no hyperparameters.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def calibrate(
     network: Hypernetwork,
     batches: Iterable[Batch],
 ) -> None:
-    """Take the token rows of `batches` into the statistics of `network`, as training does.
+    """Add the token rows of `batches` to the statistics of `network`, as training does.
 
-    Mean, deviation and count of the inputs and of the gradients at the outputs of each target
-    (Mitchell et al. 2022, section 3.2); where targets share a network, of all of them together.
-    Costs a forward and a backward down to the lowest target for each batch, and keeps none of it.
-    Raises TrainingError where fewer than two rows came, and what `capture` raises.
+    The statistics are mean, standard deviation and count of each target's inputs and output
+    gradients (Mitchell et al. 2022, section 3.2); targets that share a network share them. Each
+    batch costs a forward pass, and a backward pass to the lowest target; nothing else is stored.
+    Raises TrainingError for fewer than two rows, and what `capture` raises.
     """
     for batch in batches:
         rows, _ = capture(model, targets, batch)

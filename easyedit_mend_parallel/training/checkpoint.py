@@ -1,7 +1,7 @@
-"""Where a training run stands, on disk: everything that going on needs, written whole.
+"""Checkpoints of a training run: everything that resuming needs, in one file that is written whole.
 
-A safetensors file with a JSON header: nothing in it is run. Knows optimizers by their state, and
-nothing of models or data.
+The file is safetensors with a JSON header; loading it runs no code. Knows the state of optimizers,
+and nothing of models or data.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ NETWORK, OPTIMIZER = "network/", "optimizer/"
 
 @dataclass
 class Progress:
-    """How far a run came: `step` is the number of steps made. `best` is the best value so far of
-    what early stopping goes by, reached at `best_step`; `configuration` says which run it is."""
+    """The progress of a run: `step` is the number of finished steps. `best` is the best value so
+    far of the figure for early stopping, reached at `best_step`; `configuration` identifies the
+    run."""
 
     step: int = 0
     best: float | None = None
@@ -38,9 +39,10 @@ class Progress:
 def save_checkpoint(
     path: Path, progress: Progress, network: Hypernetwork, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write the network, the optimizer's state and `progress`; the file before stays until then.
+    """Write the network, the optimizer's state and `progress`. An older file stays until the new
+    one is whole.
 
-    Raises TrainingError where it cannot be written.
+    Raises TrainingError if the file cannot be written.
     """
     tensors = {NETWORK + name: tensor for name, tensor in network.state_dict().items()}
     plain: dict[str, Any] = {}
@@ -58,10 +60,10 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, network: Hypernetwork, optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Put what `save_checkpoint` wrote into `network` and `optimizer`, where they are.
+    """Load a file of `save_checkpoint` into `network` and `optimizer`, on their devices.
 
     Raises TrainingError for a file that is missing, damaged, or of another network or optimizer;
-    both are unchanged then.
+    both are then unchanged.
     """
     try:
         tensors, header = read_tensors(path)
@@ -97,7 +99,7 @@ def load_checkpoint(
 
 @contextmanager
 def refusing_full_disks(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is written into a TrainingError that says what is left."""
+    """Turns an error while `path` is written into a TrainingError that says what remains."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,6 +1,6 @@
-"""How an update compares with the gradient that it was made from: lengths, spread, angle.
+"""Compares an update with the gradient that it was made from: norms, spread and angle.
 
-Everything comes from products between token rows (n × n), where the rows lie; nothing of a
+Everything is computed from products between token rows (n × n), on their device; nothing of a
 weight's size is formed.
 """
 
@@ -35,7 +35,7 @@ def compare(update: LowRankUpdate, gradient: LowRankUpdate) -> dict[str, Tensor]
 
 
 def gradient_of(rows: TokenRows) -> LowRankUpdate:
-    """The true gradient of a target's weight, as the low-rank matrix that it is."""
+    """The true gradient of a target's weight, as a low-rank update."""
     return LowRankUpdate(rows.x.float(), rows.delta.float(), rows.request)
 
 

@@ -1,7 +1,7 @@
-"""Watches that training trains: whether the loss has a gradient at any target's update.
+"""Checks during training that the loss has a gradient at some target's update.
 
-Where an edit is not felt (EasyEdit's issues 342 and 525) a run goes on to its end with a gradient
-of zero. Knows updates and nothing of losses, networks or trainers.
+If edits have no effect on the loss (EasyEdit's issues 342 and 525), a run would otherwise continue
+to its end with zero gradients. Knows updates, and nothing of losses, networks or trainers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 WHAT_TO_CHECK = (
     "Check that cedit and cloc are not both 0, that the labels are not all -100, that the targets' "
-    "layers are called as modules (a compiled or fused forward passes their hooks by), and that "
+    "layers are called as modules (a compiled or fused forward bypasses their hooks), and that "
     "the model's dtype does not underflow (float16 does; bfloat16 does not)"
 )
 
@@ -31,8 +31,8 @@ class GradientWatch:
     def follow(self, updates: Mapping[str, LowRankUpdate]) -> None:
         """Watch the updates of the next step, {target name: update}, before they are used.
 
-        Waits for no device, but for once every `interval` steps. Raises TrainingError where the
-        last `interval` steps had no gradient that could train anything.
+        Waits for devices only once every `interval` steps. Raises TrainingError if the last
+        `interval` steps had no usable gradient.
         """
         if self._steps >= self.interval:
             self.refuse_dead()
@@ -44,9 +44,9 @@ class GradientWatch:
                 update.values.register_hook(self._seeing(name))  # type: ignore[no-untyped-call]
 
     def refuse_dead(self) -> None:
-        """Raise TrainingError where no target had a usable gradient since the last verdict.
+        """Raise TrainingError if no target had a usable gradient since the last check.
 
-        Usable is a gradient that is finite and not zero. Without a step there is no verdict.
+        A gradient is usable if it is finite and not zero. Without a step nothing is checked.
         """
         steps, usable, seen = self._steps, self._read(self._usable), self._seen
         finite = self._read(self._finite)

@@ -1,8 +1,8 @@
 """The data of a training run as its hyperparameters word it, without what is longer than
 `max_length`.
 
-A text that is too long is left out with its example, counted and said; it is never cut, since a
-cut text would have other labels.
+A text that is too long is left out with its example, and a log message gives their number. Texts
+are never cut, since a cut text would have other labels.
 """
 
 from __future__ import annotations

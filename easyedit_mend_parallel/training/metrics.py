@@ -1,7 +1,7 @@
-"""The figures of a training run as they arise: a JSONL file, and accelerate's trackers.
+"""Writes the figures of a training run to a JSONL file and to accelerate's trackers.
 
-The file is the record that plots are made from. A resumed run goes on in it from the step of its
-checkpoint, so the curve is one.
+Plots are made from the file. A resumed run continues it from the step of its checkpoint, so that
+there is one curve.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """Appends lines to `folder/metrics.jsonl`, each with its `step`, and tells `tracked` of them.
+    """Appends lines to `folder/metrics.jsonl`, each with its `step`, and calls `tracked` with them.
 
-    What an earlier run wrote after `step` is removed, since those steps are made again. With
-    `folder` None (another process writes) nothing is written.
+    Lines of an earlier run after `step` are removed, since those steps run again. With `folder`
+    None (another process writes) nothing is written.
     """
 
     def __init__(self, folder: Path | None, step: int, tracked: Any = None) -> None:
@@ -45,7 +45,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that a killed run left unfinished is passed over."""
+    """The lines of a metrics file, without an unfinished line of a killed run."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []

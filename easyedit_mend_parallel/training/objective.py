@@ -1,5 +1,5 @@
-"""What one training step minimises: the edits' loss on texts that try them out, and how far they
-move texts that shall stay and what follows an answer (Mitchell et al. 2022, equation 5).
+"""The loss of a training step: the edits' loss on texts that test them, and the change of texts
+that must not change and of what follows an answer (Mitchell et al. 2022, equation 5).
 
 Knows neither optimizers nor processes.
 """
@@ -33,12 +33,12 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one step's examples, means as scalars: `edit`, the loss (nats for each target token) of
-    the texts that try the edits out; `locality`, the KL divergence (nats for each position) that
-    the edits cause in the texts that shall stay; `continuation`, the same after the answers of the
-    former, zero for an example without a continuation; `success`, the share of the former of which
-    every target token is the argmax; `unchanged`, the share of the latter's positions whose
-    argmax stays. Only the losses have a gradient."""
+    """Means over one step's examples, as scalars. `edit`: the loss (nats per label) of the texts
+    that test the edits. `locality`: the KL divergence (nats per position) in the locality texts,
+    caused by the edits. `continuation`: the same after the answers, zero for an example without a
+    continuation. `success`: the share of test texts whose labels are all the argmax. `unchanged`:
+    the share of positions of locality texts whose argmax is unchanged. Only the losses have a
+    gradient."""
 
     edit: Tensor
     locality: Tensor

@@ -1,4 +1,4 @@
-"""The optimizer of a run, by its name, and its learning rates, which follow from the step alone."""
+"""The optimizer of a run, by name, and its learning rates, which depend only on the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 def make_optimizer(name: str, network: Hypernetwork, lr: float, lr_lr: float) -> Any:
     """torch.optim's optimizer of that name: `lr` for the networks, `lr_lr` for the edits' rates.
 
-    With its fused step where it has one. Raises HparamsError for a name that is none.
+    Uses its fused step if it has one. Raises HparamsError for an unknown name.
     """
     kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
@@ -32,10 +32,10 @@ def make_optimizer(name: str, network: Hypernetwork, lr: float, lr_lr: float) ->
 
 
 class Rates:
-    """Learning rates as transformers' scheduler `name` has them over `steps` steps.
+    """The learning rates of transformers' scheduler `name` over `steps` steps.
 
-    They follow from the step, so a resumed run has those of the unbroken one. Raises HparamsError
-    for a name that is none, or whose rates depend on more than the step.
+    They depend only on the step, so a resumed run has the rates of an uninterrupted one. Raises
+    HparamsError for an unknown name, or a scheduler whose rates depend on more than the step.
     """
 
     def __init__(self, name: str, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -47,10 +47,10 @@ class Rates:
         except (ValueError, AttributeError, TypeError) as error:
             raise HparamsError(
                 f"lr_schedule is {name!r}; it has to be one of transformers' schedulers whose "
-                "rates follow from the step alone, such as constant, linear or cosine"
+                "rates depend only on the step, such as constant, linear or cosine"
             ) from error
 
     def set_for(self, step: int) -> None:
-        """Give the optimizer the rates of step `step` (from 0)."""
+        """Set the optimizer's rates to those of step `step` (from 0)."""
         for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
             group["lr"] = full * self._factor(step)

@@ -1,4 +1,4 @@
-"""What is done once before the first step: hidden states of all texts, statistics of token rows."""
+"""Work before the first step: hidden states of all texts, and statistics of token rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gather_statistics(
 ) -> None:
     """Show the network the token rows of the first `statistics_examples` edits.
 
-    Each process captures its share, and all take the samples of all before any step uses them.
+    Each process captures its share; all processes add the samples of all, before the first step.
     """
     size = hparams.batch_size
     together = size * processes.count
@@ -77,10 +77,10 @@ def keep_states(
     processes: Processes,
     screen: Screen,
 ) -> None:
-    """Give `texts` a trunk and pass the texts of `samples` through it, where states may be kept.
+    """Give `texts` a trunk, and cache the hidden states of the texts of `samples`.
 
-    A model that has none is run whole in every step, and a warning says so. Raises TrunkError
-    for a `trunk_folder` of other weights or another tokenizer.
+    For a model without a trunk every step runs the whole model, and a warning says so. Raises
+    TrunkError for a `trunk_folder` of other weights or another tokenizer.
     """
     memory, disk = hparams.trunk_bytes
     if not memory + disk:
@@ -106,14 +106,14 @@ def keep_states(
 
 
 def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:
-    """Where this process keeps what is computed once, for the next run."""
+    """This process's folder for what is computed once, for later runs."""
     if hparams.trunk_folder is None:
         return None
     return Path(hparams.trunk_folder) / f"process-{processes.index}"
 
 
 def _texts_of(samples: Iterable[Sample], continued: Mapping[Text, Text]) -> list[Text]:
-    """Every text of the samples, once."""
+    """The texts of the samples, without repeats."""
     found: dict[Text, None] = {}
     for sample in samples:
         request = sample.example.request

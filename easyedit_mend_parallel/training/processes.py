@@ -1,7 +1,7 @@
-"""What several training processes do together: exchange statistics, gradients and measurements.
+"""Communication of training processes: statistics, gradients and measurements.
 
 Each process has the whole base model (on its devices) and a copy of the hypernetwork; accelerate
-carries what they exchange. With one process nothing is exchanged.
+does the communication. A single process communicates nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Processes:
         return mean
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give every parameter the mean of its gradients over the processes, in one exchange."""
+        """Average the gradients of all parameters over the processes, in one exchange."""
         if self.count == 1:
             return
         flat = torch.cat(
@@ -63,7 +63,7 @@ class Processes:
             parameter.grad = part.reshape(parameter.shape).to(parameter.dtype)
 
     def agree(self, own: str, what: str) -> None:
-        """Raise TrainingError, on every process, where they do not all say the same of `what`."""
+        """Raise TrainingError on every process if the processes differ in `what`."""
         if len(set(self.items([own]))) > 1:
             raise TrainingError(
                 f"the processes of this run were given different {what}: start all of them with "

@@ -1,8 +1,8 @@
-"""What each training step draws from the data: which examples, and which texts try an edit out.
+"""Samples the data of each training step: its examples, and the texts that test an edit.
 
-Every draw follows from the run's seed, the step and the example's place in it, and from nothing
-else: a resumed run draws what the unbroken one would have, and several processes draw together
-what one alone would.
+A sample depends only on the run's seed, the step, and the example's index in the step. A resumed
+run therefore has the samples of an uninterrupted one, and several processes together have those of
+one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from easyedit_mend_parallel.errors import DataError
 from easyedit_mend_parallel.evaluation.data import Example, LocalityText
 
 PROMPT_SHARE = 0.5
-"""How often an edit is tried on its own prompt too, besides a rephrase."""
+"""How often an edit is also tested on its own prompt, besides a rephrase."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One example of a step: texts that shall give its target, and texts that shall not change.
+    """One example of a step: texts that must give its target text, and texts that must not change.
 
-    `seed` is for whatever else is drawn for it (which positions of a text are compared).
+    `seed` is for further random choices (the positions of a text that are compared).
     """
 
     example: Example
@@ -32,15 +32,15 @@ class Sample:
 
 
 class Sampler:
-    """Draws `examples`, `per_step` at a time, in a new order in each epoch.
+    """Samples `examples`, `per_step` at a time, in a new order in each epoch.
 
-    Of the `locality_examples` texts of an example that must not change, a share of
-    `neighbour_share` are neighbours: the example's own, or else prompts of other examples of its
-    relation about another subject. The rest are unrelated: the example's own, or one of
-    `unrelated`. Where there are none of one kind, the other is drawn.
+    Each example has `locality_examples` texts that must not change. A fraction `neighbour_share` of
+    them are neighbours: the example's own, or else prompts of other examples of its relation about
+    another subject. The rest are unrelated texts: the example's own, or one of `unrelated`. If
+    there are none of one kind, the other kind is used.
 
-    Raises DataError where there are fewer examples than a step needs, or an example finds no text
-    that shall not change.
+    Raises DataError if there are fewer examples than a step needs, or no text that must not change
+    for an example.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Sampler:
         for number, example in enumerate(examples):
             if not self._kinds(example):
                 raise DataError(
-                    f"example {number} ({example.request.prompt!r}) has no text that shall not "
+                    f"example {number} ({example.request.prompt!r}) has no text that must not "
                     "change: give it neighbours or unrelated texts, or its relation and subject, "
-                    "or add lines with a text of their own"
+                    "or add lines with unrelated texts"
                 )
 
     def step(self, number: int) -> list[Sample]:
-        """The examples of step `number` (from 0), the same whenever they are asked for."""
+        """The examples of step `number` (from 0), the same in every call."""
         epoch, index = divmod(number, self.steps_per_epoch)
         if self._order[0] != epoch:
             order = list(range(len(self.examples)))
@@ -105,14 +105,14 @@ class Sampler:
         return Sample(example, tuple(prompts), locality, seed)
 
     def _locality(self, example: Example, rng: random.Random) -> LocalityText:
-        """One text that shall not change."""
+        """One text that must not change."""
         kinds = self._kinds(example)
         wish = "neighbour" if rng.random() < self._neighbour_share else "unrelated"
         kind = wish if wish in kinds else kinds[0]
         return self._neighbour(example, rng) if kind == "neighbour" else self._other(example, rng)
 
     def _kinds(self, example: Example) -> list[str]:
-        """Which kinds of text that shall not change there are for an example."""
+        """The kinds of texts that must not change which exist for an example."""
         alike = self._alike.get(example.relation or "", ())
         neighbours = example.neighbours or (
             example.subject is not None and any(e.subject != example.subject for e in alike)

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: progress bars, and each evaluation in a line."""
+"""The terminal output of a training run: progress bars, and one line for each evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Screen:
-    """Bars and lines on stderr; none where `quiet`."""
+    """Bars and lines on stderr; none with `quiet`."""
 
     def __init__(self, quiet: bool) -> None:
         self._bars = Progress(

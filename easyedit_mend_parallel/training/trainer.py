@@ -1,7 +1,7 @@
-"""Trains a hypernetwork for a model that lies wherever it lies, in one process or in many.
+"""Trains a hypernetwork for a model in any placement, in one process or several.
 
-The loop: draw, measure, step; now and then log, evaluate, keep the best and write a checkpoint.
-`sampling.py` says what a step draws, `objective.py` what it minimises.
+The loop samples, computes the loss, and steps; at intervals it logs, evaluates, keeps the best
+archive and writes a checkpoint. `sampling.py` samples, `objective.py` has the loss.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from easyedit_mend_parallel.weights.target import find_targets
 log = logging.getLogger(__name__)
 
 ARCHIVE, CHECKPOINT = "archive.safetensors", "last.safetensors"
-"""What a run leaves in its folder: the best archive so far, and what going on needs."""
+"""Files of a run: the best archive so far, and the checkpoint to resume from."""
 SCORE = "score"
 """The sum of the four measures over all splits, as `early_stop_key`."""
 
@@ -63,11 +63,11 @@ class Trainer:
 
     A step takes `batch_size` edits at once, `accumulate_bs` times, in each process. Runs for
     `max_iters` steps or `max_epochs` epochs, at most `minutes`; evaluates every `val_interval`
-    steps, keeps the archive that is best by `early_stop_key`, and stops after
-    `early_stop_patience` steps without a better one. With `resume` it goes on from the folder's
-    checkpoint: the same steps, on the same curve. `archive` names a network to start from.
+    steps, keeps the archive that is best by `early_stop_key`, and stops after `early_stop_patience`
+    steps without a better one. With `resume` it continues from the folder's checkpoint, with the
+    same steps as an uninterrupted run. `archive` names a network to start from.
 
-    The model's weights are frozen, and stay as they are. Raises DataError, HparamsError,
+    The model's weights are frozen and do not change. Raises DataError, HparamsError,
     ArchiveError or TrainingError.
     """
 
@@ -117,7 +117,7 @@ class Trainer:
         self.evaluations: list[Scores] = []
 
     def run(self) -> Path:
-        """Train; the path of the best archive (the last one where nothing was evaluated)."""
+        """Train. Returns the path of the best archive (the last one if nothing was evaluated)."""
         accelerator = self.processes.accelerator
         self._begin()
         optimizer = accelerator.prepare_optimizer(self.optimizer, device_placement=False)
@@ -165,7 +165,7 @@ class Trainer:
         return self.folder / ARCHIVE
 
     def _step(self, watch: GradientWatch) -> tuple[Tensor, Tensor]:
-        """Gradients of one step, the same in every process: its figures, and their norm."""
+        """Compute the gradients of one step; returns its figures and the gradients' norm."""
         hparams, accelerator = self.hparams, self.processes.accelerator
         self.optimizer.zero_grad(set_to_none=True)
         figures = torch.zeros(len(LOGGED))
@@ -198,7 +198,7 @@ class Trainer:
         return [drawn[first + n * size : first + (n + 1) * size] for n in range(count)]
 
     def _begin(self) -> None:
-        """The network and the optimizer as they are before the first step that is made."""
+        """Prepare network and optimizer for the first step of this run."""
         checkpoint = self.folder / CHECKPOINT
         if self.resume:
             found = load_checkpoint(checkpoint, self.network, self.optimizer)
@@ -210,8 +210,7 @@ class Trainer:
             self.progress = found
         elif checkpoint.exists():
             raise TrainingError(
-                f"{self.folder} holds a run already: go on with it (--resume), or name another "
-                "folder"
+                f"{self.folder} holds a run already: continue it (--resume), or name another folder"
             )
         self.processes.agree(repr(self.progress), "configurations or data")
         self.processes.accelerator.init_trackers("mend")
@@ -232,7 +231,7 @@ class Trainer:
             )
 
     def _evaluate(self, metrics: Metrics) -> None:
-        """Measure the validation part; keep the archive where it is the best so far."""
+        """Evaluate on the validation part; keep the archive if it is the best so far."""
         if not self.data.validation:
             return
         share = (self.processes.index, self.processes.count)
@@ -258,7 +257,7 @@ class Trainer:
             self._save_archive(self.folder / ARCHIVE)
 
     def _value(self, evaluations: Sequence[Scores]) -> float:
-        """What the best archive is chosen by, the smaller the better."""
+        """The figure that selects the best archive; smaller is better."""
         key = self.hparams.early_stop_key
         if key == SCORE:
             return -sum(scores.total for scores in evaluations)
@@ -281,7 +280,7 @@ class Trainer:
         return tired or bool(self.processes.mean(own) > 0)
 
     def _not_a_number(self, bad: int) -> int:
-        """A step that cannot be made: left out, unless there were too many in a row."""
+        """Skip a step whose gradient is not finite; raise if there were too many in a row."""
         if bad >= self.hparams.nan_limit:
             raise TrainingError(
                 f"the loss or its gradient was not a number in {bad} steps in a row, up to step "
@@ -317,7 +316,7 @@ class Trainer:
         raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
 
     def _configuration(self) -> dict[str, Any]:
-        """What a resumed run has to have in common with the one that it goes on with."""
+        """What must be equal in a resumed run and in the run that it continues."""
         names = ["batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
         names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
