@@ -1,6 +1,6 @@
-"""Editing a model with MEND, without EasyEdit: requests in, an edited model and a way back out.
+"""`MendParallel`: edits a model with MEND, without EasyEdit, and can undo the edits.
 
-The last room that sees hyperparameters; everything it calls takes targets, rows and updates.
+Reads hyperparameters; the modules that it calls take targets, rows and updates.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ __all__ = ["EditResult", "MendParallel", "Trained", "rollback_all"]
 
 
 class MendParallel:
-    """Edits `model` in place, wherever its weights lie: the weights themselves, or with
-    `apply: output` what their layers put out.
+    """Edits `model` in place, on any placement: its weights, or with `apply: output` the outputs of
+    their layers.
 
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
     by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer

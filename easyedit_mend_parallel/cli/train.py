@@ -21,7 +21,7 @@ def command(
         str | None, typer.Option("--model", help="Folder or name, instead of CONFIG's model_name.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so long.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Time limit.")] = None,
     mixed_precision: Annotated[
         str | None, typer.Option("--mixed-precision", help="no, fp16 or bf16, as in accelerate.")
     ] = None,

@@ -1,6 +1,6 @@
-"""How probable a model finds the old and the new answer of an edit, on the texts that judge it.
+"""Measures the probability of an edit's old and new answer, on the texts that test the edit.
 
-Knows requests and models, and nothing of updates: whoever asks puts the edit on and off.
+Knows requests and models, and nothing of updates; the caller applies and undoes the edit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Text whose perplexity is taken before and after edits: a line for each paragraph.
+"""Held-out text, whose perplexity is measured before and after edits: one line per paragraph.
 
-It was written for this project, and nothing of it is trained on or held still by batches.
+It was written for this project. It is neither training data nor preserved text.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def measure_edits(
 ) -> list[Measurement]:
     """Edit each example by itself and measure it on its own texts.
 
-    `editing` is a trained network, or whatever else turns requests into updates. Each example is
+    `editing` is a trained network, or a function from requests to updates. Each example is
     also compared on one of its unrelated texts, or else one of `unrelated`, in turn. With
     `share` (i, n) only every n-th example from the i-th on is measured: the part of process i.
     """

@@ -190,7 +190,7 @@ def answers_to(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
     """Answers to the numbered questions. `feeling` is given the requests of each batch's sequences,
-    in order, for whoever makes each sequence feel an edit of its own."""
+    in order, so that it can attach each sequence's own edit."""
     said: dict[int, Said] = {}
     for chosen in recorded.asker.batches(model, recorded.questions, numbers, TOKENS_AT_ONCE):
         with feeling([recorded.questions[number].request for number in chosen]):

@@ -34,7 +34,7 @@ ONE_BY_ONE, SEQUENCE, BATCH = "one-by-one", "sequence", "batch"
 HOW = (ONE_BY_ONE, SEQUENCE, BATCH)
 """Each request edited by itself and taken back; all one after the other; all in one update."""
 TOGETHER = 32
-"""How many single edits are judged together, each felt by its own texts."""
+"""Number of single edits that are measured together, each on its own texts."""
 
 
 class Edited(Protocol):
@@ -196,7 +196,7 @@ class _Run:
 
 
 class _Waiting:
-    """Single edits whose updates are felt each by the texts of its own request."""
+    """Single edits, each attached for the texts of its own request only."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,6 +1,6 @@
-"""Requests made into token ids, labels and a loss for each; the one place that calls a model.
+"""Makes batches from requests: token ids, labels, one loss each. Only this module calls a model.
 
-Tokenizers end here: below this room there are only tensors.
+Tokenizers are used up to here; the code that takes a batch sees only tensors.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Batch:
         return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.labels)
 
     def fingerprint(self) -> int:
-        """A number that tells one batch from another, on whatever device their ids lie."""
+        """A number that identifies the batch, independent of its device."""
         tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
         code = 0
         for tensor in (*tensors, self.labels, self.request):
@@ -151,7 +151,7 @@ class Batch:
         }
 
     def logits(self, model: nn.Module) -> Tensor:
-        """The model's predictions (B, T, vocabulary) for this batch, wherever it puts them."""
+        """The model's logits (B, T, vocabulary) for this batch, on the model's output device."""
         output = self.call(model)
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return whole_logits(model, logits)

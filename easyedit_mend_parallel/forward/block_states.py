@@ -21,7 +21,7 @@ TOKENS_AT_ONCE = 1024
 
 
 class _Stop(Exception):
-    """Ends a forward pass whose rest nobody needs."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 def block_states(

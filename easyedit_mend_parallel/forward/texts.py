@@ -1,6 +1,6 @@
-"""Texts made into batches for training and evaluation, resumed from kept hidden states.
+"""Makes batches of texts for training and evaluation, which can resume from cached hidden states.
 
-Knows tokenizers and the trunk, and nothing of what is learnt from a text.
+Knows tokenizers and the trunk, but not what is learnt from a text.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class MendHparams:
     #: [what edits reach](quality.md).
     max_step: float = 1.0
     #: What to do with an update after which its own target is less likely than before: `refuse` it
-    #: with an error, `warn` and write it, or `ignore` (nobody looks, which saves a forward pass).
+    #: with an error, `warn` and write it, or `ignore` (no check, which saves a forward pass).
     #: Default: `refuse`; in EasyEdit's editors `warn`, because an error would end their whole run.
     on_worse: str | None = None
     #: Edit without a trained hypernetwork: along each request's gradient, by the smallest step that

@@ -1,6 +1,6 @@
 """The values of hyperparameters: read from a file, brought to their fields' types, checked.
 
-Knows what a value must not be, whatever class of hyperparameters it is for.
+Knows which values are invalid, for all classes of hyperparameters.
 """
 
 from __future__ import annotations

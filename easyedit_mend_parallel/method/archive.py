@@ -98,7 +98,7 @@ class Archive:
         network.load_state_dict(state, assign=empty)
 
     def load_statistics_into(self, network: Hypernetwork) -> None:
-        """Copy the archive's statistics alone into `network`, whatever its rank and layers.
+        """Copy only the archive's statistics into `network`, which may have another rank.
 
         Raises ArchiveError as `refuse_other_statistics` does.
         """
@@ -160,8 +160,8 @@ class Archive:
 def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     """Read a trained hypernetwork: a file of `save_archive` or one that EasyEdit's trainer wrote.
 
-    Nothing in the file is run: safetensors holds only tensors, and a pickle is read with torch's
-    `weights_only`, where transformers' configuration classes are stood in for by an inert one.
+    Reading runs no code: safetensors contains only tensors, and a pickle is read with torch's
+    `weights_only`, with an inert class instead of transformers' configuration classes.
     With `shapes_only`, matrices in safetensors stay on disk: they come as tensors without values
     (on the meta device), which is enough to see whether the archive fits.
 
@@ -246,7 +246,7 @@ def save_archive(
 
 
 def with_header(model_config: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
-    """What EasyEdit's format has as `model_config`, which nobody reads there, and our header."""
+    """`model_config` of EasyEdit's format, which EasyEdit does not read, with our header."""
     return {**model_config, HEADER: dict(header)}
 
 
@@ -257,7 +257,7 @@ def _header_in(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _StandIn:
-    """Takes the place of a pickled configuration class; keeps what it is given, does nothing."""
+    """Replaces a pickled configuration class: stores its arguments and does nothing."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
@@ -275,7 +275,7 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # torch raises whatever the broken file makes its reader raise
+    except Exception as error:  # a broken file can make torch raise anything
         raise ArchiveError(
             f"{path} is not a whole archive ({type(error).__name__}: {error}); copy or train it "
             "again"

@@ -21,7 +21,7 @@ from easyedit_mend_parallel.weights.scope import Scope
 def keep_aggregate(path: str | Path, options: Aggregate) -> None:
     """Write into the archive at `path` how the batches that it edits are combined.
 
-    Editors then follow it where their hyperparameters say nothing else. The file is written anew,
+    Editors then use it unless their hyperparameters say otherwise. The file is written again,
     whole or not at all; its tensors keep their bits. Raises ArchiveError for a file that is no
     safetensors archive: EasyEdit's format has no place for it.
     """

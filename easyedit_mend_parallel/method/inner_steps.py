@@ -22,7 +22,7 @@ class InnerSteps:
     """`OwnUpdates` of `steps` steps (Finn et al. 2017, section 2.2, with MEND's update for each).
 
     Costs a forward and a backward pass for every step after the first, and gives `steps` times the
-    rows. Each request feels its own steps alone.
+    rows. Only its own steps apply to a request.
     """
 
     def __init__(

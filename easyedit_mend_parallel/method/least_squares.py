@@ -243,7 +243,7 @@ class System:
                 return factor
             ridge = max(SMALLEST_RIDGE, ridge * RAISED)
         raise UpdateError(
-            f"the system of {self._target.name} cannot be solved, whatever the ridge; nothing was "
+            f"the system of {self._target.name} cannot be solved with any ridge; nothing was "
             "written. Check the model's dtype, or set `aggregate: sum`"
         )
 

@@ -1,6 +1,6 @@
-"""The pure way of an edit, whole: requests' batch in, proposed updates out; nothing is written.
+"""Proposes the updates of a batch of requests: a batch in, updates out; nothing is written.
 
-What is done with a proposal (written, tried out, trained through) is the caller's affair.
+The caller decides what to do with a proposal: write it, try it, or train through it.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def _solved(
 
 @dataclass(frozen=True)
 class _EditedForward:
-    """Of a part of a batch: every request's loss (R,) and own update, and what targets see and
-    put out while each request feels its own (with `edited`) or none."""
+    """For a part of a batch: every request's loss (R,) and own update, and the targets' inputs and
+    outputs with each request's own update (with `edited`) or without any."""
 
     losses: Tensor
     updates: dict[str, LowRankUpdate]

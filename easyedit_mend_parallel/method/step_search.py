@@ -136,7 +136,7 @@ def search_steps(
 
     The steps tried are `first` (R,) and, until the answer is there, `growth` times the one before,
     up to `last` (R,). Where the answer is found, `margin` times the step is tried too, and taken if
-    it is there still. Each request feels its own step only, all of them in one forward for each
+    it is there still. Only its own step applies to a request; all share one forward pass for each
     trial.
 
     Raises UpdateError where the processes that hold the model together come to other answers.

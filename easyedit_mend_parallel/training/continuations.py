@@ -1,7 +1,7 @@
-"""How the base model goes on after an answer: drawn once, before the first step.
+"""Samples how the base model continues after an answer, once, before the first step.
 
-An edit shall change the answer, and not what is said after it. The base model itself knows that,
-given prompt and answer. Knows texts and models, and nothing of losses.
+An edit must change the answer, but not the text after it. The base model, given prompt and answer,
+shows that text. Knows texts and models, and nothing of losses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Continuations:
     """{text: the same text with its continuation}, drawn from the model as it is.
 
     With a `folder`, continuations found there are used and new ones are kept there. They carry a
-    checksum of all weights and of the tokenizer; those of another model are drawn anew.
+    checksum of all weights and of the tokenizer; those of another model are sampled again.
 
     Raises HparamsError for an encoder-decoder model, and where the tokenizer ends each text with a
     special token, after which nothing follows.

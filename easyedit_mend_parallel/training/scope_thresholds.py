@@ -49,12 +49,12 @@ def choose_thresholds(
     negatives = [*dict.fromkeys([*negatives, *unrelated])]
     if not negatives:
         raise TrainingError(
-            "thresholds are set on texts that no edit shall act on: give validation facts with "
+            "thresholds are set on texts that no edit must change: give validation facts with "
             "neighbours or unrelated texts"
         )
     subjects = [words_of(example.subject or "") for example in examples]
     wrong = logits_of(scope, prompts, negatives, states)
-    # Prompts that are nobody's subject are there as competitors alone.
+    # Prompts without a subject serve only as competitors.
     named = [*subjects, *((),) * (len(prompts) - len(subjects))]
     standing = _standing(negatives, named)
     known = torch.tensor([bool(subject) for subject in named])

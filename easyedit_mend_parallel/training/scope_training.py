@@ -1,4 +1,4 @@
-"""Trains a scope's encoder: rephrases of a request shall find it, and everything else nothing.
+"""Trains a scope's encoder: rephrases of a request must find it, and other texts must find nothing.
 
 Contrast over hidden states that are computed once (Khattab and Zaharia 2020; the memory's other
 requests are the competitors). Knows no update and no hypernetwork.

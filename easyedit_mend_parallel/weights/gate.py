@@ -1,4 +1,4 @@
-"""The gate: hooks that let a model's scoped memory decide in each forward who feels which update.
+"""The gate: hooks that look up, in each forward pass, which scoped update applies where.
 
 The blocks below the lowest target hand on hidden states that no edit changes; the gate reads them
 on the way. Its answer lives as long as the call, and what was read as long as the cache that goes
@@ -32,7 +32,7 @@ _REORDERS = ("reorder_cache", "batch_select_indices")
 
 @dataclass
 class Decision:
-    """One forward: whose update each position feels (B, T), None where no position feels any.
+    """The decision of one forward pass: the request whose update applies to each position (B, T).
 
     `before` is how many tokens of each sequence its `cache` held when it began.
     """

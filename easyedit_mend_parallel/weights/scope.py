@@ -1,4 +1,4 @@
-"""A scope: which sequences feel whose update, told from hidden states that no edit changes.
+"""A scope: decides from unedited hidden states which request's update applies to a sequence.
 
 Knows tensors and words; knows no model, no tokenizer and no update's rows.
 """
@@ -132,7 +132,7 @@ class ScopedRequest:
 
 @dataclass(frozen=True)
 class ScopedUpdate(LowRankUpdate):
-    """An update of which each sequence feels the rows of one request at most.
+    """An update of which at most one request's rows apply to each sequence.
 
     `requests[r]` says where the rows apply whose `request` is r; `read` gives the text of token
     ids. Rows may be in half precision.

@@ -33,7 +33,7 @@ class TargetPlan:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at one place. `limit` is what may be used there, None where nobody knows.
+    """Bytes at one place. `limit` is what may be used there, None if it is unknown.
 
     `backups`: of the edited weights while one edit is in the model (their edited copies, where the
     weights lie on disk); `backups_later`: at most, with many sequential edits; `network`: the

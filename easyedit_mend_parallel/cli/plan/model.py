@@ -19,7 +19,7 @@ from torch import nn
 from easyedit_mend_parallel.errors import HparamsError, suggestion
 
 DEFAULT_DTYPE = torch.float32
-"""What EasyEdit loads a model in where nobody says otherwise."""
+"""The default dtype of EasyEdit's loading."""
 KNOWN_ARGUMENTS = (
     "attn_implementation",
     "cache_dir",
@@ -107,7 +107,7 @@ def sketch(model_name: Any, model_class: str, model_kwargs: Mapping[str, Any]) -
                 if hasattr(factory, "from_config")
                 else factory(config)
             )
-        except Exception as error:  # whatever a class raises for the configuration of another
+        except Exception as error:  # a class may raise anything for another configuration
             raise HparamsError(
                 f"{model_name} is a {config.model_type}, which cannot be built as {model_class}: "
                 f"set model_class to one of {', '.join(config.architectures or ['its own class'])} "

@@ -1,7 +1,7 @@
-"""The store of scoped updates: each request's rows hang on their layer, and a sequence feels those
-of the request whose scope fired in it. Where none fires, the layer's output is left as it is.
+"""The store of scoped updates: a hook adds a request's rows to a layer's output for the sequences
+in which the request's scope fires. If none fires, the layer's output is unchanged.
 
-For any weight, quantized or offloaded ones too. Writes nothing.
+Supports every kind of weight, also quantized and offloaded ones. Writes nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _HOOK = "_easyedit_mend_parallel_scoped"
 
 
 def offer(place: WeightPlace) -> ScopedStore | None:
-    """A store for any weight whose updates are felt by scope."""
+    """A store for any weight, with `apply: scoped`."""
     if place.apply != SCOPED:
         return None
     return ScopedStore(place.target, place.target.layer(place.model), place.model)
 
 
 class ScopedRows:
-    """The one forward hook of a layer: adds to each position the rows of the request it feels.
+    """The forward hook of a layer: adds to each position the rows of the request that fired there.
 
     It runs before any other hook of the layer but that of `apply: output`, and belongs to the
     layer: a deep copy of the model has a copy of it, with a copy of the gate.
@@ -79,7 +79,7 @@ class ScopedRows:
 
 
 class ScopedStore:
-    """The output of `layer`, felt by scope. Holds layer and model weakly."""
+    """The output of `layer`, edited by scope. References layer and model weakly."""
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
         self.target = target
