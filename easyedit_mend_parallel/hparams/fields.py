@@ -162,11 +162,11 @@ class MendHparams:
     #: tokens in the text of both. `easyedit`: a space, and the target tokenized by itself. Default:
     #: `easyedit` where the file's method is `MEND`, otherwise `auto`.
     target_space: str | None = None
-    #: Requests go through the tokenizer's chat template; the labels are the answer and the end of
-    #: the turn.
+    #: Put requests into the tokenizer's chat template; labels are the answer and the end of the
+    #: turn.
     chat: bool = False
-    #: Steps that an edit is made in, each on the model as the steps before would leave it; more
-    #: than one for targets of many tokens. `1` is MEND.
+    #: Number of steps of an edit, each computed on the model with the previous steps. More than one
+    #: helps with target texts of many tokens. `1` is MEND.
     inner_steps: int = 1
     #: Scale a failed edit by up to this factor, until the model gives its target. `1`: never. See
     #: [what edits reach](quality.md).
@@ -185,7 +185,7 @@ class MendHparams:
 
     # Name of the method
     alg_name: str = METHOD  #: For EasyEdit's editors: `MEND_PARALLEL`, or `MEND`.
-    alg: str = METHOD  #: The same for EasyEdit's trainers; one of the two is enough.
+    alg: str = METHOD  #: For EasyEdit's trainers. `alg` or `alg_name` is enough.
 
     def __post_init__(self) -> None:
         problems = problems_with(vars(self))

@@ -19,26 +19,26 @@ class MENDParallelTrainingHparams(MendHparams):
 
     #: Locality examples per edit in each training step.
     locality_examples: int = 1
-    #: Fraction of them that are neighbours: prompts about another subject of the same relation. The
-    #: others are unrelated texts.
+    #: Fraction of the locality examples that are neighbours: prompts about another subject of the
+    #: same relation. The others are unrelated texts.
     neighbour_share: float = 0.6
     #: Maximum number of positions per locality example at which predictions are compared.
     locality_positions: int = 6
-    #: Maximum number of positions after each answer at which the edited model is held to the base
-    #: model's predictions, given prompt and answer. The first is the answer's last token. With `0`
-    #: nothing is asked of what follows an answer.
+    #: Maximum number of positions after each answer at which the edited model is compared with the
+    #: base model, given prompt and answer. The first is the answer's last token. `0`: text after an
+    #: answer is not compared.
     continuation_positions: int = 0
-    #: With `chat`, the fraction of the facts that are put in chat form; the others stay plain.
+    #: With `chat`, the fraction of facts in chat form; the others stay plain.
     chat_share: float = 1.0
     #: Number of edits from which the network's statistics are computed before the first step.
     statistics_examples: int = 1000
     #: Memory of the hidden-state cache, which stores the outputs of the blocks below the lowest
     #: target: bytes, or a size such as `1GiB`.
     trunk_memory: int | str = "1GiB"
-    #: Disk space of the cache, used when its memory is full. With `0` for both, every step runs the
-    #: whole model.
+    #: Disk space of the hidden-state cache, used when `trunk_memory` is full. With `0` for both,
+    #: every step runs the whole model.
     trunk_disk: int | str = 0
-    #: Folder of the cache on disk, for later runs to reuse. Default: a temporary file.
+    #: Folder of the hidden-state cache on disk, for later runs to reuse. Default: a temporary file.
     trunk_folder: str | None = None
     #: Schedule of `lr` and `lr_lr`: `constant`, `linear` or `cosine`, as in transformers.
     lr_schedule: str = "constant"
