@@ -6,6 +6,7 @@ Reads hyperparameters; the modules that it calls take targets, rows and updates.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,12 +18,14 @@ from torch import nn
 
 from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_replaced
-from easyedit_mend_parallel.errors import RequestError
-from easyedit_mend_parallel.forward.batch import Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.errors import RequestError, UpdateError
+from easyedit_mend_parallel.evaluation.verification import Verdict, verify
+from easyedit_mend_parallel.forward.batch import Batch, make_batch, text_ids
 from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.method.extend_steps import extend_steps
+from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.inner_steps import InnerSteps
 from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
@@ -31,11 +34,23 @@ from easyedit_mend_parallel.method.load import (
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.method.mend import NetworkUpdates, OwnUpdates, Proposal, propose_batch
+from easyedit_mend_parallel.method.mend import (
+    NetworkUpdates,
+    OwnRows,
+    OwnUpdates,
+    Proposal,
+    own_rows,
+    propose_batch,
+)
+from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
+from easyedit_mend_parallel.method.sequence import EditSequence
+from easyedit_mend_parallel.method.sequence_edit import Making
+from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.method.step_search import SearchedUpdates
 from easyedit_mend_parallel.method.untrained import Downhill, Reach, say_unanswered, shortest_steps
 from easyedit_mend_parallel.method.worse import IGNORE, REFUSE, refuse_worse
+from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.placement import place
@@ -79,6 +94,10 @@ class MendParallel:
         self._step_margin = hparams.step_margin
         self._max_step = hparams.max_step
         self._on_worse = hparams.on_worse or REFUSE
+        self._sequence = hparams.sequence
+        self._max_lost = hparams.max_lost
+        self._sequence_memory = hparams.sequence_bytes
+        self._preserved_lines: list[tuple[int, ...]] | None = None
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._target_space = hparams.target_space
         self._chat = hparams.chat
@@ -117,6 +136,12 @@ class MendParallel:
             "apply": hparams.apply,
             "archive": hparams.archive and Path(hparams.archive).name,
         }
+
+    @property
+    def solves_sequences(self) -> bool:
+        """Whether a further edit is solved together with earlier ones, or added to them."""
+        solved = self._sequence == "solve" and self.aggregate.how == "least_squares"
+        return solved and self.scoping is None
 
     @property
     def network(self) -> Hypernetwork:
@@ -162,12 +187,8 @@ class MendParallel:
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            proposal = self._propose(batch, asked)
-            if self.scoping is not None:
-                refuse_full(self.model, proposal.updates, self._scope_limit)
-                say_replaced(self.model, asked)
             placements = {target.name: place(self.model, target) for target in self.targets}
-            entry = ledger.change(self.targets, proposal.updates, self.apply)
+            entry, proposal = self._written(asked, batch)
             try:
                 if self.untrained:
                     answers = batch.answers(self.tokenizer.all_special_ids)
@@ -195,11 +216,86 @@ class MendParallel:
             targets={target.name: target for target in self.targets},
             read_tokens=partial(batch.tokens, self.tokenizer),
             hparams=self._about,
+            ask=partial(_ask, self.tokenizer),
         )
 
     def rollback_all(self) -> None:
         """Give every edited weight of the model the bits it had before its first edit."""
         rollback_all(self.model)
+
+    def verify(self) -> list[Verdict]:
+        """A verdict on every request that is in the model by `sequence: solve`, oldest first: the
+        model's answer now, the target's probability, and whether the edit holds.
+
+        Costs a forward pass of all requests, 32 in each.
+        """
+        with Ledger.of(self.model).lock:
+            requests = [r for one in EditSequence.all_of(self.model) for r in one.requests]
+            return verify(self.model, self.tokenizer, requests)
+
+    def earlier_requests(self, result: EditResult) -> list[Request]:
+        """The requests that are in the model besides those of `result`, oldest first."""
+        mine = {request.prompt for request in result.requests}
+        found = [r for one in EditSequence.all_of(self.model) for r in one.requests]
+        return [request for request in found if request.prompt not in mine]
+
+    def _written(
+        self, asked: Sequence[Request], batch: Batch
+    ) -> tuple[Entry | SequenceEntry, Proposal]:
+        """The edit as it is in the model now: solved together with earlier ones, or added."""
+        if not self.solves_sequences:
+            proposal = self._propose(batch, asked)
+            if self.scoping is not None:
+                refuse_full(self.model, proposal.updates, self._scope_limit)
+                say_replaced(self.model, asked)
+            change = Ledger.of(self.model).change(self.targets, proposal.updates, self.apply)
+            return change, proposal
+        sequence = EditSequence.of(
+            self.model, self.targets, self.apply, self._system_options(), self._sequence_memory
+        )
+        earlier = sequence.requests if self._max_lost is not None else []
+        held = verify(self.model, self.tokenizer, earlier)
+        edit, proposal = sequence.add(
+            asked, batch, Making(self._propose, self._own_rows, self._preserved_inputs)
+        )
+        entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._own_rows))
+        if earlier:
+            replaced = {request.prompt for request in asked}
+            self._refuse_lost(entry, [one for one in held if one.request.prompt not in replaced])
+        return entry, proposal
+
+    def _refuse_lost(self, entry: SequenceEntry, before: Sequence[Verdict]) -> None:
+        """Take the edit out and raise UpdateError where too many earlier requests are lost."""
+        assert self._max_lost is not None
+        after = verify(self.model, self.tokenizer, [one.request for one in before])
+        lost = [
+            now.request.prompt
+            for was, now in zip(before, after, strict=True)
+            if was.holds and not now.holds
+        ]
+        if len(lost) > self._max_lost * len(before):
+            entry.undo()
+            raise UpdateError(
+                f"with this edit {len(lost)} of {len(before)} earlier ones would no longer hold, "
+                f"more than max_lost: {self._max_lost}: {', '.join(map(repr, lost))}. The model is "
+                "as it was. Undo some of them, edit in smaller numbers, or raise max_lost"
+            )
+
+    def _own_rows(self, batch: Batch, asked: Sequence[Request]) -> OwnRows:
+        return own_rows(
+            self.model, self.targets, batch, self._own_updates(asked), limit=self._batch_limit
+        )
+
+    def _system_options(self) -> SystemOptions:
+        options = self.aggregate
+        weight = options.preserved_text_weight if options.preserved_text else 0.0
+        return SystemOptions(
+            options.ridge,
+            options.label_weight,
+            weight,
+            self.trained.fingerprint,
+            tuple(self._preserved_ids()) if weight else (),
+        )
 
     def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
         if self.scoping is not None:
@@ -241,17 +337,29 @@ class MendParallel:
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         return batch.parts(self._batch_limit // bytes_for_a_token(self.targets))
 
+    def _preserved_ids(self) -> list[tuple[int, ...]]:
+        """The token ids of each line of preserved text that has two or more."""
+        if self._preserved_lines is None:
+            with Ranks.of(self.model).agree("read the text to preserve"):
+                lines = self.aggregate.preserved_text or ()
+                self._preserved_lines = text_ids(self.tokenizer, lines)
+        return self._preserved_lines
+
     def _preserved_inputs(self) -> PreservedInputs | None:
-        """What the targets see of unrelated text, gathered when a batch first needs it."""
-        lines = self.aggregate.preserved_text
-        if not lines or not self.aggregate.preserved_text_weight:
+        """What the targets see of preserved text, gathered when it is first needed."""
+        if not self.aggregate.preserved_text or not self.aggregate.preserved_text_weight:
             return None
-        if self.trained.preserved is None or self.trained.preserved[0] != lines:
-            with Ranks.of(self.model).agree("make the batch of text to preserve"):
-                batch = make_text_batch(self.model, self.tokenizer, lines)
-            preserved = PreservedInputs.gathered(self.model, self.targets, self._parts(batch))
-            self.trained.preserved = lines, preserved
+        ids = self._preserved_ids()
+        key = tuple(ids), Ledger.of(self.model).state
+        if self.trained.preserved is None or self.trained.preserved[0] != key:
+            found = gathered_once(self.model, self.targets, ids, self._batch_limit)
+            self.trained.preserved = key, found
         return self.trained.preserved[1]
+
+
+def _ask(tokenizer: Any, model: nn.Module, requests: Sequence[Request]) -> list[Verdict]:
+    with Ledger.of(model).lock:
+        return verify(model, tokenizer, requests)
 
 
 def rollback_all(model: nn.Module) -> None:

@@ -25,6 +25,15 @@ HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
 
 
+def cache_folder() -> Path:
+    """`$EASYEDIT_MEND_PARALLEL_CACHE`, else a folder of this package in the user's cache."""
+    named = os.environ.get("EASYEDIT_MEND_PARALLEL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "easyedit-mend-parallel"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path next to `path`. It replaces `path` if the context ends without an exception.

@@ -323,7 +323,7 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
         load_edit(plain)
     header = header_of(path)
     for change, message in (
-        ({"format_version": 2}, "has format 2, and this version reads format 1"),
+        ({"format_version": 3}, "has format 3, and this version reads formats 1 and 2"),
         ({"targets": [{"name": "x"}]}, "is damaged"),
         ({"requests": [{"prompt": "", "target_new": "x", "other": {}}]}, "is damaged"),
     ):

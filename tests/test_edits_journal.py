@@ -23,7 +23,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 def kept(folder: Path, apply: str = "weight") -> tuple[Any, Journal]:
     """A model with three edits in it, and their journal."""
     model = toy_model("llama")
-    journal = Journal(folder, model, apply=apply)
+    journal = Journal(folder).apply_to(model, apply=apply)
     editor = editor_of(model, apply)
     for fact in FACTS:
         journal.add(editor.edit(fact))
@@ -48,7 +48,7 @@ def test_opened_with_a_fresh_base_it_puts_on_what_is_applied(apply: str, tmp_pat
     model, journal = kept(tmp_path, apply)
     assert [(e.number, e.applied) for e in journal.entries] == [(1, True), (2, True), (3, True)]
     fresh, seen = toy_model("llama"), []
-    again = Journal(tmp_path, fresh, progress=seen.append)
+    again = Journal(tmp_path).apply_to(fresh, progress=seen.append)
     assert close(logits_on_facts(fresh), logits_on_facts(model), 1e-5)
     assert again.entries == journal.entries
     assert seen == [1, 2, 3]
@@ -56,7 +56,7 @@ def test_opened_with_a_fresh_base_it_puts_on_what_is_applied(apply: str, tmp_pat
 
 def test_the_last_edit_is_undone_to_the_bit(tmp_path: Path) -> None:
     model = toy_model("llama")
-    journal, editor = Journal(tmp_path, model), editor_of(model)
+    journal, editor = Journal(tmp_path).apply_to(model), editor_of(model)
     journal.add(editor.edit(FACTS[0]))
     before = weights(model)
     journal.add(editor.edit(FACTS[1]))
@@ -86,7 +86,7 @@ def test_an_edit_that_is_put_back_goes_on_last_here_and_when_opened_again(tmp_pa
     assert journal.applied == [2, 3, 1]
     assert_unchanged(model, weights(with_edits(tmp_path, 2, 3, 1)))
     fresh = toy_model("llama")
-    Journal(tmp_path, fresh)
+    Journal(tmp_path).apply_to(fresh)
     assert_unchanged(fresh, weights(model))
 
 
@@ -95,7 +95,7 @@ def test_without_a_model_edits_are_marked(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert journal.undo(2) == "marked"
     fresh = toy_model("llama")
-    Journal(tmp_path, fresh)
+    Journal(tmp_path).apply_to(fresh)
     assert_unchanged(fresh, weights(with_edits(tmp_path, 1, 3)))
     journal = Journal(tmp_path)
     journal.reapply(2)
@@ -125,7 +125,7 @@ def test_another_base_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
     other = toy_model("llama", seed=3)
     before = weights(other)
     with pytest.raises(EditError, match="another base model"):
-        Journal(tmp_path, other)
+        Journal(tmp_path).apply_to(other)
     assert_unchanged(other, before)
 
 
@@ -138,8 +138,8 @@ def test_an_edit_without_checksums_is_compared_by_what_else_is_known(tmp_path: P
         del about["base"], about["before"]
     edit.write(tmp_path / "0001.safetensors")
     with pytest.raises(EditError, match=r"another base model .* norms and biases"):
-        Journal(tmp_path, toy_model("llama", seed=3))
-    assert Journal(tmp_path, toy_model("llama")).applied == [1]
+        Journal(tmp_path).apply_to(toy_model("llama", seed=3))
+    assert Journal(tmp_path).apply_to(toy_model("llama")).applied == [1]
 
 
 def test_opening_that_breaks_off_leaves_the_model_as_it_was(
@@ -150,7 +150,7 @@ def test_opening_that_breaks_off_leaves_the_model_as_it_was(
     fresh = toy_model("llama")
     before = weights(fresh)
     with pytest.raises(EditError, match=r"there is no edit at .*0003"):
-        Journal(tmp_path, fresh)
+        Journal(tmp_path).apply_to(fresh)
     assert_unchanged(fresh, before)
 
 
@@ -324,7 +324,7 @@ def test_a_journal_that_holds_nothing_keeps_no_backups_and_says_so(tmp_path: Pat
     kept(tmp_path)
     model = toy_model("llama")
     before = weights(model)
-    journal = Journal(tmp_path, model, hold=False)
+    journal = Journal(tmp_path).apply_to(model, hold=False)
     journal.add(editor_of(model).edit(FACTS[0]))
     ledger = Ledger.of(model)
     assert len(ledger._records) == 1  # the last; the others are in the base
@@ -333,9 +333,9 @@ def test_a_journal_that_holds_nothing_keeps_no_backups_and_says_so(tmp_path: Pat
         with pytest.raises(EditError, match="hold=False"):
             act()
     with pytest.raises(EditError, match="has edits already"):
-        Journal(tmp_path, model, hold=False)
+        Journal(tmp_path).apply_to(model, hold=False)
     ledger.undo_all()
     (tmp_path / "0003.safetensors").unlink()
     with pytest.raises(EditError, match="there is no edit"):
-        Journal(tmp_path, model, hold=False)
+        Journal(tmp_path).apply_to(model, hold=False)
     assert_unchanged(model, before)

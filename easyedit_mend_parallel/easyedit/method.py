@@ -18,12 +18,15 @@ from torch import nn
 from easyedit_mend_parallel.easyedit.host import keeps_edits_unless_asked
 from easyedit_mend_parallel.easyedit.rollback import Rollback
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
-from easyedit_mend_parallel.editor import MendParallel, Trained
+from easyedit_mend_parallel.editor import EditResult, MendParallel, Trained
 from easyedit_mend_parallel.hparams import HOST_METHOD, METHOD, MENDParallelHyperParams
 from easyedit_mend_parallel.method.worse import WARN
 from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
 
 log = logging.getLogger(__name__)
+
+EARLIER_AT_ONCE = 32
+"""How many earlier requests are asked for after an edit, so that its time stays flat."""
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Executor:
         self._says_how_batches_are_combined = options is not None
         self._keeps_edits = keeps_edits
         self._networks: weakref.WeakKeyDictionary[nn.Module, _Network] = weakref.WeakKeyDictionary()
+        self._turns: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        """From which earlier request on those of the next edit are asked for."""
 
     def apply_to_model(
         self,
@@ -83,9 +88,28 @@ class Executor:
         if self._says_how_batches_are_combined and len(requests) > 1 and fields.aggregate is None:
             self._say_how_batches_are_combined(editor.aggregate.how)
         result = editor.edit(requests)
+        if fields.verify:
+            self._say_lost(editor, result)
         if not return_orig_weights:
             return model, {}
         return model, Rollback(result, restores=keep_original_weight or not self._keeps_edits)
+
+    def _say_lost(self, editor: MendParallel, result: EditResult) -> None:
+        """Warn of requests that do not hold: this edit's, and some of the earlier ones in turn."""
+        earlier = editor.earlier_requests(result)
+        turn = self._turns.get(editor.model, 0) % max(1, len(earlier))
+        chosen = (earlier[turn:] + earlier[:turn])[:EARLIER_AT_ONCE]
+        self._turns[editor.model] = turn + len(chosen)
+        verdicts = result.ask(editor.model, [*result.requests, *chosen])
+        lost = [one.request for one in verdicts if not one.holds]
+        if lost:
+            log.warning(
+                "after this edit %d of the %d requests that were asked for do not hold: %s. "
+                "MendParallel.verify asks for all; verify: false in the hparams asks for none",
+                len(lost),
+                len(verdicts),
+                "; ".join(f"{one.prompt!r} → {one.target_new!r}" for one in lost),
+            )
 
     def _say_how_batches_are_combined(self, how: str) -> None:
         self._says_how_batches_are_combined = False

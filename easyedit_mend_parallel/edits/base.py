@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights import offload as holder
-from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
 from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
@@ -67,7 +69,7 @@ def agree(mine: Sums, dtype: str, saved: Sums) -> bool | None:
 
 
 def describe_base(
-    entry: Entry, targets: Mapping[str, Target], whole: bool = False
+    entry: Entry | SequenceEntry, targets: Mapping[str, Target], whole: bool = False
 ) -> dict[str, Any]:
     """What `check_base` needs of the model that the change `entry` was made in; JSON can say it.
 
@@ -77,7 +79,9 @@ def describe_base(
     Weights that are split between processes have checksums where every process makes them `whole`.
     """
     model: Any = entry.model
-    before, base = entry.before(), Ledger.of(model).before()
+    base = Ledger.of(model).before()
+    # An edit of a sequence is made on the model without any.
+    before = base if isinstance(entry, SequenceEntry) else entry.before()
     weights = {}
     for name in targets:
         earlier = before.get(name)

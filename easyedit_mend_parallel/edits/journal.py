@@ -7,7 +7,7 @@ what is done to the journal is done to the model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import nn
 
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
-from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit, merge_edits
+from easyedit_mend_parallel.edits.saved import SavedEdit, applied_edits, load_edit, merge_edits
 from easyedit_mend_parallel.edits.scoping import Scoping
+from easyedit_mend_parallel.edits.solving import solved
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.method.preserved_cache import read_inputs, write_inputs
+from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.ranks import Ranks
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.edits.result import EditResult
 
+PRESERVED = "preserved.safetensors"
+"""What the targets of the base see of preserved text, for edits that are solved together."""
 Undone: TypeAlias = Literal["restored", "recomputed", "marked"]
 """How an edit was taken out of the model. `restored`: nothing later touched its weights, which
 have the bits from before it again (or its rows no longer hang on outputs). `recomputed`: they got
@@ -34,42 +40,55 @@ it either, but sums are rounded anew. `marked`: there was no model; the next one
 
 
 class Journal:
-    """The journal in `folder`; an empty one where there is none yet.
+    """The journal in `folder`; an empty one where there is none yet. Reads, and changes no model.
 
-    With a `model` every edit that is marked applied is put onto it, in order, all or none: the
-    model must be the base, on any placement; `apply` and `scoping` are as for `SavedEdit.apply`.
-    `progress` is called after each edit with its number. The journal holds the model until it is
-    let go, and a backup of the edited weights for each edit, so that each can be undone; with
-    `hold=False` it holds none, memory stays flat over any number of edits, and they stay in the
-    model.
+    `apply_to` puts the applied edits onto a model, and from then on what is done to the journal is
+    done to that model.
 
     With a model that is split between processes every rank opens the journal and makes the same
     calls; the first one writes, and all have to see the folder. Where one fails all raise, and
     journal and model are as they were.
 
-    Raises EditError for a folder that holds no journal, a damaged index, and another base.
+    Raises EditError for a folder that holds no journal, and a damaged index.
     """
 
-    def __init__(
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._revision, self._entries = read_index(self.folder)
+        self._model: nn.Module | None = None
+        self._ranks = Ranks()
+        self._apply = "weight"
+        self._scoping: Scoping | None = None
+        self._hold = True
+        self._live: dict[int, Entry | SequenceEntry] = {}
+
+    def apply_to(
         self,
-        folder: str | Path,
-        model: nn.Module | None = None,
+        model: nn.Module,
         *,
         apply: str = "weight",
         hold: bool = True,
         scoping: Scoping | None = None,
         progress: Callable[[int], None] = lambda _number: None,
-    ) -> None:
-        self.folder = Path(folder)
+    ) -> Journal:
+        """Put every edit that is marked applied onto `model`, in order, all or none.
+
+        The model must be the base, on any placement; `apply` and `scoping` are as for
+        `SavedEdit.apply`. Edits
+        that have rows are solved together and written once. `progress` is called after each edit
+        with its number. The journal holds the model until it is let go. An edit without rows keeps
+        a backup of its weights, so that it can be undone; with `hold=False` none is kept, memory
+        stays flat over any number of edits, and they stay in the model. Returns the journal.
+
+        Raises EditError for another base.
+        """
+        if self._model is not None:
+            raise EditError(f"the journal {self.folder} is open with a model already")
         with Ranks.of(model).agree("read the journal"):
             self._revision, self._entries = read_index(self.folder)
-        self._model: nn.Module | None = None
-        self._ranks = Ranks()
-        self._apply, self._scoping = apply, scoping
-        self._hold = hold
-        self._live: dict[int, Entry] = {}
-        if model is not None:
-            self._attach(model, progress)
+        self._apply, self._hold, self._scoping = apply, hold, scoping
+        self._attach(model, progress)
+        return self
 
     @property
     def entries(self) -> list[JournalEntry]:
@@ -86,8 +105,20 @@ class Journal:
         return load_edit(self.folder / self._entry(number).file)
 
     def combined(self) -> SavedEdit:
-        """All applied edits as one, the sum of theirs. Raises EditError where none is applied."""
-        return merge_edits([self.edit(number) for number in self.applied])
+        """All applied edits as one: those with rows solved together, the others added.
+
+        Raises EditError where none is applied, or what solving needs is not in the folder.
+        """
+        return self._combined(self.applied)
+
+    def _combined(self, numbers: Sequence[int]) -> SavedEdit:
+        edits = [self.edit(number) for number in numbers]
+        with_rows = [edit for edit in edits if edit.solve_rows is not None]
+        if len(with_rows) < 2:
+            return merge_edits(edits)
+        targets = list(with_rows[0].targets.values())
+        one = solved(with_rows, read_inputs(self.folder / PRESERVED, targets))
+        return merge_edits([one, *(edit for edit in edits if edit.solve_rows is None)])
 
     def add(self, result: EditResult, *, half: bool = False) -> JournalEntry:
         """Keep an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
@@ -97,7 +128,7 @@ class Journal:
         """
         model = result.entry.model
         if self._model is None and not self.applied:
-            self._attach(model, lambda _number: None)
+            self.apply_to(model)
         if model is not self._model:
             raise EditError(
                 f"the edit is in another model than the journal {self.folder} was opened with: "
@@ -105,6 +136,7 @@ class Journal:
             )
         with self._ranks.agree("read the edited weights"):
             edit = result.saved(whole=True)
+        self._keep_preserved(result.entry)
         entry = self._keep(edit, half=half)
         self._write([*self._entries, entry])
         if self._hold:
@@ -178,7 +210,7 @@ class Journal:
                 f"{'is' if len(not_applied) == 1 else 'are'} applied"
             )
         with self._ranks.agree("squash the edits"):
-            edit = squash([self.edit(number) for number in chosen], rank)
+            edit = squash(self._combined(chosen), rank)
         edit.about["squashed"]["numbers"] = chosen
         new = self._keep(edit)
         after = [
@@ -216,35 +248,53 @@ class Journal:
         model: nn.Module,
         numbers: Sequence[int],
         progress: Callable[[int], None] = lambda _number: None,
-    ) -> dict[int, Entry]:
+    ) -> dict[int, Entry | SequenceEntry]:
         """Put edits onto `model` in order, all or none."""
-        live: dict[int, Entry] = {}
+        live: dict[int, Entry | SequenceEntry] = {}
         known: dict[str, Any] = {}
         ledger, ranks = Ledger.of(model), Ranks.of(model)
         with ledger.lock:
+            before = ledger.state
             try:
-                for number in numbers:
-                    with ranks.agree("read the edit"):
-                        edit = self.edit(number)
+                for group in self._groups(numbers, ranks):
                     bases = {
                         name: about.get("base")
+                        for edit in group.values()
                         for name, about in edit.about["base"]["weights"].items()
                     }
                     # Weights are read and summed once, and not for each edit.
                     check = not bases.items() <= known.items()
-                    applied = edit.apply(model, self._apply, check=check, scoping=self._scoping)
-                    if self._hold:
-                        live[number] = applied.entry
+                    put = applied_edits(
+                        group, model, self._apply, check=check, scoping=self._scoping
+                    )
+                    live |= {number: one.entry for number, one in put.items()}
                     known |= bases
                     with ranks.agree("say how far it is"):
-                        progress(number)
+                        for number in group:
+                            progress(number)
+                    if not self._hold:
+                        live = {}
             except BaseException:
                 for entry in reversed(live.values()):
                     entry.undo()
-                if not self._hold:
+                if not self._hold and ledger.state != before:
                     ledger.undo_all()
                 raise
         return live
+
+    def _groups(self, numbers: Sequence[int], ranks: Ranks) -> Iterator[dict[int, SavedEdit]]:
+        """The edits in order, those that are solved together in one group."""
+        group: dict[int, SavedEdit] = {}
+        for number in numbers:
+            with ranks.agree("read the edit"):
+                edit = self.edit(number)
+            last = next(reversed(group.values()), None)
+            if last is not None and (edit.options is None or edit.options != last.options):
+                yield group
+                group = {}
+            group[number] = edit
+        if group:
+            yield group
 
     def _exchange(self, entries: list[JournalEntry]) -> None:
         """Make the index, and the model with it, say that `entries` are in the journal."""
@@ -264,6 +314,16 @@ class Journal:
                 # The very same updates on the bits from before them give the bits that were there.
                 self._live = {number: self._live[number].again() for number in former}
                 raise
+
+    def _keep_preserved(self, entry: Entry | SequenceEntry) -> None:
+        """Keep what solving the edits without a model needs, once."""
+        inputs = entry.sequence.preserved if isinstance(entry, SequenceEntry) else None
+        if inputs is not None and not (self.folder / PRESERVED).exists():
+            if not self._revision:
+                self._write(self._entries)
+            with self._ranks.agree("write what targets see of preserved text"):
+                if self._ranks.is_first:
+                    write_inputs(self.folder / PRESERVED, inputs)
 
     def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
         """Write the edit's file. Until the index names it, it is not part of the journal."""

@@ -5,20 +5,22 @@ Knows how an edit is saved, and nothing of how it was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyedit_mend_parallel.edits.base import describe_base
 from easyedit_mend_parallel.edits.saved import SavedEdit, saved_edit
 from easyedit_mend_parallel.edits.scoping import about_below
 from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.evaluation.verification import Verdict
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.weights.ledger import Entry
+from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.scope import ScopedUpdate
 from easyedit_mend_parallel.weights.target import Target
@@ -42,10 +44,11 @@ class EditResult:
     before: Tensor
     losses_after: list[float] | None
     seconds: float
-    entry: Entry
+    entry: Entry | SequenceEntry
     targets: dict[str, Target]
     read_tokens: Callable[[], dict[str, list[str]]]
     hparams: dict[str, Any]
+    ask: Callable[[nn.Module, Sequence[Request]], list[Verdict]]
 
     @cached_property
     def losses(self) -> list[float]:
@@ -90,7 +93,7 @@ class EditResult:
         update = next(iter(self.updates.values()))
         if isinstance(update, ScopedUpdate) and update.scope is not None:
             about["scope"] = about_below(self.entry.model, update.scope)
-        return saved_edit(self.targets, self.updates, self.requests, about)
+        return saved_edit(self.targets, self.updates, self.requests, about, self.entry)
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write the edit to `path` (`load_edit` reads it), as `SavedEdit.write` does.
@@ -98,6 +101,13 @@ class EditResult:
         Raises EditError where the edit was rolled back.
         """
         return self.saved().write(path, half=half)
+
+    def verify(self) -> list[Verdict]:
+        """A verdict on each request: what the model answers now, and whether the edit holds.
+
+        Costs a forward pass. Raises UpdateError once the model is gone.
+        """
+        return self.ask(self.entry.model, self.requests)
 
     def rollback(self) -> None:
         """Take the edit out of the model: every weight gets back the bits it had, to the last.

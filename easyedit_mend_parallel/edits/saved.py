@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +21,15 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.edits.base import check_base
 from easyedit_mend_parallel.edits.scoping import Scoping, check_below
+from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, rows_of_tensors
 from easyedit_mend_parallel.errors import EditError, MendParallelError, TargetError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
+from easyedit_mend_parallel.method.sequence import EditSequence
+from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
 from easyedit_mend_parallel.weights.placement import Placement, place
 from easyedit_mend_parallel.weights.ranks import Ranks
@@ -34,7 +39,8 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 log = logging.getLogger(__name__)
 
-KIND, FORMAT_VERSION = "edit", 1
+KIND, FORMAT_VERSION, ADDED_VERSION = "edit", 2, 1
+"""Version 1 has no rows to solve: such an edit is added to others."""
 PARTS = ("keys", "values", "request", "position")
 PACKAGES = ("easyedit-mend-parallel", "torch", "transformers", "accelerate")
 
@@ -50,7 +56,7 @@ class AppliedEdit:
     edit: SavedEdit
     placements: dict[str, Placement]
     unchecked: dict[str, str]
-    entry: Entry
+    entry: Entry | SequenceEntry
 
     def rollback(self) -> None:
         """Take the edit out of the model, to the bit; later edits stay (see `Entry.undo`)."""
@@ -64,7 +70,8 @@ class SavedEdit:
     `positions` {target name: (n,)} says which rows of the edit these were: rows that add nothing
     (padding) are left out. `about` is the header besides targets and requests: the base model and
     its weights' checksums (`base`), how many `rows` there were with those, `losses`,
-    `placements`, `tokens`, `hparams`, `versions`.
+    `placements`, `tokens`, `hparams`, `versions`. `solve_rows` {target name: rows} are what the
+    edit brings into the systems of a sequence with `options`; None for one that is only added.
     """
 
     targets: dict[str, Target]
@@ -73,6 +80,8 @@ class SavedEdit:
     requests: list[Request]
     about: dict[str, Any] = field(default_factory=dict)
     source: str = "the edit"
+    solve_rows: dict[str, SolveRows] | None = None
+    options: SystemOptions | None = None
 
     @cached_property
     def norms(self) -> dict[str, float]:
@@ -96,13 +105,17 @@ class SavedEdit:
             tensors[f"{name}.values"] = update.values.to(dtype)
             tensors[f"{name}.request"] = update.request.to(torch.int32)
             tensors[f"{name}.position"] = self.positions[name].to(torch.int32)
-        header = {
+        header: dict[str, Any] = {
             "kind": KIND,
-            "format_version": FORMAT_VERSION,
+            "format_version": ADDED_VERSION,
             "targets": [asdict(target) for target in self.targets.values()],
             "requests": [_plain(request) for request in self.requests],
             "about": self.about,
         }
+        if self.solve_rows is not None and self.options is not None:
+            more, system = rows_as_tensors(self.solve_rows, self.options)
+            tensors |= more
+            header |= {"format_version": FORMAT_VERSION, "system": system}
         write_tensors(Path(path), tensors, header)
         return Path(path)
 
@@ -118,8 +131,9 @@ class SavedEdit:
 
         `apply` is "weight" (written) or "output" (added to the layers' outputs, for quantized
         weights); with "scoped" (each request where its scope fires) `scoping` says by which scope.
-        The base is known by the checksums of the edited weights, as they are or as they
-        were before this package first changed them; what has none that could be compared
+        The base is known by the checksums of the edited weights, as they are or as they were before
+        this package first changed them. An edit that has rows is solved together with those in the
+        model; one without is added to them. What has none that could be compared
         (quantized, another dtype, saved by one of several processes) is known by the model's
         class, its norms and biases, and says so in the result and in the log. Without `check` only
         the names and shapes of targets have to fit. Every process of a model that is split between
@@ -127,21 +141,9 @@ class SavedEdit:
 
         Raises EditError for another base or other shapes, and what `Ledger.change` raises.
         """
-        ledger = Ledger.of(model)
-        with ledger.lock:
-            with Ranks.of(model).agree("prepare the saved edit"):
-                targets = [self._found(model, target) for target in self.targets.values()]
-                refuse_lost_files(model)
-                about = self.about["base"]
-                unchecked = check_base(model, targets, about, self.source) if check else {}
-                placements = {target.name: place(model, target) for target in targets}
-                updates = self._with_scopes(model, apply, check, scoping)
-            for name, why in list(unchecked.items())[:1]:
-                log.warning("%s: the base of %s was not compared: %s", self.source, name, why)
-            entry = ledger.change(targets, updates, apply)
-        return AppliedEdit(self, placements, unchecked, entry)
+        return applied_edits({0: self}, model, apply, check=check, scoping=scoping)[0]
 
-    def _with_scopes(
+    def with_scopes(
         self, model: nn.Module, apply: str, check: bool, scoping: Scoping | None
     ) -> Mapping[str, LowRankUpdate]:
         if apply != SCOPED:
@@ -155,7 +157,7 @@ class SavedEdit:
             check_below(model, self.about["scope"], self.source)
         return scoping.scoped(model, self.updates, self.requests)
 
-    def _found(self, model: nn.Module, target: Target) -> Target:
+    def found_in(self, model: nn.Module, target: Target) -> Target:
         """`target` as `model` has it: how it stores the weight is its own affair."""
         try:
             here = find_target(model, target.name)
@@ -179,13 +181,53 @@ def refuse_scoped(edit: SavedEdit, what: str) -> None:
         )
 
 
+def applied_edits(
+    edits: Mapping[int, SavedEdit],
+    model: nn.Module,
+    apply: str,
+    *,
+    check: bool,
+    scoping: Scoping | None = None,
+) -> dict[int, AppliedEdit]:
+    """`SavedEdit.apply` of several with the same targets: those with rows are written once."""
+    ledger, first = Ledger.of(model), next(iter(edits.values()))
+    with ledger.lock:
+        unchecked: dict[str, str] = {}
+        with Ranks.of(model).agree("prepare the saved edit"):
+            for edit in edits.values():
+                targets = [edit.found_in(model, target) for target in edit.targets.values()]
+            refuse_lost_files(model)
+            if check:
+                unchecked = check_base(model, targets, first.about["base"], first.source)
+            updates = [edit.with_scopes(model, apply, check, scoping) for edit in edits.values()]
+            placements = {target.name: place(model, target) for target in targets}
+        for name, why in list(unchecked.items())[:1]:
+            log.warning("%s: the base of %s was not compared: %s", first.source, name, why)
+        entries: Sequence[Entry | SequenceEntry]
+        if first.solve_rows is not None and apply != SCOPED:
+            entries = put_together(model, targets, placements, list(edits.values()), apply)
+        else:
+            if EditSequence.all_of(model):
+                log.warning("%s has no rows to solve: it is added to the others", first.source)
+            entries = [ledger.change(targets, one, apply) for one in updates]
+    return {
+        number: AppliedEdit(edit, placements, unchecked, entry)
+        for (number, edit), entry in zip(edits.items(), entries, strict=True)
+    }
+
+
 def saved_edit(
     targets: Mapping[str, Target],
     updates: Mapping[str, LowRankUpdate],
     requests: list[Request],
     about: Mapping[str, Any],
+    entry: Entry | SequenceEntry | None = None,
 ) -> SavedEdit:
-    """An edit as it will be saved: rows on the CPU, without those that add nothing."""
+    """An edit as it will be saved: rows on the CPU, without those that add nothing, and what
+    solving it together with others needs, where `entry` is of a sequence."""
+    solve_rows = entry.rows() if isinstance(entry, SequenceEntry) else None
+    options = entry.options if isinstance(entry, SequenceEntry) and solve_rows else None
+    cpu = torch.device("cpu")
     kept, positions = {}, {}
     for name, update in updates.items():
         here = update.detach().to(torch.device("cpu"))
@@ -204,6 +246,8 @@ def saved_edit(
             "rows": {name: len(update.keys) for name, update in updates.items()},
             "versions": _versions(),
         },
+        solve_rows=solve_rows and {name: rows.to(cpu) for name, rows in solve_rows.items()},
+        options=options,
     )
 
 
@@ -221,10 +265,11 @@ def load_edit(path: str | Path) -> SavedEdit:
         raise EditError(f"{path} is not a whole safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise EditError(f"{path} is no saved edit: its header does not say so")
-    if header.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") not in (ADDED_VERSION, FORMAT_VERSION):
         raise EditError(
-            f"{path} has format {header.get('format_version')!r}, and this version reads format "
-            f"{FORMAT_VERSION}: install the version of easyedit-mend-parallel that wrote it"
+            f"{path} has format {header.get('format_version')!r}, and this version reads formats "
+            f"{ADDED_VERSION} and {FORMAT_VERSION}: install the easyedit-mend-parallel that "
+            "wrote it"
         )
     try:
         targets = {one["name"]: Target(**one) for one in header["targets"]}
@@ -233,6 +278,10 @@ def load_edit(path: str | Path) -> SavedEdit:
         ]
         about = dict(header["about"])
         read = {name: [tensors[f"{name}.{part}"] for part in PARTS] for name in targets}
+        rows: dict[str, SolveRows] | None = None
+        options: SystemOptions | None = None
+        if header["format_version"] == FORMAT_VERSION:
+            rows, options = rows_of_tensors(tensors, header["system"], targets)
     except (KeyError, TypeError, ValueError, MendParallelError) as error:
         raise EditError(f"{path} is damaged: {type(error).__name__} {error}") from error
     updates, positions = {}, {}
@@ -244,7 +293,7 @@ def load_edit(path: str | Path) -> SavedEdit:
             raise EditError(f"{path} is damaged: the rows of {name} do not fit its widths")
         updates[name] = LowRankUpdate(keys.float(), values.float(), request.long())
         positions[name] = position.long()
-    return SavedEdit(targets, updates, positions, requests, about, str(path))
+    return SavedEdit(targets, updates, positions, requests, about, str(path), rows, options)
 
 
 def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
@@ -272,14 +321,7 @@ def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
             positions.setdefault(name, []).append(edit.positions[name] + start)
             before[name] = start + edit.about.get("rows", {}).get(name, len(update.keys))
         requests += edit.requests
-    updates = {
-        name: LowRankUpdate(
-            torch.cat([update.keys for update in parts]),
-            torch.cat([update.values for update in parts]),
-            torch.cat([update.request for update in parts]),
-        )
-        for name, parts in rows.items()
-    }
+    updates = {name: LowRankUpdate.cat(parts) for name, parts in rows.items()}
     ways = [edit.about.get("hparams", {}).get("apply", "weight") for edit in edits]
     way = next(one for one in (SCOPED, "weight", "output") if one in ways)
     weights: dict[str, Any] = {}

@@ -140,9 +140,9 @@ class Scoping:
                 _narrow(update.keys),
                 _narrow(update.values),
                 update.request,
-                found,
-                self.scope,
-                self.tokenizer.decode,
+                requests=found,
+                scope=self.scope,
+                read=self.tokenizer.decode,
             )
             for name, update in updates.items()
         }

@@ -41,7 +41,9 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     about = {name: value for name, value in edit.about.items() if name not in OF_ROWS}
     about["squashed"] = {"rank": rank, "rows": edit.rows, "errors": errors}
     positions = {name: torch.arange(len(update.keys)) for name, update in squashed.items()}
-    return replace(edit, updates=squashed, positions=positions, about=about)
+    return replace(
+        edit, updates=squashed, positions=positions, about=about, solve_rows=None, options=None
+    )
 
 
 def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, float]:

@@ -284,13 +284,36 @@ def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]
     An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
     two tokens are left out; raises RequestError where no other is there.
     """
+    return batch_of_ids(model, text_ids(tokenizer, texts), tokenizer)
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The token ids of each text that has two or more; raises RequestError where none has."""
     found = [ids for text in texts if len(ids := ids_of(tokenizer, text)) > 1]
     if not found:
         raise RequestError("of the unrelated texts none has two tokens: give longer ones")
+    return found
+
+
+@dataclass(frozen=True)
+class PadRight:
+    """What `batch_of` asks of a tokenizer, where only token ids are at hand."""
+
+    padding_side: str = "right"
+    pad_token_id: int = 0
+    eos_token_id: int = 0
+    all_special_ids: tuple[int, ...] = ()
+
+
+def batch_of_ids(
+    model: PreTrainedModel, ids: Sequence[tuple[int, ...]], tokenizer: Any = None
+) -> Batch:
+    """`make_text_batch` of texts with these token ids, padded as `tokenizer` does (or right)."""
+    padding = PadRight() if tokenizer is None else tokenizer
     if model.config.is_encoder_decoder:
-        halves = [Tokenized(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in found]
-        return batch_of(model, tokenizer, halves)
-    return batch_of(model, tokenizer, [Tokenized(ids, ids[-1:]) for ids in found])
+        halves = [Tokenized(text[: len(text) // 2], text[len(text) // 2 :]) for text in ids]
+        return batch_of(model, padding, halves)
+    return batch_of(model, padding, [Tokenized(text, text[-1:]) for text in ids])
 
 
 def _padding(tokenizer: Any) -> int:

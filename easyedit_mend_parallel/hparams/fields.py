@@ -155,6 +155,18 @@ class MendHparams:
     aggregate_options: dict[str, Any] | None = None
     #: Memory for the rows and systems of a batch: bytes, or a size such as `2GiB`.
     batch_limit: int | str = "2GiB"
+    #: How a further edit goes into a model that has edits: `solve` solves it together with them;
+    #: `add` adds its update, as MEND does. See [sequences](sequences.md).
+    sequence: str = "solve"
+    #: Memory for the rows and systems of a model's edits, for `sequence: solve`: bytes, or `4GiB`
+    #: and the like. Past it the oldest edits can only be undone all together.
+    sequence_memory: int | str = "4GiB"
+    #: The largest share of earlier edits that a further edit may make fail; one that exceeds it is
+    #: refused. Default: not checked.
+    max_lost: float | None = None
+    #: After each edit through `BaseEditor`, ask the model for the edit's requests and for up to 32
+    #: earlier ones, and warn of those that do not hold.
+    verify: bool = True
     #: Keep special tokens in the labels, as EasyEdit does; `false` removes them.
     special_tokens_in_labels: bool = True
     #: What stands between a prompt and its target: `auto` (a space, except after white space, an
@@ -220,6 +232,11 @@ class MendHparams:
     def batch_bytes(self) -> int:
         """`batch_limit` in bytes. Raises HparamsError if it is not a size."""
         return size_in_bytes("batch_limit", self.batch_limit)
+
+    @property
+    def sequence_bytes(self) -> int:
+        """`sequence_memory` in bytes. Raises HparamsError if it is not a size."""
+        return size_in_bytes("sequence_memory", self.sequence_memory)
 
     @property
     def preserved_text(self) -> str | None:

@@ -34,6 +34,9 @@ sequences that it is about."""
 ON_WORSE = ("refuse", "warn", "ignore")
 """What becomes of an update after which its own target is less likely than before."""
 
+SEQUENCE = ("solve", "add")
+"""How a further edit goes into a model that has edits."""
+
 FACTORS = {
     "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
     "max_step": "is how many times its own length a trained edit may get for its answer",
@@ -41,7 +44,14 @@ FACTORS = {
 """The fields that make an edit longer, and what each does."""
 COUNTS = ("locality_examples", "locality_positions", "inner_steps")
 """The fields that count what every edit needs at least one of."""
-SIZES = ("overlay_limit", "batch_limit", "scope_memory", "trunk_memory", "trunk_disk")
+SIZES = (
+    "overlay_limit",
+    "batch_limit",
+    "sequence_memory",
+    "scope_memory",
+    "trunk_memory",
+    "trunk_disk",
+)
 """The fields that are sizes in bytes, where they are not null."""
 
 NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
@@ -115,6 +125,14 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
             "less likely is an error), 'warn' (it is written, with a warning) or 'ignore' (nobody "
             "looks)"
         )
+    if values.get("sequence", SEQUENCE[0]) not in SEQUENCE:
+        problems.append(
+            f"sequence is {values['sequence']!r}; it has to be 'solve' (a further edit is solved "
+            "together with earlier ones) or 'add' (its update is added to theirs)"
+        )
+    max_lost = values.get("max_lost")
+    if max_lost is not None and not 0 <= max_lost <= 1:
+        problems.append(f"max_lost is {max_lost}; it has to be a share, from 0 to 1, or null")
     longest = values.get("max_relative_norm", 1.0)
     if not 0 < longest < math.inf:
         problems.append(

@@ -125,6 +125,14 @@ class PreservedRows:
     rows: Tensor | None
     gram: Tensor | None = None
 
+    @property
+    def mean_square(self) -> float:
+        """The mean of ‖x‖² over the inputs."""
+        if self.gram is not None:
+            return float(self.gram.diagonal().sum()) / self.count
+        assert self.rows is not None
+        return float(self.rows.double().square().sum()) / self.count
+
 
 class System:
     """The least-squares system of one target: min_Δ Σ_t ‖Δ x_t − d_t‖² + λμ‖Δ‖².

@@ -5,8 +5,10 @@ Knows archives; edits nothing.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,18 +28,27 @@ from easyedit_mend_parallel.weights.target import Target
 @dataclass
 class Trained:
     """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
-    options), the inputs of unrelated text, once gathered, with the lines they come from, and the
-    scope that was trained for it, if any was."""
+    options), the inputs of preserved text, once gathered, with their token ids and the edits that
+    were in the model then (`Ledger.state`), and the scope that was trained for it, if any was."""
 
     network: Hypernetwork
     aggregate: Mapping[str, Any] = field(default_factory=dict)
-    preserved: tuple[tuple[str, ...], PreservedInputs] | None = None
+    preserved: tuple[Any, PreservedInputs] | None = None
     scope: Scope | None = None
 
     @property
     def target_names(self) -> list[str]:
         """The names of the targets that the network was made for."""
         return [target.name for target in self.network.targets]
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number that tells this network from another, whatever object holds it."""
+        code = 0
+        for _, tensor in sorted(self.network.state_dict().items()):
+            numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            code = zlib.crc32(numbers.numpy().data, code)
+        return code
 
 
 def read_trained(

@@ -17,6 +17,7 @@ from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.capture import LayerRows, TokenRows, capture
 from easyedit_mend_parallel.method.edited_forward import EditedForwards
+from easyedit_mend_parallel.method.growing_system import SolveRows
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.least_squares import (
     Aggregate,
@@ -104,6 +105,49 @@ def propose_batch(
     return _summed(model, targets, batch, own_updates, options, limit)
 
 
+@dataclass(frozen=True)
+class OwnRows:
+    """What each request of a batch asks for by itself: its update, and that update's rows in the
+    request's own edited forward pass. `losses` (R,) are those on the model as it was."""
+
+    updates: dict[str, LowRankUpdate]
+    rows: dict[str, SolveRows]
+    losses: Tensor
+
+
+def own_rows(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    own_updates: OwnUpdates,
+    *,
+    limit: int,
+) -> OwnRows:
+    """Every request's own update, and what it adds at each target to the tokens that it sees.
+
+    One forward and backward, and one forward with the updates attached, in parts of at most
+    `limit` bytes. Raises what `capture` and `own_updates` raise.
+    """
+    forwards = EditedForwards(model, targets)
+    losses: list[Tensor] = []
+    updates: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
+    rows: dict[str, list[SolveRows]] = {target.name: [] for target in targets}
+    for first, part in _parts(batch, limit // bytes_for_a_token(targets)):
+        own = _EditedForward.of(model, forwards, first, part, own_updates, True)
+        losses.append(own.losses)
+        for name, seen in own.seen.items():
+            update = own.updates[name].numbered_from(first)
+            request = seen.request + first
+            d = update.added(seen.x, route=request)
+            updates[name].append(update)
+            rows[name].append(SolveRows.of(seen.x, d, seen.label_mask, request))
+    return OwnRows(
+        {name: LowRankUpdate.cat(found) for name, found in updates.items()},
+        {name: SolveRows.cat(found) for name, found in rows.items()},
+        torch.cat(losses),
+    )
+
+
 def _own(
     model: nn.Module, targets: Sequence[Target], batch: Batch, own_updates: OwnUpdates
 ) -> Proposal:
@@ -131,15 +175,8 @@ def _summed(
             share = shares[first : first + part.n_requests]
             captured, loss = _weighed(captured, share), loss * share.to(loss.device)
         for name, update in own_updates(first, part, captured, loss).items():
-            rows[name].append(replace(update, request=update.request + first))
-    updates = {
-        name: LowRankUpdate(
-            torch.cat([part.keys for part in parts]),
-            torch.cat([part.values for part in parts]),
-            torch.cat([part.request for part in parts]),
-        )
-        for name, parts in rows.items()
-    }
+            rows[name].append(update.numbered_from(first))
+    updates = {name: LowRankUpdate.cat(parts) for name, parts in rows.items()}
     return Proposal(updates, torch.cat(losses))
 
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import MendParallelError, UpdateError
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.change import Entry, Record, covers, dependent, nothing
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.transaction import commit_all, undo_all
 from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
 
 SAME_SIZE = 1e-2
@@ -26,78 +26,27 @@ SAME_SIZE = 1e-2
 each of them: kernels may round differently, other requests or archives give something else."""
 
 
-@dataclass
-class _Record:
-    """One change that is in the model: what was added, and each weight's bits before it."""
+class Put:
+    """What is done in the stead of a change that was taken out; see `Ledger.without`."""
 
-    targets: dict[str, Target]
-    updates: dict[str, LowRankUpdate]
-    staged: dict[str, Staged]
-    apply: str
-    entry: weakref.ref[Entry] = field(init=False)
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.is_done = False
 
-    @property
-    def held(self) -> bool:
-        """Whether somebody can still ask for this change to be undone."""
-        return self.entry() is not None
+    def __call__(
+        self,
+        targets: Sequence[Target],
+        updates: Mapping[str, LowRankUpdate],
+        apply: str = "weight",
+    ) -> Entry:
+        """Add another change, as `Ledger.change` does."""
+        entry = self._ledger.change(targets, updates, apply)
+        self.is_done = True
+        return entry
 
-
-class Entry:
-    """A handle on one change of a model. While it is held, the change can be undone by itself."""
-
-    def __init__(self, ledger: Ledger, record: _Record) -> None:
-        self._ledger = weakref.ref(ledger)
-        self._record = record
-
-    @property
-    def applied(self) -> bool:
-        """Whether the change is in the model now."""
-        ledger = self._ledger()
-        return ledger is not None and any(r is self._record for r in ledger._records)
-
-    def undo(self, *, alone: bool = False) -> None:
-        """Take the change out of the model; does nothing if it is out already.
-
-        The last change's weights get back the bits from before it. A change in the middle: the
-        bits from before it, and the later updates added again in their order (subtracting it
-        would leave rounding behind). Happens wholly or not at all.
-
-        Every rank that holds a part of the model has to call it; with `alone` none is waited for,
-        which is for a rank that cannot know where the others are.
-        """
-        ledger = self._ledger()
-        if ledger is not None:
-            ledger._undo(self._record, alone)
-
-    def again(self) -> Entry:
-        """Add the same updates anew, as the last change, after `undo`; raises as `change` does."""
-        record, ledger = self._record, Ledger.of(self.model)
-        return ledger.change(list(record.targets.values()), record.updates, record.apply)
-
-    def before(self) -> dict[str, Tensor]:
-        """{target name: the weight's bits from before the change}, as long as it is applied."""
-        if not self.applied:
-            return {}
-        backups = {name: staged.before for name, staged in self._record.staged.items()}
-        return {name: backup for name, backup in backups.items() if backup is not None}
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that was changed. Raises UpdateError once it is gone."""
-        ledger = self._ledger()
-        if ledger is None:
-            raise UpdateError("the model that was edited no longer exists")
-        return ledger._live_model()
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no later change covers a weight of this one: `undo` then adds nothing again."""
-        ledger = self._ledger()
-        if ledger is None or not self.applied:
-            return True
-        place = next(n for n, r in enumerate(ledger._records) if r is self._record)
-        mine = _dependent(self._record).keys()
-        return not any(mine & _dependent(other).keys() for other in ledger._records[place + 1 :])
+    def nothing(self) -> None:
+        """Leave the change out for good."""
+        self.is_done = True
 
 
 class Ledger:
@@ -110,8 +59,9 @@ class Ledger:
         self.lock = threading.RLock()
         """Held while the model is changed; an editor holds it for its whole edit."""
         self._model = weakref.ref(model)
-        self._records: list[_Record] = []
+        self._records: list[Record] = []
         self._base: dict[str, Staged] = {}
+        self._made = 0
         self._settled: list[Staged] = []
         """What comes out by itself (`Staged.independent`) and only `undo_all` can ask for."""
 
@@ -152,13 +102,86 @@ class Ledger:
                     "the ranks that hold this model computed different updates; nothing was "
                     "written. Give every rank the same requests and the same archive"
                 )
-            _commit(list(staged.values()), ranks)
-            record = _Record(by_name, dict(updates), staged, apply)
+            commit_all(list(staged.values()), ranks)
+            self._made += 1
+            record = Record(by_name, dict(updates), staged, apply, self._made)
             entry = Entry(self, record)
             record.entry = weakref.ref(entry)
             self._records.append(record)
             self._forget_unheld()
             return entry
+
+    @contextmanager
+    def without(self, entry: Entry | None) -> Iterator[Put]:
+        """While the context lasts the model is without the change of `entry`; nobody else edits it.
+
+        What is yielded adds a change in its stead, or leaves it out, for good. Where neither is
+        done, or an exception leaves the context, the model is as it was before, to the bit, and
+        `entry` is applied. Later changes of the same weights stay in the model.
+        """
+        with self.lock:
+            record = None if entry is None else entry._record
+            if record is None or not any(one is record for one in self._records):
+                yield Put(self)
+                return
+            index = next(n for n, one in enumerate(self._records) if one is record)
+            later = self._records[index + 1 :]
+            ranks = Ranks.of(self._model())
+            with ranks.agree("stage the way back"):
+                guards = self._guards(record) if covers(record, later) else {}
+            again = self._take_out(record, later, ranks)
+            former = [(other, name, other.staged[name]) for other, name, _ in again]
+            for other, name, staged in again:
+                other.staged[name] = staged
+            del self._records[index]
+            put = Put(self)
+            try:
+                yield put
+            finally:
+                if not put.is_done:
+                    self._put_back(record, index, former, guards, ranks)
+                else:
+                    for staged in record.staged.values():
+                        staged.forget()
+
+    def _guards(self, record: Record) -> dict[str, Staged]:
+        """What brings every weight of `record` back to what it is now."""
+        return {
+            name: store_for(self._live_model(), record.targets[name], record.apply).stage(
+                nothing(record.updates[name])
+            )
+            for name in dependent(record)
+        }
+
+    def _put_back(
+        self,
+        record: Record,
+        index: int,
+        former: Sequence[tuple[Record, str, Staged]],
+        guards: Mapping[str, Staged],
+        ranks: Ranks,
+    ) -> None:
+        """Make the model what it was before `record` was taken out, and put that on record again.
+
+        The same update on the same bits gives the bits that were there; where later changes cover
+        its weights, `guards` hold those.
+        """
+        self._records.insert(index, record)
+        for other, name, staged in former:
+            other.staged[name] = staged
+        with ranks.agree("put the change back"):
+            for name, staged in record.staged.items():
+                if name in guards:
+                    guards[name].undo()
+                else:
+                    staged.undo()
+                    staged.commit()
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Equal where the same changes are in the model; () where there is none."""
+        forgotten = (-self._made,) if self._base or self._settled else ()
+        return (*forgotten, *(record.serial for record in self._records))
 
     @property
     def is_empty(self) -> bool:
@@ -169,7 +192,7 @@ class Ledger:
         """{target name: the bits from before its first change}, of all that were written to."""
         first = dict(self._base)
         for record in self._records:
-            for name, staged in _dependent(record).items():
+            for name, staged in dependent(record).items():
                 first.setdefault(name, staged)
         backups = {name: staged.before for name, staged in first.items()}
         return {name: backup for name, backup in backups.items() if backup is not None}
@@ -200,15 +223,15 @@ class Ledger:
             self._settled.clear()
             free_spare_memory(self._live_model())
 
-    def _undo(self, record: _Record, alone: bool) -> None:
+    def _undo(self, record: Record, alone: bool) -> None:
         with self.lock:
-            places = [place for place, r in enumerate(self._records) if r is record]
-            if not places:
+            index = next((n for n, r in enumerate(self._records) if r is record), None)
+            if index is None:
                 return
-            later = self._records[places[0] + 1 :]
+            later = self._records[index + 1 :]
             ranks = Ranks() if alone else Ranks.of(self._model())
             again = self._take_out(record, later, ranks)
-            del self._records[places[0]]
+            del self._records[index]
             for other, name, staged in again:
                 other.staged[name] = staged
             for staged in record.staged.values():
@@ -216,26 +239,21 @@ class Ledger:
             self._forget_unheld()
 
     def _take_out(
-        self, record: _Record, later: Sequence[_Record], ranks: Ranks
-    ) -> list[tuple[_Record, str, Staged]]:
+        self, record: Record, later: Sequence[Record], ranks: Ranks
+    ) -> list[tuple[Record, str, Staged]]:
         """Put back what was before `record`, add what came later again, and say what was staged."""
-        again: list[tuple[_Record, str, Staged]] = []
+        again: list[tuple[Record, str, Staged]] = []
         covered = [
             (other, name)
             for other in later
-            for name in _dependent(record).keys() & _dependent(other).keys()
+            for name in dependent(record).keys() & dependent(other).keys()
         ]
         if not covered:
-            _undo_together(list(record.staged.values()), ranks)
+            undo_all(list(record.staged.values()), ranks)
             return again
         model = self._live_model()
         with ranks.agree("stage the way back"):
-            guards = [
-                store_for(model, record.targets[name], record.apply).stage(
-                    _nothing(record.updates[name])
-                )
-                for name in _dependent(record)
-            ]
+            guards = self._guards(record)
         undone: list[Staged] = []
         try:
             with ranks.agree("take the change out"):
@@ -248,7 +266,7 @@ class Ledger:
                     staged.commit()
                     again.append((other, name, staged))
         except BaseException:
-            for guard in guards:
+            for guard in guards.values():
                 guard.undo()
             for staged in undone:
                 if staged.independent:
@@ -271,12 +289,12 @@ class Ledger:
                     staged.forget()
         covered = set(self._base)
         for record in self._records[:-1]:
-            for name, staged in _dependent(record).items():
+            for name, staged in dependent(record).items():
                 if name in covered and not record.held:
                     staged.forget()
                 covered.add(name)
 
-    def _settle(self, record: _Record) -> None:
+    def _settle(self, record: Record) -> None:
         """Let go of the part of `record` that no undo of another change needs."""
         for name, staged in list(record.staged.items()):
             if staged.independent:
@@ -291,53 +309,6 @@ class Ledger:
         return model
 
 
-def _commit(staged: Sequence[Staged], ranks: Ranks) -> None:
-    """Commit all; on any exception, an interrupt too, undo in reverse what may have begun.
-
-    So does every rank when one of them could not commit.
-    """
-    begun: list[Staged] = []
-    try:
-        with ranks.agree("write the update"):
-            for one in staged:
-                begun.append(one)
-                one.commit()
-    except BaseException:
-        for one in reversed(begun):
-            one.undo()
-        raise
-
-
-def _undo_together(staged: Sequence[Staged], ranks: Ranks) -> None:
-    """Undo all; on any exception, on whichever rank, write those again that were undone.
-
-    Written again, a weight has the bits that it had: the same update on the same bits.
-    """
-    begun: list[Staged] = []
-    try:
-        with ranks.agree("undo the change"):
-            for one in staged:
-                begun.append(one)
-                one.undo()
-    except BaseException:
-        for one in reversed(begun):
-            # What could not be undone is still as it was, and cannot be undone here either.
-            with suppress(MendParallelError):
-                one.undo()
-                one.commit()
-        raise
-
-
 def _size(updates: Mapping[str, LowRankUpdate]) -> float:
     """A number that tells one set of updates from another."""
     return sum(float(update.largest_possible()) for update in updates.values())
-
-
-def _dependent(record: _Record) -> dict[str, Staged]:
-    """The part of `record` whose undo puts a weight back to what it was before."""
-    return {name: one for name, one in record.staged.items() if not one.independent}
-
-
-def _nothing(like: LowRankUpdate) -> LowRankUpdate:
-    """An update without rows: staged, it is a guard that can restore the weight as it is now."""
-    return LowRankUpdate(like.keys[:0], like.values[:0], torch.empty(0, dtype=torch.long))

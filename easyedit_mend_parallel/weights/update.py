@@ -6,7 +6,7 @@ outputs of layers while a model runs. Knows nothing of hypernetworks or stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -29,18 +29,40 @@ class LowRankUpdate:
 
     `keys` is (n, in) and `values` (n, out), both fp32 on one device, with the learned rate
     already in the values; `request` (n,) is the index of the request that each row belongs to.
-    A layer's output changes by (x keysᵀ) values. Rows of padding are zero, not absent.
+    A layer's output changes by (x keysᵀ) values. Rows of padding are zero, not absent. The first
+    `unit_keys` keys are those of the identity (all of them or none: `in` or 0), for an update that
+    has more rows than the layer has inputs; `write` then forms no product with them.
     """
 
     keys: Tensor
     values: Tensor
     request: Tensor
+    unit_keys: int = 0
+
+    @classmethod
+    def cat(cls, updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
+        """The sum of `updates` of one target: the rows of one below those of the other."""
+        return cls(
+            torch.cat([update.keys for update in updates]),
+            torch.cat([update.values for update in updates]),
+            torch.cat([update.request for update in updates]),
+        )
 
     def to(self, device: torch.device) -> LowRankUpdate:
-        return LowRankUpdate(self.keys.to(device), self.values.to(device), self.request.to(device))
+        rows = (self.keys.to(device), self.values.to(device), self.request.to(device))
+        return LowRankUpdate(*rows, self.unit_keys)
 
     def detach(self) -> LowRankUpdate:
-        return LowRankUpdate(self.keys.detach(), self.values.detach(), self.request)
+        return LowRankUpdate(self.keys.detach(), self.values.detach(), self.request, self.unit_keys)
+
+    def of_request(self, number: int) -> LowRankUpdate:
+        """The rows of one request."""
+        mine = (self.request == number).nonzero().flatten()
+        return LowRankUpdate(self.keys[mine], self.values[mine], self.request[mine])
+
+    def numbered_from(self, first: int) -> LowRankUpdate:
+        """The same rows, with `first` added to the number of each request."""
+        return LowRankUpdate(self.keys, self.values, self.request + first, self.unit_keys)
 
     def is_finite(self) -> Tensor:
         """A boolean scalar on the update's device; reading it waits for that device.
@@ -67,6 +89,8 @@ class LowRankUpdate:
         round into the weight once for each block of tokens.
         """
         keys, values = self.keys.to(weight.device), self.values.to(weight.device)
+        unit, values = values[: self.unit_keys], values[self.unit_keys :]
+        keys = keys[self.unit_keys :]
         left, right = (keys, values) if transposed else (values, keys)
         limit = WRITE_LIMIT if weight.device.type == "cpu" else WRITE_LIMIT_ELSEWHERE
         rows = max(1, limit // max(1, weight.shape[1]))  # a process may hold no columns
@@ -74,6 +98,9 @@ class LowRankUpdate:
         for start in range(0, weight.shape[0], rows):
             part = weight[start : start + rows]
             torch.mm(left[:, start : start + rows].T, right, out=change[: len(part)])
+            if len(unit):
+                end = start + len(part)
+                change[: len(part)] += unit[start:end] if transposed else unit[:, start:end].T
             before = part if base is None else base[start : start + rows]
             torch.add(before, change[: len(part)].to(weight.dtype), out=part)
 

@@ -26,7 +26,7 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.memory import Peak, capped
 from easyedit_mend_parallel.demo.random_model import ARCHIVE, RANKS, SHAPES, make, targets_of
-from easyedit_mend_parallel.demo.smollm2 import default_cache
+from easyedit_mend_parallel.files import cache_folder
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import as_requests
 
@@ -39,7 +39,7 @@ TOUCHED = 1 << 20
 
 def loaded(shape: str, apply: str, folder: str) -> MendParallel:
     """An editor of the model with every block on disk, in its checkpoint."""
-    directory = make(shape, default_cache())
+    directory = make(shape, cache_folder())
     hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
     hparams.inner_params, hparams.rank = targets_of(shape), RANKS[shape]
     hparams.archive, hparams.device = str(directory / ARCHIVE), "cpu"

@@ -156,8 +156,8 @@ def a_journal_is_that_of_one_process() -> None:
     held = shards(sharded.model)
     folder = CHECKPOINTS / "journal"
     journals = (
-        Journal(folder, sharded.model),
-        Journal(CHECKPOINTS / f"journal-{dist.get_rank()}", plain.model),
+        Journal(folder).apply_to(sharded.model),
+        Journal(CHECKPOINTS / f"journal-{dist.get_rank()}").apply_to(plain.model),
     )
     for request in [REQUEST, *OBSERVED[:2]]:
         for journal, editor in zip(journals, (sharded, plain), strict=True):
@@ -174,10 +174,10 @@ def a_journal_is_that_of_one_process() -> None:
     edited = shards(sharded.model)
 
     again = load(plain_model(UNEVEN))
-    assert Journal(folder, again).applied == [1, 2]
+    assert Journal(folder).apply_to(again).applied == [1, 2]
     assert_shards(again, edited)
     alone = plain_model(UNEVEN)
-    Journal(folder, alone)
+    Journal(folder).apply_to(alone)
     assert_equal_edits(again, alone, before)
 
     for journal in journals:
@@ -190,7 +190,7 @@ def a_journal_is_that_of_one_process() -> None:
 def a_journal_keeps_the_checksums_that_one_process_would() -> None:
     sharded, plain = editors()
     folder = CHECKPOINTS / "journal-sums"
-    journal = Journal(folder, sharded.model)
+    journal = Journal(folder).apply_to(sharded.model)
     for number, request in enumerate((REQUEST, OBSERVED[0]), 1):
         journal.add(sharded.edit(request))
         ours = journal.edit(number).about["base"]
@@ -207,7 +207,7 @@ def a_journal_keeps_the_checksums_that_one_process_would() -> None:
     for base in (other, load(other)):
         before = shards(base)
         with pytest.raises(EditError, match="another base model"):
-            Journal(folder, base)
+            Journal(folder).apply_to(base)
         assert_shards(base, before)
 
 
@@ -226,7 +226,7 @@ def an_edit_that_one_process_saved_has_no_checksums_and_says_so() -> None:
 def a_journal_and_its_model_stay_as_they_were_where_one_process_fails() -> None:
     sharded, _ = editors()
     folder = CHECKPOINTS / "journal-failing"
-    journal = Journal(folder, sharded.model)
+    journal = Journal(folder).apply_to(sharded.model)
     for request in [REQUEST, *OBSERVED[:2]]:
         journal.add(sharded.edit(request))
     held, entries = shards(sharded.model), Journal(folder).entries
@@ -259,7 +259,7 @@ def a_journal_and_its_model_stay_as_they_were_where_one_process_fails() -> None:
     again = load(plain_model())
     fresh = shards(again)
     with broken_on(1, *read, broken, call=1), fails_on(1, broken, "read the edit"):
-        Journal(folder, again)
+        Journal(folder).apply_to(again)
     assert_shards(again, fresh)
 
 
@@ -273,9 +273,11 @@ def ranks_that_see_other_journals_are_refused() -> None:
         elif number == 1:  # as many revisions, but not the same
             write_index(mine, 0, [])
         with pytest.raises(EditError, match="see different journals"):
-            Journal(mine, sharded.model)
+            Journal(mine).apply_to(sharded.model)
 
-    journal = Journal(CHECKPOINTS / f"own-{dist.get_rank()}", sharded.model)  # both yet to be
+    journal = Journal(CHECKPOINTS / f"own-{dist.get_rank()}").apply_to(
+        sharded.model
+    )  # both yet to be
     result = sharded.edit(REQUEST)
     error, says = (
         (EditError, "is another folder here")

@@ -82,12 +82,12 @@ def test_it_goes_onto_an_offloaded_base(kind: str, tmp_path: Path) -> None:
 
 def test_a_journal_of_edits_over_two_accelerators_is_opened_on_one_device(tmp_path: Path) -> None:
     model = spread("llama-cut-at-5")
-    journal, editor = Journal(tmp_path, model), spread_editor(model)
+    journal, editor = Journal(tmp_path).apply_to(model), spread_editor(model)
     for fact in FACTS:
         journal.add(editor.edit(fact))
     assert journal.undo(2) == "recomputed"
     fresh = toy_model("llama")
-    Journal(tmp_path, fresh)
+    Journal(tmp_path).apply_to(fresh)
     assert close(logits_on_facts(fresh), logits_on_facts(model))
 
 

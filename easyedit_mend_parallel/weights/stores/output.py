@@ -99,11 +99,7 @@ class OutputEdits:
         One matrix product then serves all updates, and nothing is stored twice.
         """
         with torch.inference_mode(False):  # what is stored must also serve a backward pass
-            total = LowRankUpdate(
-                torch.cat([update.keys.to(device) for _, update in updates]),
-                torch.cat([update.values.to(device) for _, update in updates]),
-                torch.cat([update.request.to(device) for _, update in updates]),
-            )
+            total = LowRankUpdate.cat([update.to(device) for _, update in updates])
         counts = [len(update.keys) for _, update in updates]
         parts = zip(
             torch.split(total.keys, counts),

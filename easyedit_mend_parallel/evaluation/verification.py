@@ -1,0 +1,64 @@
+"""Whether requests that were edited in are what the model answers now.
+
+Knows requests and models, and nothing of updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from easyedit_mend_parallel.forward.batch import IGNORED, make_batch
+from easyedit_mend_parallel.forward.requests import Request
+
+AT_ONCE = 32
+"""Requests in one forward pass."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model answers to one request, given the target's tokens so far.
+
+    `answer` is the text of its most probable token at each token of the target, `probability` that
+    of the target per token (the geometric mean), and `holds` whether every one is the target's.
+    """
+
+    request: Request
+    answer: str
+    probability: float
+    holds: bool
+
+
+@torch.no_grad()
+def verify(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[Verdict]:
+    """A verdict on each request, in their order, from the model as it is now.
+
+    Special tokens that a tokenizer puts around a target are no part of the answer.
+    """
+    order = sorted(range(len(requests)), key=lambda n: len(requests[n].prompt))
+    found: dict[int, Verdict] = {}
+    for start in range(0, len(order), AT_ONCE):
+        chosen = order[start : start + AT_ONCE]
+        batch = make_batch(
+            model,
+            tokenizer,
+            [requests[number] for number in chosen],
+            special_tokens_in_labels=False,
+        )
+        sequence, position = (batch.labels != IGNORED).nonzero(as_tuple=True)
+        logits = batch.predictions(model, sequence, position).float().cpu()
+        labels = batch.labels[sequence, position]
+        likelihood = logits.log_softmax(-1).gather(1, labels.unsqueeze(1))[:, 0]
+        for row, number in enumerate(chosen):
+            mine = sequence == row
+            said = logits[mine].argmax(-1)
+            found[number] = Verdict(
+                requests[number],
+                tokenizer.decode(said.tolist()).strip(),
+                float(likelihood[mine].mean().exp()),
+                bool((said == labels[mine]).all()),
+            )
+    return [found[number] for number in range(len(requests))]

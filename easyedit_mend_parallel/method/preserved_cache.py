@@ -1,0 +1,116 @@
+"""The inputs of preserved text, kept on disk for each base model: gathering them takes a forward
+pass of all its lines, half a minute for a small model on a CPU.
+
+Knows how a base is recognised, and nothing of what the inputs are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.files import cache_folder, read_tensors, write_tensors
+from easyedit_mend_parallel.forward.batch import batch_of_ids
+from easyedit_mend_parallel.method.least_squares import PreservedRows, bytes_for_a_token
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.weights.offload import kept_weight
+from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.target import Target
+
+log = logging.getLogger(__name__)
+
+KIND, FORMAT_VERSION = "preserved inputs", 1
+SAMPLED = 4096
+"""Entries of each weight that tell one base from another."""
+
+
+def gathered_once(
+    model: Any, targets: Sequence[Target], ids: Sequence[tuple[int, ...]], limit: int
+) -> PreservedInputs:
+    """What the targets see of texts with these token `ids`, read from the cache or gathered.
+
+    The base is known by its parameters' names, shapes and dtypes and by `SAMPLED` entries of each.
+    Rows and Gram matrices are rounded to fp32, so that what is read equals what was gathered. A
+    cache that cannot be read or written is left alone, and a model that several processes hold is
+    not cached. Texts pass the model in parts whose rows stay within `limit` bytes.
+    """
+    ranks = Ranks.of(model)
+    path = None
+    if ranks.alone:
+        path = cache_folder() / "preserved" / f"{_key(model, targets, ids)}.safetensors"
+        found = read_inputs(path, targets)
+        if found is not None:
+            return found
+        log.info("gathering what the targets see of preserved text, once for this base: %s", path)
+    with ranks.agree("make the batch of text to preserve"):
+        batch = batch_of_ids(model, ids)
+    parts = batch.parts(limit // bytes_for_a_token(targets))
+    gathered = PreservedInputs.gathered(model, targets, parts)
+    rounded = PreservedInputs({name: _rounded(rows) for name, rows in gathered.of.items()})
+    if path is not None:
+        try:
+            write_inputs(path, rounded)
+        except OSError as error:
+            log.info("the inputs of preserved text are not kept: %s", error)
+    return rounded
+
+
+def _key(model: nn.Module, targets: Sequence[Target], ids: Sequence[tuple[int, ...]]) -> str:
+    digest = hashlib.sha256(repr((KIND, FORMAT_VERSION, list(ids))).encode())
+    digest.update(repr([target.name for target in targets]).encode())
+    for name, _ in sorted(model.named_parameters()):
+        weight = kept_weight(model, name)
+        if weight is None:
+            continue
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        numbers = weight.reshape(-1)
+        some = numbers[:: max(1, numbers.numel() // SAMPLED)].cpu().contiguous()
+        digest.update(some.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _rounded(rows: PreservedRows) -> PreservedRows:
+    gram = None if rows.gram is None else rows.gram.float().double()
+    return PreservedRows(rows.count, None if rows.rows is None else rows.rows.float(), gram)
+
+
+def write_inputs(path: Path, inputs: PreservedInputs) -> None:
+    """Write what `read_inputs` reads, whole or not at all. Raises OSError."""
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, Any] = {}
+    for name, rows in inputs.of.items():
+        counts[name] = rows.count
+        if rows.gram is not None:
+            tensors[f"{name}.gram"] = rows.gram.float()
+        elif rows.rows is not None:
+            tensors[f"{name}.rows"] = rows.rows.float()
+    write_tensors(path, tensors, {"kind": KIND, "counts": counts})
+
+
+def read_inputs(path: Path, targets: Sequence[Target]) -> PreservedInputs | None:
+    """What the targets see of preserved text; None where the file is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = read_tensors(path)
+        of: dict[str, PreservedRows] = {}
+        for target in targets:
+            gram, rows = tensors.get(f"{target.name}.gram"), tensors.get(f"{target.name}.rows")
+            width = target.in_features
+            if gram is not None and tuple(gram.shape) != (width, width):
+                raise ValueError(f"the Gram matrix of {target.name} has another shape")
+            if gram is None and (rows is None or rows.dim() != 2 or rows.shape[1] != width):
+                raise ValueError(f"there are no rows of {target.name}")
+            exact = None if gram is None else gram.double()
+            of[target.name] = PreservedRows(int(header["counts"][target.name]), rows, exact)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s): what it holds is gathered again", path, error)
+        return None
+    return PreservedInputs(of)

@@ -1,0 +1,385 @@
+"""The edits of one model that are solved together: one after another holds as well as all at once.
+
+A model is its base and a set of edits. With each further edit one least-squares system for each
+target gives one net update for all of them, which takes the place of the earlier one in the
+weights. Knows the ledger and systems, and nothing of tokenizers or of how an update is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.method.growing_system import (
+    LARGEST_ERROR,
+    GrowingSystem,
+    SolveRows,
+    SystemOptions,
+    empty_systems,
+)
+from easyedit_mend_parallel.method.mend import Proposal
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.method.sequence_edit import (
+    MakeRows,
+    Making,
+    SequenceEdit,
+    Updates,
+)
+from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.foreign import WrittenBits
+from easyedit_mend_parallel.weights.ledger import Ledger
+from easyedit_mend_parallel.weights.target import Target
+
+log = logging.getLogger(__name__)
+
+
+class EditSequence:
+    """The edits of one model by one network and one set of options, solved together.
+
+    Each edit's rows are made on the model without any edit of the sequence, so they depend neither
+    on the others nor on their order. The first edit alone is what it would be without a sequence.
+    `memory` bounds the bytes of rows and systems; past it the oldest edits are settled: they stay
+    in the model, and come out only with all others (`rollback_all`).
+    """
+
+    _of_model: ClassVar[weakref.WeakKeyDictionary[nn.Module, dict[object, EditSequence]]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        apply: str,
+        options: SystemOptions,
+        memory: int,
+    ) -> None:
+        self.targets, self.apply, self.memory = list(targets), apply, memory
+        self.options = options
+        self.preserved: PreservedInputs | None = None
+        """What the targets see of preserved text, once the systems were made."""
+        self._model = weakref.ref(model)
+        self._edits: list[SequenceEdit] = []
+        self._settled: list[SequenceEdit] = []
+        self._systems: dict[str, GrowingSystem] = {}
+        self._solved: list[SequenceEdit] = []
+        """What is in the systems besides the settled edits, in order."""
+        self._change: Entry | None = None
+        self._net: Updates = {}
+        self._bits = WrittenBits()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        targets: Sequence[Target],
+        apply: str,
+        options: SystemOptions,
+        memory: int,
+    ) -> EditSequence:
+        """The sequence of `model` for these targets and options; `memory` holds from now on."""
+        key = (tuple(target.name for target in targets), apply, options)
+        known = cls._of_model.setdefault(model, {})
+        if key not in known:
+            if any(other.edits for other in known.values()):
+                log.warning(
+                    "the model has edits of another network, other targets or other options: "
+                    "further edits are a sequence of their own, made on the model with those"
+                )
+            known[key] = cls(model, targets, apply, options, memory)
+        known[key].memory = memory
+        return known[key]
+
+    @classmethod
+    def all_of(cls, model: nn.Module) -> list[EditSequence]:
+        """Every sequence of `model` that has edits."""
+        return [one for one in cls._of_model.get(model, {}).values() if one.edits]
+
+    @property
+    def edits(self) -> list[SequenceEdit]:
+        """The edits that are in the model, oldest first, the settled ones among them."""
+        with Ledger.of(self.model).lock:
+            self._look_whether_undone()
+            return [*self._settled, *self._edits]
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those of its edits, oldest first."""
+        return [request for edit in self.edits for request in edit.requests]
+
+    @property
+    def change(self) -> Entry | None:
+        """The net update's entry in the ledger; None where there is no edit."""
+        return self._change
+
+    def holds(self, edit: SequenceEdit) -> bool:
+        return any(one.is_of(edit) for one in self.edits)
+
+    def is_last(self, edit: SequenceEdit) -> bool:
+        edits = self.edits
+        return bool(edits) and edits[-1].is_of(edit)
+
+    def add(
+        self, requests: Sequence[Request], batch: Batch, making: Making
+    ) -> tuple[SequenceEdit, Proposal]:
+        """Solve `requests` together with the edits that are in the model, and write what results.
+
+        A request with the prompt of an earlier one takes its place. Returns the edit, and its
+        requests' own updates with their losses on the model without edits. Raises what the making
+        raises, and UpdateError for weights that somebody else changed; the model and the sequence
+        are then as they were.
+        """
+        with self._without_net() as write:
+            if self._edits or self._settled:
+                self._complete(self._edits, making.rows)
+                others = self._others(requests, self._edits)
+                own = making.rows(batch, requests)
+                alone = own.updates if len(requests) == 1 else None
+                edit = SequenceEdit(list(requests), alone=alone, rows=own.rows)
+                proposal = Proposal(own.updates, own.losses)
+            else:
+                others, proposal = [], making.alone(batch, requests)
+                edit = SequenceEdit(list(requests), batch, proposal.updates)
+            write([*others, edit], making.preserved)
+        return edit, proposal
+
+    def restore(
+        self,
+        edits: Sequence[SequenceEdit],
+        preserved: Callable[[], PreservedInputs | None] = lambda: None,
+    ) -> None:
+        """Add edits that have their rows (saved ones), in their order, as one change.
+
+        `preserved` gives the inputs of preserved text where the systems are still to be made.
+        """
+        with self._without_net() as write:
+            self._complete(self._edits, None)
+            left = list(self._edits)
+            for edit in edits:
+                left = [*self._others(edit.requests, left), edit]
+            write(left, preserved)
+
+    def remove(self, edits: Sequence[SequenceEdit]) -> None:
+        """Take edits out; the others are solved again, as if these had never been there.
+
+        The bits are those from before where they were the last. Raises UpdateError for an edit
+        that was settled, with nothing changed.
+        """
+        held = self.edits
+        gone = [one for one in held if any(one.is_of(edit) for edit in edits)]
+        if any(one in self._settled for one in gone):
+            raise UpdateError(
+                f"the oldest {len(self._settled)} edits of this model were settled to stay within "
+                "sequence_memory, so they come out only all together, with rollback_all. Raise "
+                "sequence_memory before editing to keep edits separate"
+            )
+        if gone:
+            with self._without_net() as write:
+                write([edit for edit in self._edits if edit not in gone])
+
+    def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
+        """{target name: its bits as they would be without `edit`}, in new memory; empty where the
+        edit is not in the model, or was settled."""
+        with Ledger.of(self.model).lock:
+            if self._change is None or not self.holds(edit) or edit in self._settled:
+                return {}
+            base = self._change.before()
+            left = [one for one in self._edits if not one.is_of(edit)]
+            if not left and not self._settled:
+                return {name: bits.clone() for name, bits in base.items()}
+            net = self._solve(left)
+            found = {}
+            for target in self.targets:
+                if target.name in base:
+                    found[target.name] = torch.empty_like(base[target.name])
+                    net[target.name].write(
+                        found[target.name], target.transposed, base=base[target.name]
+                    )
+            return found
+
+    def rows_of(self, edit: SequenceEdit, make: MakeRows | None) -> dict[str, SolveRows] | None:
+        """{target name: rows} of an edit that is in the model, made now if they never were; None
+        where they were settled, or nobody can make them."""
+        found = next((one for one in self.edits if one.is_of(edit)), edit)
+        if found.rows is None and found.batch is not None and make is not None:
+            with self._without_net():
+                self._complete([found], make)
+        return found.rows
+
+    @contextmanager
+    def _without_net(self) -> Iterator[Callable[..., None]]:
+        """The model without the net update; what is yielded writes that of the edits it is given.
+
+        Where nothing is written, model and sequence are as they were.
+        """
+        model = self.model
+        ledger = Ledger.of(model)
+        with ledger.lock:
+            self._look_whether_undone()
+            if self._change is not None:
+                self._bits.refuse_changed(model, self.targets, self._change, self._net)
+            with ledger.without(self._change) as put:
+
+                def write(
+                    edits: list[SequenceEdit],
+                    preserved: Callable[[], PreservedInputs | None] = lambda: None,
+                ) -> None:
+                    if edits or self._settled:
+                        net = self._solve(edits, preserved)
+                        change: Entry | None = put(self.targets, net, self.apply)
+                    else:
+                        put.nothing()
+                        net, change = {}, None
+                    self._edits, self._change, self._net = edits, change, net
+                    self._bits.note(model, self.targets)
+
+                yield write
+            self._settle()
+
+    def _complete(self, edits: Sequence[SequenceEdit], make: MakeRows | None) -> None:
+        """Make the rows that are still to be made; the model is without the sequence's edits."""
+        for edit in edits:
+            if edit.rows is None:
+                assert edit.batch is not None
+                if make is None:
+                    raise UpdateError(
+                        f"the rows of the edit {edit.requests[0].prompt!r} were not made yet, and "
+                        "only its editor can make them. Nothing was written. Keep the editor while "
+                        "edits are saved, or put saved edits onto the model before it is edited"
+                    )
+                edit.rows = make(edit.batch, edit.requests).rows
+                edit.batch = None
+
+    def _others(
+        self, requests: Sequence[Request], edits: Sequence[SequenceEdit]
+    ) -> list[SequenceEdit]:
+        """`edits` without those requests whose prompt is asked for anew, which are named."""
+        asked = {request.prompt: request for request in requests}
+        for settled in (one for edit in self._settled for one in edit.requests):
+            if settled.prompt in asked:
+                raise UpdateError(
+                    f"{settled.prompt!r} was edited before, and that edit was settled to stay "
+                    "within sequence_memory, so it cannot be replaced. Nothing was written. Raise "
+                    "sequence_memory before editing, or take all edits out with rollback_all"
+                )
+        left = []
+        for edit in edits:
+            numbers = [n for n, one in enumerate(edit.requests) if one.prompt in asked]
+            for old in (edit.requests[number] for number in numbers):
+                new = asked[old.prompt].target_new
+                log.warning(
+                    "%r was edited before (to %r): the new edit (to %r) replaces that one",
+                    old.prompt,
+                    old.target_new,
+                    new,
+                )
+            if len(numbers) < len(edit.requests):
+                left.append(edit.without(numbers) if numbers else edit)
+        return left
+
+    def _solve(
+        self,
+        edits: Sequence[SequenceEdit],
+        preserved: Callable[[], PreservedInputs | None] = lambda: None,
+    ) -> Updates:
+        """The net update of the settled edits and of `edits`."""
+        if not self._settled and len(edits) == 1 and edits[0].alone is not None:
+            return edits[0].alone
+        if not self._systems:
+            self.preserved = preserved()
+            self._systems = empty_systems(self.targets, self.options, self.preserved)
+        try:
+            self._bring_to(edits)
+            if any(system.error() > LARGEST_ERROR for system in self._systems.values()):
+                log.info("the systems have lost precision and are solved from their rows again")
+                self._restart()
+                self._bring_to(edits)
+            net = {name: system.net() for name, system in self._systems.items()}
+        except BaseException:
+            self._restart()
+            raise
+        size = sum(system.nbytes for system in self._systems.values())
+        if size > self.memory:
+            self._restart()
+            raise UpdateError(
+                f"the systems of this model's edits need {size >> 20} MiB, and sequence_memory is "
+                f"{self.memory >> 20} MiB; nothing was written. Raise sequence_memory, set "
+                "preserved_text_weight: 0, or add edits up unsolved with `sequence: add`"
+            )
+        return net
+
+    def _bring_to(self, edits: Sequence[SequenceEdit]) -> None:
+        """Make the systems hold `edits`: from what they hold where that is a part, or anew."""
+        common = 0
+        while common < min(len(edits), len(self._solved)):
+            if edits[common] is not self._solved[common]:
+                break
+            common += 1
+        while len(self._solved) > common:
+            self._solved.pop()
+            dropped = [system.drop_last() for system in self._systems.values()]
+            if not all(dropped):
+                self._restart()
+                common = 0
+        for edit in edits[common:]:
+            assert edit.rows is not None
+            for name, system in self._systems.items():
+                system.add(edit.rows[name])
+            self._solved.append(edit)
+
+    def _restart(self) -> None:
+        for system in self._systems.values():
+            system.restart()
+        self._solved = []
+
+    def _settle(self) -> None:
+        """Let go of the oldest edits' rows where those and the systems exceed `memory`."""
+        systems = sum(system.nbytes for system in self._systems.values())
+        taken = sum(edit.nbytes for edit in self._edits)
+        count = 0
+        while systems + taken > self.memory and count < len(self._edits) - 1:
+            taken -= self._edits[count].nbytes
+            count += 1
+        if not count or self._solved != self._edits:
+            return
+        oldest, self._edits = self._edits[:count], self._edits[count:]
+        for name, system in self._systems.items():
+            system.settle([edit.rows[name] for edit in oldest if edit.rows is not None])
+        for edit in oldest:
+            edit.rows = edit.alone = None
+        if not self._settled:
+            log.warning(
+                "the rows of this model's edits exceed sequence_memory: from now on the oldest are "
+                "settled, which means that they come out only all together (rollback_all)"
+            )
+        self._settled += oldest
+        self._solved = list(self._edits)
+
+    def _look_whether_undone(self) -> None:
+        """Forget the edits where the ledger has undone their net update (`rollback_all`)."""
+        if self._change is not None and not self._change.applied:
+            if self._settled:
+                self._systems = {}
+            self._restart()
+            self._edits, self._settled, self._change, self._net = [], [], None, {}
+
+    @property
+    def is_alive(self) -> bool:
+        return self._model() is not None
+
+    @property
+    def model(self) -> nn.Module:
+        """Raises UpdateError once the model is gone."""
+        model = self._model()
+        if model is None:
+            raise UpdateError("the model that was edited no longer exists")
+        return model

@@ -1,0 +1,70 @@
+"""One edit of a sequence: its requests, its own update, and its rows in the systems.
+
+Knows no model and no ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.method.growing_system import SolveRows
+from easyedit_mend_parallel.method.mend import OwnRows, Proposal
+from easyedit_mend_parallel.method.preserved_text import PreservedInputs
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+Updates: TypeAlias = dict[str, LowRankUpdate]
+
+
+MakeRows: TypeAlias = Callable[[Batch, Sequence[Request]], OwnRows]
+"""What the requests of a batch ask for by themselves, on the model without edits."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How an editor makes what a sequence needs of a batch, on the model without its edits.
+
+    `alone` proposes the batch as the only edit; `rows` makes its rows; `preserved` gives the inputs
+    of preserved text, which the systems begin with.
+    """
+
+    alone: Callable[[Batch, Sequence[Request]], Proposal]
+    rows: MakeRows
+    preserved: Callable[[], PreservedInputs | None]
+
+
+@dataclass(eq=False)
+class SequenceEdit:
+    """One edit of a sequence, which may be of several requests.
+
+    `alone` is its update as the only edit (MEND's own for one request); None where that was never
+    made. `rows` {target name: rows} are what it brings into the systems, made from `batch` when
+    they are first needed. `origin` is the edit that this one is, less some of its requests.
+    """
+
+    requests: list[Request]
+    batch: Batch | None = None
+    alone: Updates | None = None
+    rows: dict[str, SolveRows] | None = None
+    origin: SequenceEdit | None = None
+
+    def is_of(self, edit: SequenceEdit) -> bool:
+        """Whether this is `edit`, or what is left of it."""
+        return (self.origin or self) is (edit.origin or edit)
+
+    def without(self, numbers: Sequence[int]) -> SequenceEdit:
+        """This edit less the requests of these numbers; its rows have to be there."""
+        assert self.rows is not None
+        kept = [number for number in range(len(self.requests)) if number not in numbers]
+        return SequenceEdit(
+            [self.requests[number] for number in kept],
+            rows={name: rows.of_requests(kept) for name, rows in self.rows.items()},
+            origin=self.origin or self,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in (self.rows or {}).values())

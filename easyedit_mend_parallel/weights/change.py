@@ -1,0 +1,115 @@
+"""One change that is in a model: what was added, each weight's way back, and the handle on it.
+
+Knows no stores and writes nothing: the ledger does, whom a handle asks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.stores.protocol import Staged
+from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+if TYPE_CHECKING:
+    from easyedit_mend_parallel.weights.ledger import Ledger
+
+
+@dataclass
+class Record:
+    """One change that is in the model: what was added, and each weight's bits before it."""
+
+    targets: dict[str, Target]
+    updates: dict[str, LowRankUpdate]
+    staged: dict[str, Staged]
+    apply: str
+    serial: int
+    """Tells this change from all others of its model."""
+    entry: weakref.ref[Entry] = field(init=False)
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody can still ask for this change to be undone."""
+        return self.entry() is not None
+
+
+class Entry:
+    """A handle on one change of a model. While it is held, the change can be undone by itself."""
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self._ledger = weakref.ref(ledger)
+        self._record = record
+
+    @property
+    def applied(self) -> bool:
+        """Whether the change is in the model now."""
+        ledger = self._ledger()
+        return ledger is not None and any(r is self._record for r in ledger._records)
+
+    def undo(self, *, alone: bool = False) -> None:
+        """Take the change out of the model; does nothing if it is out already.
+
+        The last change's weights get back the bits from before it. A change in the middle: the
+        bits from before it, and the later updates added again in their order (subtracting it
+        would leave rounding behind). Happens wholly or not at all.
+
+        Every rank that holds a part of the model has to call it; with `alone` none is waited for,
+        which is for a rank that cannot know where the others are.
+        """
+        ledger = self._ledger()
+        if ledger is not None:
+            ledger._undo(self._record, alone)
+
+    def again(self) -> Entry:
+        """Add the same updates anew, as the last change, after `undo`; raises as `change` does."""
+        record, ledger = self._record, self._ledger()
+        if ledger is None:
+            raise UpdateError("the model that was edited no longer exists")
+        return ledger.change(list(record.targets.values()), record.updates, record.apply)
+
+    def before(self) -> dict[str, Tensor]:
+        """{target name: the weight's bits from before the change}, as long as it is applied."""
+        if not self.applied:
+            return {}
+        backups = {name: staged.before for name, staged in self._record.staged.items()}
+        return {name: backup for name, backup in backups.items() if backup is not None}
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was changed. Raises UpdateError once it is gone."""
+        ledger = self._ledger()
+        if ledger is None:
+            raise UpdateError("the model that was edited no longer exists")
+        return ledger._live_model()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no later change covers a weight of this one: `undo` then adds nothing again."""
+        ledger = self._ledger()
+        if ledger is None or not self.applied:
+            return True
+        index = next(n for n, r in enumerate(ledger._records) if r is self._record)
+        return not covers(self._record, ledger._records[index + 1 :])
+
+
+def dependent(record: Record) -> dict[str, Staged]:
+    """The part of `record` whose undo puts a weight back to what it was before."""
+    return {name: one for name, one in record.staged.items() if not one.independent}
+
+
+def covers(record: Record, later: Sequence[Record]) -> bool:
+    """Whether one of the `later` changes covers a weight of `record`."""
+    mine = dependent(record).keys()
+    return any(mine & dependent(other).keys() for other in later)
+
+
+def nothing(like: LowRankUpdate) -> LowRankUpdate:
+    """An update without rows: staged, it is a guard that can restore the weight as it is now."""
+    return LowRankUpdate(like.keys[:0], like.values[:0], torch.empty(0, dtype=torch.long))
