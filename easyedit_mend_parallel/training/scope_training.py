@@ -149,7 +149,7 @@ class _Draws:
         half = max(1, min(self._options.facts, len(examples)) // 2)
         chosen = dict.fromkeys(rng.sample(range(len(examples)), half))
         for number in list(chosen):
-            chosen.setdefault(self._alike(number, (0.25, 0.65)))
+            chosen.setdefault(self._alike(number, (0.5, 0.8)))
         by_prompt: dict[str, int] = {}
         for number in chosen:
             by_prompt.setdefault(examples[number].request.prompt, number)
@@ -160,7 +160,7 @@ class _Draws:
             queries.append(self._wording(number))
             answers.append(place)
         for _ in range(self._options.facts):
-            other = self._alike(rng.choice(members), (0.2, 0.65))
+            other = self._alike(rng.choice(members), (0.35, 0.7))
             if _fact(examples[other]) not in facts:
                 queries.append(self._wording(other))
                 answers.append(len(members))

@@ -19,8 +19,8 @@ from easyedit_mend_parallel.weights.reading import Reading, answered_at, joined
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
-AT_ONCE = 1 << 22
-"""How many cosines are formed at once: the look-up is exact, in parts of this size."""
+AT_ONCE = 1 << 18
+"""How many cosines are formed at once: the look-up is exact, in parts that a cache holds."""
 NOBODY = -1
 """Whose update a position feels where no scope fired."""
 
@@ -43,10 +43,7 @@ class _Packed:
     weights: Tensor
     thresholds: Tensor
     subjects: dict[tuple[str, ...], list[int]]
-
-    @property
-    def longest_subject(self) -> int:
-        return max(map(len, self.subjects), default=0)
+    longest_subject: int
 
 
 class ScopedMemory:
@@ -186,7 +183,8 @@ class ScopedMemory:
                 [limits.alias if request.subject else limits.states for request in requests],
                 device=device,
             )
-            self._packed = _Packed(requests, keys, weights, thresholds, subjects)
+            longest = max(map(len, subjects), default=0)
+            self._packed = _Packed(requests, keys, weights, thresholds, subjects, longest)
         return self._packed
 
     def _compared(self, real: Tensor) -> Tensor:
