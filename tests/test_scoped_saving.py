@@ -136,6 +136,11 @@ def test_the_commands_edit_list_undo_show_and_refuse_to_export(tmp_path: Path) -
     shown = run("show", folder, "--config", config, "--json")
     assert shown.exit_code == 0, shown.output
     assert any(one["before"] != one["after"] for one in json.loads(shown.stdout)["answers"])
+    near = json.loads(shown.stdout)["near"]
+    own = [one for one in near if one["text"] == one["prompt"] == PROMPTS[0]]
+    assert own[0]["logit"] > own[0]["threshold"]
+    drawn = run("show", folder, "--config", config)
+    assert "nearest requests" in drawn.stdout
     assert run("undo", folder, 1).exit_code == 0
     for refused in (
         ("export", folder, "--peft", tmp_path / "adapter"),

@@ -16,10 +16,13 @@ from easyedit_mend_parallel.cli.where import asked, edits_at
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.edits import SavedEdit
+    from easyedit_mend_parallel.edits.scoping import Near
     from easyedit_mend_parallel.evaluation.answers import Answer
 
 Judged = tuple["list[Answer]", "list[float]", "list[float]"]
 """Answers, and their probabilities before and after the edit."""
+Shown = tuple[Judged, "list[Near]"]
+"""These, and with `apply: scoped` the requests that are nearest to each text."""
 
 
 def command(
@@ -40,11 +43,17 @@ def command(
     from easyedit_mend_parallel.edits.picture import draw, sizes_of
 
     edit = edits_at(source)
-    judged: Judged = ([], [], []) if config is None else _judge(edit, config)
+    judged: Judged = ([], [], [])
+    near: list[Near] = []
+    if config is not None:
+        judged, near = _judge(edit, config)
     if png is not None:
         draw(edit, png, *judged)
     if as_json:
-        print(json.dumps(_as_json(edit, judged), indent=2))
+        said = _as_json(edit, judged)
+        if near:
+            said["near"] = [asdict(one) for one in near]
+        print(json.dumps(said, indent=2))
         return
     console = Console()
     console.print(escape(asked(edit)), style="bold", highlight=False)
@@ -64,14 +73,17 @@ def command(
     _show_tokens(edit, console)
     if judged[0]:
         _show_answers(judged, console)
+    if near:
+        _show_near(near, console)
     if png is not None:
         console.print(f"drawn: {escape(str(png))}", highlight=False)
 
 
-def _judge(edit: SavedEdit, config: Path) -> Judged:
+def _judge(edit: SavedEdit, config: Path) -> Shown:
     """Run the base that CONFIG names on the edit's texts, without the edit and with it."""
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
+    from easyedit_mend_parallel.edits.scoping import nearest
     from easyedit_mend_parallel.evaluation.answers import answers_of, probabilities
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
@@ -84,8 +96,10 @@ def _judge(edit: SavedEdit, config: Path) -> Judged:
         scoping = MendParallel(model, tokenizer, hparams).scoping
     applied = edit.apply(model, hparams.apply, scoping=scoping)
     after = probabilities(model, tokenizer, answers)
+    texts = list(dict.fromkeys(answer.prompt for answer in answers))
+    near = nearest(model, tokenizer, texts)
     applied.rollback()
-    return answers, before, after
+    return (answers, before, after), near
 
 
 def _as_json(edit: SavedEdit, judged: Judged) -> dict[str, Any]:
@@ -143,6 +157,22 @@ def _show_tokens(edit: SavedEdit, console: Console) -> None:
         if any(not token.isdigit() for token in tokens):
             said = " · ".join(token.strip() or repr(token) for token in tokens)
             console.print(escape(f"tokens: {said}"), style="dim", highlight=False)
+
+
+def _show_near(near: list[Near], console: Console) -> None:
+    table = Table("text", "nearest requests", "logit", "fires from", title="scope")
+    last = ""
+    for one in near:
+        fires = one.logit > one.threshold
+        table.add_row(
+            "" if one.text == last else escape(one.text),
+            escape(one.prompt),
+            f"{one.logit:.2f}",
+            f"{one.threshold:.2f}",
+            style="bold" if fires else "dim",
+        )
+        last = one.text
+    console.print(table)
 
 
 def _show_answers(judged: Judged, console: Console) -> None:

@@ -191,6 +191,33 @@ class Scoping:
         return tuple(dict.fromkeys(one for one in plain if one))
 
 
+@dataclass(frozen=True)
+class Near:
+    """How near one text is to one scoped request: its `logit`, and from which on it fires."""
+
+    text: str
+    prompt: str
+    logit: float
+    threshold: float
+
+
+def nearest(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int = 3) -> list[Near]:
+    """For each text the scoped requests that are nearest to firing in it, at most `most`."""
+    memory = scoped_memory(model)
+    if memory is None:
+        return []
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    with base_of(model):
+        states = dict(block_states(model, memory.scope.blocks_name, memory.scope.blocks, ids))
+    return [
+        Near(text, request.prompt, logit, threshold)
+        for number, text in enumerate(texts)
+        for request, logit, threshold in memory.nearest(
+            states[number].to(memory.scope.mean.device), ids[number], most
+        )
+    ]
+
+
 def refuse_full(model: nn.Module, updates: Mapping[str, LowRankUpdate], limit: int) -> None:
     """Raise UpdateError where the scoped edits of the model would take more than `limit` bytes
     with `updates`."""
