@@ -21,15 +21,17 @@ FACTS = [
 
 
 @cache
-def _network(family: str) -> Hypernetwork:
+def _network(family: str, edit_lr: float) -> Hypernetwork:
     plain = toy_model(family)
-    return toy_network(plain, tokenizer_for(plain), edit_lr=1e-3)
+    return toy_network(plain, tokenizer_for(plain), edit_lr=edit_lr)
 
 
-def editor_of(model: Any, apply: str = "weight", **options: Any) -> MendParallel:
+def editor_of(
+    model: Any, apply: str = "weight", *, edit_lr: float = 1e-3, **options: Any
+) -> MendParallel:
     """An editor of a toy model; the same network for every model of a family."""
     hparams = toy_hparams(toy_targets(model), apply=apply, **options)
-    network = _network(model.config.model_type)
+    network = _network(model.config.model_type, edit_lr)
     return MendParallel(model, tokenizer_for(model), hparams, network=network)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
+from breaks import Breaks
 from torch import Tensor, nn
 from toys import (
     OBSERVED,
@@ -65,33 +66,6 @@ def replayed(base: dict[str, Tensor], changes: Sequence[Updates]) -> dict[str, T
     return result
 
 
-class Breaks:
-    """Makes the k-th call of a method of ResidentStaged (from 0) raise, before or after its work,
-    and lets every other call through."""
-
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        method: str,
-        k: int,
-        error: type[BaseException],
-        after: bool = False,
-    ) -> None:
-        self.calls = 0
-        original = getattr(ResidentStaged, method)
-
-        def broken(staged: ResidentStaged) -> None:
-            self.calls += 1
-            if self.calls - 1 != k:
-                original(staged)
-                return
-            if after:
-                original(staged)
-            raise error("broken on purpose")
-
-        monkeypatch.setattr(ResidentStaged, method, broken)
-
-
 # --- wholly or not at all
 
 
@@ -105,7 +79,7 @@ def test_an_edit_that_breaks_at_any_commit_changes_nothing(
     before = weights(editor.model)
 
     with monkeypatch.context() as patch:
-        breaks = Breaks(patch, "commit", k, error, after)
+        breaks = Breaks(patch, ResidentStaged, "commit", k, error, after)
         with pytest.raises(error, match="on purpose"):
             editor.edit(REQUESTS)
         assert breaks.calls == k + 1
@@ -130,7 +104,7 @@ def test_an_edit_that_breaks_leaves_the_edits_before_it(
     edited = weights(editor.model)
 
     with monkeypatch.context() as patch:
-        Breaks(patch, "commit", 4, KeyboardInterrupt, after=True)
+        Breaks(patch, ResidentStaged, "commit", 4, KeyboardInterrupt, after=True)
         with pytest.raises(KeyboardInterrupt):
             editor.edit(REQUESTS)
 
@@ -194,7 +168,8 @@ def test_an_undo_from_the_middle_that_breaks_changes_nothing(
     edited = weights(model)
 
     with monkeypatch.context() as patch:
-        Breaks(patch, "commit", k, error, after=True)  # while what came later is added again
+        # while what came later is added again
+        Breaks(patch, ResidentStaged, "commit", k, error, after=True)
         with pytest.raises(error):
             entries[0].undo()
 
@@ -219,7 +194,7 @@ def test_an_undo_that_breaks_at_any_weight_changes_nothing(
     edited = weights(model)
 
     with monkeypatch.context() as patch:
-        Breaks(patch, "undo", k, KeyboardInterrupt, after)
+        Breaks(patch, ResidentStaged, "undo", k, KeyboardInterrupt, after)
         with pytest.raises(KeyboardInterrupt):
             entries[place].undo()
 
@@ -234,7 +209,7 @@ def test_an_undo_that_broke_off_can_be_asked_for_again(monkeypatch: pytest.Monke
 
     for undo in (entry.undo, Ledger.of(model).undo_all):
         with monkeypatch.context() as patch:
-            Breaks(patch, "undo", 1, KeyboardInterrupt)
+            Breaks(patch, ResidentStaged, "undo", 1, KeyboardInterrupt)
             with pytest.raises(KeyboardInterrupt):
                 undo()
         assert entry.applied
@@ -408,7 +383,7 @@ def test_any_history_of_edits_undos_and_lost_handles_is_what_replaying_it_gives(
                 del entry
             else:
                 with pytest.MonkeyPatch.context() as patch:
-                    Breaks(patch, "commit", len(some) - 1, KeyboardInterrupt, after=True)
+                    Breaks(patch, ResidentStaged, "commit", len(some) - 1, after=True)
                     with pytest.raises(KeyboardInterrupt):
                         ledger.change(targets, updates)
         elif action == "undo" and held:

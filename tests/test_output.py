@@ -11,7 +11,7 @@ import logging
 import random
 import weakref
 from collections.abc import Iterator
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import remove_hook_from_submodules
+from breaks import Breaks
+from edited import editor_of as any_editor_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import (
@@ -32,17 +34,15 @@ from toys import (
     tokenizer_for,
     toy_hparams,
     toy_model,
-    toy_network,
     toy_targets,
     weights,
 )
 from transformers import AutoModelForCausalLM
 
-from easyedit_mend_parallel import HparamsError, MendParallel, UpdateError, rollback_all
+from easyedit_mend_parallel import HparamsError, UpdateError, rollback_all
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.requests import as_requests
-from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.plugins.hookspecs import hookimpl
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.ledger import Entry, Ledger
@@ -59,17 +59,7 @@ LOGGER = "easyedit_mend_parallel.weights.stores.output"
 Updates = dict[str, LowRankUpdate]
 
 
-@cache
-def network_for(family: str, edit_lr: float) -> Hypernetwork:
-    """The same network for each model of a family, whatever was done to the model."""
-    plain = toy_model(family)
-    return toy_network(plain, tokenizer_for(plain), edit_lr=edit_lr)
-
-
-def editor_of(model: Any, apply: str = "output", edit_lr: float = 1e-3) -> MendParallel:
-    hparams = toy_hparams(toy_targets(model), apply=apply)
-    network = network_for(model.config.model_type, edit_lr)
-    return MendParallel(model, tokenizer_for(model), hparams, network=network)
+editor_of = partial(any_editor_of, apply="output")
 
 
 def logits(model: Any, requests: Any = REQUESTS) -> Tensor:
@@ -108,25 +98,6 @@ def replayed(model: nn.Module, targets: list[Target], changes: list[tuple[str, U
     return answer(fresh)
 
 
-class Breaks:
-    """Makes the k-th call of a method of OutputStaged (from 0) raise, before or after its work."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, k: int, after: bool) -> None:
-        self.calls = 0
-        original = getattr(OutputStaged, method)
-
-        def broken(staged: OutputStaged) -> None:
-            self.calls += 1
-            if self.calls - 1 != k:
-                original(staged)
-                return
-            if after:
-                original(staged)
-            raise KeyboardInterrupt("broken on purpose")
-
-        monkeypatch.setattr(OutputStaged, method, broken)
-
-
 # --- felt as if it were written
 
 
@@ -139,7 +110,7 @@ def test_it_gives_the_logits_of_a_written_edit_and_writes_nothing(
     before, plain = weights(model), logits(model)
 
     result = editor_of(model).edit(requests, losses_after=True)
-    written = editor_of(twin, "weight").edit(requests, losses_after=True)
+    written = editor_of(twin, apply="weight").edit(requests, losses_after=True)
 
     assert (logits(twin) - plain).abs().max() > 1e-2 * plain.abs().max()
     assert_close(logits(model), logits(twin))
@@ -165,7 +136,7 @@ def test_it_gives_the_logits_of_an_attached_update() -> None:
 def test_edits_of_an_edited_model_are_those_of_written_ones() -> None:
     """Each edit is computed on the model as the edits before it left it."""
     model, twin = toy_model("llama"), toy_model("llama")
-    ours, written = editor_of(model), editor_of(twin, "weight")
+    ours, written = editor_of(model), editor_of(twin, apply="weight")
     alone = editor_of(toy_model("llama")).edit(REQUESTS[2])
     for request in REQUESTS:
         result, expected = ours.edit(request), written.edit(request)
@@ -181,7 +152,7 @@ def test_edits_of_an_edited_model_are_those_of_written_ones() -> None:
 def test_a_capture_sees_the_edited_output_and_a_gradient_passes_through_it() -> None:
     model, twin = toy_model("llama"), toy_model("llama")
     result = editor_of(model).edit(REQUEST)
-    written = editor_of(twin, "weight").edit(REQUEST)
+    written = editor_of(twin, apply="weight").edit(REQUEST)
     assert result.losses == written.losses
     batch = make_batch(model, tokenizer_for(model), as_requests(REQUESTS))
     targets = find_targets(model, toy_targets(model))
@@ -270,7 +241,7 @@ def test_generate_feels_it(family: str) -> None:
     ids = torch.arange(4, 12)[None]
     plain = model.generate(ids, max_new_tokens=8, do_sample=False)
     result = editor_of(model, edit_lr=1e-2).edit(REQUESTS)
-    editor_of(twin, "weight", edit_lr=1e-2).edit(REQUESTS)
+    editor_of(twin, apply="weight", edit_lr=1e-2).edit(REQUESTS)
 
     ours = model.generate(ids, max_new_tokens=8, do_sample=False)
 
@@ -341,7 +312,7 @@ def test_an_edit_that_breaks_at_any_layer_changes_nothing(
     edited, hanging = answer(model), edited_outputs(model)
 
     with monkeypatch.context() as patch:
-        Breaks(patch, "commit", k, after)
+        Breaks(patch, OutputStaged, "commit", k, after=after)
         with pytest.raises(KeyboardInterrupt):
             Ledger.of(model).change(targets, some_updates(targets, 1), "output")
 
@@ -373,7 +344,7 @@ def test_an_undo_that_breaks_at_any_layer_changes_nothing(
         return
 
     with monkeypatch.context() as patch:
-        Breaks(patch, "undo", k, after)
+        Breaks(patch, OutputStaged, "undo", k, after=after)
         with pytest.raises(KeyboardInterrupt):
             entries[place].undo()
 
@@ -466,7 +437,8 @@ def test_any_history_of_both_kinds_is_what_replaying_it_gives(seed: int) -> None
                 del entry
             else:
                 with pytest.MonkeyPatch.context() as patch:
-                    breaks = Breaks(patch, "commit", len(some) - 1, after=chance.random() < 0.5)
+                    after = chance.random() < 0.5
+                    breaks = Breaks(patch, OutputStaged, "commit", len(some) - 1, after=after)
                     if apply == "output":
                         with pytest.raises(KeyboardInterrupt):
                             ledger.change(targets, updates, apply)
@@ -492,7 +464,7 @@ def test_any_history_of_both_kinds_is_what_replaying_it_gives(seed: int) -> None
 def test_rollback_all_takes_off_and_puts_back_what_every_editor_did() -> None:
     model = toy_model("llama")
     before, plain = weights(model), logits(model)
-    hanging, writing = editor_of(model), editor_of(model, "weight")
+    hanging, writing = editor_of(model), editor_of(model, apply="weight")
     held = [hanging.edit(REQUEST), writing.edit(REQUESTS[1])]
     hanging.edit(REQUESTS[2])  # nobody holds these two
     writing.edit(REQUEST)
@@ -631,7 +603,7 @@ def test_saving_says_that_the_edits_are_not_saved(
 def test_casts_and_moves_leave_the_edits_and_the_way_back() -> None:
     model, twin = toy_model("llama"), toy_model("llama")
     result = editor_of(model).edit(REQUEST)
-    editor_of(twin, "weight").edit(REQUEST)
+    editor_of(twin, apply="weight").edit(REQUEST)
     model.double().to("cpu")
     assert logits(model).dtype == torch.float64
     assert_close(logits(model), logits(twin.double()))
@@ -705,7 +677,7 @@ def test_a_shard_is_refused_with_what_to_do() -> None:
 
 def test_many_edits_add_up() -> None:
     model, twin = toy_model("llama"), toy_model("llama")
-    ours, written = editor_of(model, edit_lr=1e-4), editor_of(twin, "weight", edit_lr=1e-4)
+    ours, written = editor_of(model, edit_lr=1e-4), editor_of(twin, apply="weight", edit_lr=1e-4)
     for request in [*REQUESTS, *OBSERVED]:
         ours.edit(request)
         written.edit(request)

@@ -20,6 +20,7 @@ from easyeditor import BaseEditor, EditTrainer, MENDTrainingHparams, MultimodalT
 from easyeditor.trainer.losses import kl_loc_loss
 from easyeditor.util.alg_dict import ALG_DICT
 from easyeditor.util.alg_train_dict import ALG_TRAIN_DICT
+from host_toys import mend_fields
 from torch import Tensor, nn
 from toy_facts import FACTS, ZSRE_RECORDS
 
@@ -59,60 +60,28 @@ class Case:
 
     def fields(self, **values: Any) -> dict[str, Any]:
         """A training file's fields, as both EasyEdits and this package read them."""
-        fields: dict[str, Any] = {
-            "alg": "MEND_PARALLEL",
-            "model_name": str(self.path),
-            "tokenizer_name": str(self.path),
-            "model_class": type(self.model).__name__,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "inner_params": toys.toy_targets(self.model),
-            "archive": None,
-            "lr": 1e-3,
-            "edit_lr": -1e-2,
-            "lr_lr": 1e-3,
-            "seed": 42,
-            "debug": False,
-            "cedit": 0.1,
-            "cloc": 1.0,
-            "cbase": 1.0,
-            "dropout": 0.0,
-            "train_base": False,
-            "no_grad_layers": None,
-            "one_sided": False,
-            "n_hidden": 1,
-            "hidden_dim": None,
-            "init": "id",
-            "norm": True,
-            "combine": True,
-            "x_only": False,
-            "delta_only": False,
-            "act": "relu",
-            "rank": 6,
-            "mlp_class": "IDMLP",
-            "shared": True,
-            "results_dir": str(self.folder / "results"),
-            "device": "cpu",
-            "batch_size": 1,
-            "model_save_pt": 10,
-            "silent": False,
-            "log_interval": 100,
-            "eval_log_interval": 100,
-            "final_eval": True,
-            "val_interval": 1000,
-            "early_stop_patience": 20000,
-            "early_stop_key": "loss/total_edit_val",
-            "eval_only": False,
-            "half": False,
-            "save": False,
-            "verbose": False,
-            "val_batch_size": 2,
-            "accumulate_bs": 1,
-            "val_steps": 2,
-            "max_iters": 7,
-            "opt": "Adam",
-            "grad_clip": 100.0,
-            "model_parallel": False,
-        }
+        fields = mend_fields(
+            alg="MEND_PARALLEL",
+            model_name=str(self.path),
+            tokenizer_name=str(self.path),
+            model_class=type(self.model).__name__,
+            tokenizer_class="PreTrainedTokenizerFast",
+            inner_params=toys.toy_targets(self.model),
+            lr=1e-3,
+            edit_lr=-1e-2,
+            lr_lr=1e-3,
+            results_dir=str(self.folder / "results"),
+            log_interval=100,
+            eval_log_interval=100,
+            final_eval=True,
+            val_interval=1000,
+            early_stop_patience=20000,
+            val_batch_size=2,
+            val_steps=2,
+            max_iters=7,
+        )
+        for name in ("alg_name", "lr_scale", "max_length"):  # no fields of EasyEdit's for training
+            del fields[name]
         return fields | values
 
     def hparams(self, **values: Any) -> MENDParallelTrainingHparams:
