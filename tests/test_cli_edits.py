@@ -109,6 +109,20 @@ def test_the_table_of_an_edit_has_the_probabilities_that_the_model_gives(toy: To
         assert [row[when] for row in new] == pytest.approx(expected, rel=1e-3)
 
 
+def test_what_the_edited_model_writes_is_printed_one_line_for_each_request(toy: Toy) -> None:
+    facts, folder = toy.folder / "facts.jsonl", toy.folder / "edits"
+    asked = ("edit", config(toy), "--requests", facts)
+    texts = printed(*asked, "--save", folder)["texts"]
+    model = reference(toy, 1, 2, 3)
+    assert [one["prompt"] for one in texts] == [fact["prompt"] for fact in FACTS]
+    for one in texts:
+        ids = toy.tokenizer(one["prompt"], return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+        assert one["text"] == toy.tokenizer.decode(out, skip_special_tokens=True)
+    said = " ".join(done(*asked).split())
+    assert all(" ".join(f"{one['prompt']} {one['text']}".split()) in said for one in texts)
+
+
 def test_one_edit_of_all_requests_is_one_entry(toy: Toy) -> None:
     folder = edit(toy, "--together", "--half")
     assert [len(Journal(folder).edit(n).requests) for n in Journal(folder).applied] == [3]

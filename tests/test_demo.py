@@ -39,7 +39,12 @@ def test_the_demo_edits_every_fact_and_takes_it_back(placement: str) -> None:
     assert shown.returncode == 0, shown.stdout[-5000:]
     assert shown.stdout.count("every bit") == len(DEMO_FACTS)
     assert shown.stdout.count("same weights") == len(DEMO_FACTS)
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    for when in ("before", "after"):
+        assert sum(line[:1] == [when] for line in lines) == len(DEMO_FACTS)
+    said = " ".join(shown.stdout.split())
     for fact in DEMO_FACTS:
+        assert f"after {fact.prompt}{fact.target_new.rstrip()}" in said
         assert f"{fact.target_new.strip().split()[0]}" in shown.stdout
 
 

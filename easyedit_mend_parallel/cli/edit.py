@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +90,7 @@ def command(
             )
             bars.advance(bar)
         after = probabilities(model, tokenizer, answers)
+        texts = written_after(model, tokenizer, wanted, chat=hparams.chat)
         verdicts: list[Verdict] = []
         if not no_verify:
             kept = [] if save is None else [Journal(save).edit(number) for number in earlier]
@@ -118,7 +120,8 @@ def command(
             }
             for one in verdicts
         ]
-        found = {"journal": save and str(save), "edits": made, "answers": rows, "verified": held}
+        found = {"journal": save and str(save), "edits": made, "answers": rows}
+        found |= {"verified": held, "texts": texts}
         print(json.dumps(found, indent=2))
         if lost:
             raise typer.Exit(LOST)
@@ -136,6 +139,9 @@ def command(
             style=None if row["role"] == NEW else "dim",
         )
     console.print(table)
+    for text in texts:
+        said = escape(" ".join(text["text"].split()))
+        console.print(f"{escape(text['prompt'])} [bold]{said}[/]", highlight=False)
     console.print("probability per token, before the first edit and after the last", style="dim")
     if save is None:
         console.print("not kept: name a journal with --save", style="dim")
@@ -164,6 +170,18 @@ def _show_verdicts(console: Console, verdicts: list[Verdict], lost: list[Verdict
         console.print(table)
     held = len(verdicts) - len(lost)
     console.print(f"{held} of {len(verdicts)} requests in the model hold", highlight=False)
+
+
+def written_after(
+    model: Any, tokenizer: Any, requests: Sequence[Request], *, chat: bool
+) -> list[dict[str, str]]:
+    """What the model writes by itself now, after each request's prompt, all of them in batches."""
+    from easyedit_mend_parallel.evaluation import continuations
+    from easyedit_mend_parallel.forward.chat import in_chat
+
+    prompts = [in_chat(tokenizer, one.prompt) if chat else one.prompt for one in requests]
+    each = zip(requests, continuations(model, tokenizer, prompts), strict=True)
+    return [{"prompt": request.prompt, "text": text} for request, text in each]
 
 
 def read_requests(path: Path) -> list[Request]:

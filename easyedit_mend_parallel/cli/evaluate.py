@@ -40,8 +40,9 @@ def command(
     ] = True,
     new_tokens: Annotated[int, typer.Option(help="Tokens of free text beyond the answer's.")] = 24,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask in the tokenizer's chat template.")
-    ] = False,
+        bool | None,
+        typer.Option("--chat/--plain", help="Ask in chat form, or not (default: as CONFIG edits)."),
+    ] = None,
     held: Annotated[
         Path | None, typer.Option(help="Text for perplexity, a line each (default: one ships).")
     ] = None,
@@ -91,7 +92,7 @@ def command(
             "held": lines,
             "free": free,
             "new_tokens": new_tokens,
-            "chat": chat,
+            "chat": hparams.chat if chat is None else chat,
             "progress": told,
         }
         found = _evaluated(model, tokenizer, hparams, requests, how, examples, options)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
@@ -31,10 +32,13 @@ from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
 from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
 from easyedit_mend_parallel.demo.smollm2 import DemoError, prepare
 from easyedit_mend_parallel.errors import MendParallelError
+from easyedit_mend_parallel.evaluation import continuations
 from easyedit_mend_parallel.weights.placement import place
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.target import Target
 
+SENTENCE_TOKENS = 12
+"""How many tokens the model writes by itself after each prompt, before an edit and after it."""
 SAME_EDIT = 1e-5
 """The bound: this fraction of the largest change, plus one unit in the last place of the weight."""
 
@@ -122,7 +126,10 @@ def edit_facts(where: Spread, console: Console) -> bool:
 
     table = Table("fact", "prompt", "rephrase", "unrelated", "edit", "one device", "rollback")
     held = True
-    for fact in DEMO_FACTS:
+    written: list[tuple[str, str, str]] = []
+    prompts = [fact.prompt for fact in DEMO_FACTS]
+    sentences = continuations(model, tokenizer, prompts, SENTENCE_TOKENS)
+    for fact, sentence in zip(DEMO_FACTS, sentences, strict=True):
         before = answers(model, tokenizer, fact)
         _, _, weights_copy = editor.edit(
             prompts=[fact.prompt],
@@ -133,6 +140,8 @@ def edit_facts(where: Spread, console: Console) -> bool:
             verbose=False,
         )
         after = answers(model, tokenizer, fact)
+        (now,) = continuations(model, tokenizer, [fact.prompt], SENTENCE_TOKENS)
+        written.append((fact.prompt, sentence, now))
         result = reference.edit({"prompt": fact.prompt, "target_new": fact.target_new})
         apart = beyond_rounding(kept_weights(model, targets), one_device, result)
         result.rollback()
@@ -150,6 +159,10 @@ def edit_facts(where: Spread, console: Console) -> bool:
             "every bit" if restored else "[red]differs[/red]",
         )
     console.print(table)
+    for prompt, *texts in written:
+        for when, text in zip(("before", "after"), texts, strict=True):
+            said = escape(" ".join(text.split()))
+            console.print(f"{when:>6}  {escape(prompt)} [bold]{said}[/]", highlight=False)
     console.print(
         "one device: the weights equal those of the same edit on one device, within "
         f"{SAME_EDIT} of the largest change plus one unit in the last place. "

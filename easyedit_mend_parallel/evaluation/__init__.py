@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from easyedit_mend_parallel.evaluation.examples import as_examples
 from easyedit_mend_parallel.evaluation.figures import NAMES, figures, given_figures
+from easyedit_mend_parallel.evaluation.generation import continuations
 from easyedit_mend_parallel.evaluation.held_text import held_text
 from easyedit_mend_parallel.evaluation.intervals import Score
 from easyedit_mend_parallel.evaluation.recording import (
@@ -28,6 +29,7 @@ __all__ = [
     "Recorded",
     "Score",
     "as_examples",
+    "continuations",
     "evaluate",
     "figures",
     "given_figures",

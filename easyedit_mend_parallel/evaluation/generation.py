@@ -67,6 +67,16 @@ def written(
     return texts
 
 
+def continuations(
+    model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = 24
+) -> list[str]:
+    """How `model` goes on after each prompt, greedily: the text of at most `new_tokens` tokens,
+    without special ones."""
+    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    found = written(model, tokenizer, ids, [new_tokens] * len(ids))
+    return [tokenizer.decode(own, skip_special_tokens=True) for own, _ in found]
+
+
 @contextmanager
 def greedy(model: Any, tokenizer: Any) -> Iterator[set[int]]:
     """While the context lasts `model.generate` is greedy and nothing else; gives the ids that end

@@ -156,6 +156,9 @@ def record(
         trunk = None
     asker = Asker(tokenizer, chat, trunk)
     asker.check(model, questions)
+    if trunk is not None:  # it checks itself on the first batch that it sees: let that be small
+        shortest = min(questions, key=lambda one: len(asker.tokenized(model, one).ids))
+        asker.texts(model).batch([asker.worded(shortest).text])
     empty = Recorded(examples, questions, Answers(), {}, asker, free, new_tokens)
     answers = answers_to(model, empty, range(len(questions)), progress=progress)
     given: dict[int, FreeText] = {}
