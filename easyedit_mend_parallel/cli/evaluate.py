@@ -146,9 +146,16 @@ def _evaluated(
     if not source.is_dir():
         editor = MendParallel(model, tokenizer, hparams)
         # Where scoped edits apply is told by blocks that a resumed forward pass skips.
-        targets = editor.targets if editor.scoping is None else []
+        scoped = editor.scoping is not None
         return evaluate(
-            model, tokenizer, examples, editor.edit, how=how, targets=targets, **options
+            model,
+            tokenizer,
+            examples,
+            editor.edit,
+            how=how,
+            targets=[] if scoped else editor.targets,
+            at_outputs=not scoped,
+            **options,
         )
     scoping = None
     if hparams.apply == "scoped":

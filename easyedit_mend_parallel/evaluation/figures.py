@@ -56,6 +56,7 @@ besides, by the names that the requests give them: `locality.NAME_acc`, `portabi
 def figures(recorded: Recorded, answers: Answers) -> dict[str, Score]:
     """Every figure for which there were texts, in the order of `NAMES`."""
     found: dict[str, list[float]] = {}
+    shares: dict[tuple[str, int], list[float]] = {}
     for number, said in answers.said.items():
         question = recorded.questions[number]
         if question.kind == HELD:
@@ -63,7 +64,10 @@ def figures(recorded: Recorded, answers: Answers) -> dict[str, Score]:
         found.setdefault(question.kind, []).append(_of(value, recorded, number, said))
         name = _easyedits_name(question.kind, question.name)
         if name and question.target:
-            found.setdefault(name, []).append(_of(accuracy, recorded, number, said))
+            share = _of(accuracy, recorded, number, said)
+            shares.setdefault((name, question.request), []).append(share)
+    for (name, _), of_request in shares.items():  # EasyEdit's mean is one of means of requests
+        found.setdefault(name, []).append(sum(of_request) / len(of_request))
     for name, values in _written(recorded, answers.texts).items():
         found[name] = values
     scores = {

@@ -150,15 +150,7 @@ def record(
     for number in range(max(len(held), len(examples)) if held else 0):
         line = held[number % len(held)]
         questions.append(Question(number % len(examples), HELD, line))
-    try:
-        trunk = Trunk(model, targets) if targets else None
-    except NoTrunkError:
-        trunk = None
-    asker = Asker(tokenizer, chat, trunk)
-    asker.check(model, questions)
-    if trunk is not None:  # it checks itself on the first batch that it sees: let that be small
-        shortest = min(questions, key=lambda one: len(asker.tokenized(model, one).ids))
-        asker.texts(model).batch([asker.worded(shortest).text])
+    asker = _asker(model, tokenizer, questions, targets, chat)
     empty = Recorded(examples, questions, Answers(), {}, asker, free, new_tokens)
     answers = answers_to(model, empty, range(len(questions)), progress=progress)
     given: dict[int, FreeText] = {}
@@ -166,6 +158,28 @@ def record(
         edits = [n for n, one in enumerate(questions) if one.kind == EDIT]
         given = likelihoods(model, empty, _texts(model, empty, edits, given=True))
     return replace(empty, answers=answers, given=given)
+
+
+def _asker(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    targets: Sequence[Target],
+    chat: bool,
+) -> Asker:
+    """An asker that keeps hidden states, where there are targets and the model lets it."""
+    plain = Asker(tokenizer, chat)
+    plain.check(model, questions)
+    if not targets:
+        return plain
+    try:
+        asker = replace(plain, trunk=Trunk(model, targets))
+        # The trunk checks itself on the first batch that it sees: let that be a small one.
+        shortest = min(questions, key=lambda one: len(plain.tokenized(model, one).ids))
+        asker.texts(model).batch([asker.worded(shortest).text])
+    except NoTrunkError:
+        return plain
+    return asker
 
 
 def score(

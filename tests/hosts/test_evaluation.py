@@ -72,6 +72,7 @@ def test_the_figures_of_each_request_are_those_of_easyedit(
     toy = make_toy(tmp_path, tokenizer=tokenizer)
     hparams = toy.hparams(tmp_path)
     editor = MendParallel(toy.model, tokenizer, hparams)
+    edited: list[tuple[dict[str, Any], Any]] = []
     for record in RECORDS:
         found: Evaluation = evaluate(toy.model, tokenizer, [record], editor.edit, free=False)
         before = asked_by_the_host(toy.model, tokenizer, hparams, record)
@@ -84,6 +85,7 @@ def test_the_figures_of_each_request_are_those_of_easyedit(
                 assert ours[name].mean == pytest.approx(means(theirs[name]))
             mine = ours["portability.one_hop_acc"].mean
             assert mine == pytest.approx(means(theirs["portability"]["one_hop_acc"]))
+        edited.append((record, after))
         changed = False
         for name in record["locality"]:
             was = before["locality"][f"{name}_output"]
@@ -95,3 +97,11 @@ def test_the_figures_of_each_request_are_those_of_easyedit(
             assert found.after[f"locality.{name}_acc"].mean == pytest.approx(means(same))
             changed |= was != now
         assert changed or before["rewrite_acc"] != after["rewrite_acc"]
+
+    together = evaluate(toy.model, tokenizer, RECORDS, editor.edit, free=False).after
+    for name in ("rewrite_acc", "rephrase_acc"):
+        of_each = [means(after[name]) for _, after in edited]
+        assert together[name].mean == pytest.approx(sum(of_each) / len(of_each))
+    of_each = [means(after["portability"]["one_hop_acc"]) for _, after in edited]
+    assert together["portability.one_hop_acc"].mean == pytest.approx(sum(of_each) / len(of_each))
+    assert together["portability.one_hop_acc"].n == len(RECORDS)
