@@ -20,7 +20,7 @@ from documented.checked_shell import PATH, problems
 from documented.toy_project import least
 
 import easyedit_mend_parallel
-from easyedit_mend_parallel import MENDParallelHyperParams, MENDParallelTrainingHparams
+from easyedit_mend_parallel import MENDParallelTrainingHparams
 from easyedit_mend_parallel.hparams.groups import EVERYONE, NOBODY, UNREAD
 
 TIME_LIMIT_SECONDS = 300  # a hang fails; each page takes a fraction of this
@@ -123,10 +123,10 @@ def wrong_in(path: Path) -> list[str]:
 
 
 def wrong_in_data(block: Block) -> list[str]:
-    """yaml is taken for hyperparameters: its keys and their types are read as a file's are."""
+    """yaml is taken for hyperparameters, which training has all of: read as a file is."""
     try:
         if block.language == "yaml":
-            MENDParallelHyperParams.from_values(least() | yaml.safe_load(block.code))
+            MENDParallelTrainingHparams.from_values(least() | yaml.safe_load(block.code))
         elif block.language == "toml":
             tomllib.loads(block.code)
         else:
