@@ -1,4 +1,4 @@
-"""Whether requests that were edited in are what the model answers now.
+"""Checks whether a model currently gives the target texts of its edits.
 
 Knows requests and models, and nothing of updates.
 """

@@ -1,6 +1,6 @@
-"""Least squares that grows: the rows of one edit after another, for one target, at a flat cost.
+"""A least-squares system of one target that grows by the rows of each edit, at a flat cost.
 
-Sees rows of one layer at a time. Knows no model, and nothing of where rows come from.
+Has rows of one layer at a time. Knows no model, and not how the rows are made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The edits of one model that are solved together: one after another holds as well as all at once.
+"""The edits of one model, solved together: edits one after another succeed like all at once.
 
 A model is its base and a set of edits. With each further edit one least-squares system for each
 target gives one net update for all of them, which takes the place of the earlier one in the

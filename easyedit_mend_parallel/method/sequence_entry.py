@@ -1,4 +1,4 @@
-"""A handle on one edit of a sequence: the way back from it, as long as somebody holds it.
+"""The handle of one edit in a sequence, with which the edit can be undone while it is referenced.
 
 Holds no model: a deleted model is freed.
 """

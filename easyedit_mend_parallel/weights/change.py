@@ -1,6 +1,6 @@
-"""One change that is in a model: what was added, each weight's way back, and the handle on it.
+"""One change in a model: its updates, how to undo each of them, and the handle for the caller.
 
-Knows no stores and writes nothing: the ledger does, whom a handle asks.
+Knows no stores and writes nothing; the ledger does, at the request of a handle.
 """
 
 from __future__ import annotations

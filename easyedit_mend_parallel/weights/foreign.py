@@ -1,6 +1,6 @@
-"""Whether weights that a change wrote are still what it wrote, or somebody else changed them since.
+"""Detects whether weights that a change wrote were changed since by other code.
 
-Reads weights where they are kept and writes none. Knows nothing of how updates are made.
+Reads weights where they are stored and writes none. Knows nothing of how updates are made.
 """
 
 from __future__ import annotations

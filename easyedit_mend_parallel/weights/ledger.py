@@ -1,4 +1,4 @@
-"""The one room that changes a model: updates go in wholly or not at all, and come out to the bit.
+"""The ledger, which alone changes a model: updates go in wholly or not at all, and out to the bit.
 
 One ledger for each model, whoever edits it. It holds no model, only names, updates and backups.
 """

@@ -1,4 +1,4 @@
-"""Several staged updates committed or undone as one: all of them, on every rank, or none.
+"""Commits or undoes several staged updates together: all of them, on every rank, or none.
 
 Knows neither models nor stores.
 """
