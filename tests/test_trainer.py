@@ -232,7 +232,7 @@ def test_texts_that_are_too_long_are_left_out_counted_and_never_cut(
     [
         ({"opt": "Adm"}, HparamsError, "opt is 'Adm'"),
         ({"lr_schedule": "sideways"}, HparamsError, "lr_schedule is 'sideways'"),
-        ({"lr_schedule": "reduce_lr_on_plateau"}, HparamsError, "from the step alone"),
+        ({"lr_schedule": "reduce_lr_on_plateau"}, HparamsError, "depend only on the step"),
         ({"max_iters": None}, HparamsError, "max_iters"),
         ({"locality_examples": 0}, HparamsError, "locality_examples is 0; it has to be 1 or more"),
         ({"early_stop_key": "acc"}, HparamsError, "early_stop_key is 'acc'"),
