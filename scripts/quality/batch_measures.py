@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easyedit_mend_parallel.evaluation import Score
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch, make_text_batch
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.trunk import Trunk
@@ -75,17 +76,11 @@ class Scores:
         return sum(values) / len(values) if values else math.nan
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95 %: Wilson's for shares of yes and no, the normal one for means of shares."""
-        n, mean, z = len(self.of[name]), self.mean(name), 1.96
-        if n == 0:
+        """95 %, as every evaluation of this package has it."""
+        if not self.of[name]:
             return math.nan, math.nan
-        if name == "unrelated":
-            spread = sum((value - mean) ** 2 for value in self.of[name]) / max(1, n - 1)
-            half = z * math.sqrt(spread / n)
-            return mean - half, min(1.0, mean + half)
-        middle, share = mean + z * z / (2 * n), 1 + z * z / n
-        half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        return (middle - half) / share, (middle + half) / share
+        score = Score.of(self.of[name])
+        return score.low, score.high
 
 
 class Judge:

@@ -99,7 +99,7 @@ class Shape:
                 **asdict(HypernetworkConfig(rank=self.rank, edit_lr=RATE)),
                 "archive": None,
                 "device": "cpu",
-                "on_worse": "warn",  # it looks, as by default; a random network may go anywhere
+                "on_worse": "ignore",  # a random network's edits go anywhere
                 **options,
             }
         )
