@@ -256,7 +256,7 @@ class MendParallel:
         earlier = sequence.requests if self._max_lost is not None else []
         held = verify(self.model, self.tokenizer, earlier)
         edit, proposal = sequence.add(
-            asked, batch, Making(self._propose, self._own_rows, self._preserved_inputs)
+            asked, batch, Making(self._propose, self._own_rows, self._gathered_inputs)
         )
         entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._own_rows))
         if earlier:
@@ -294,7 +294,7 @@ class MendParallel:
             options.label_weight,
             weight,
             self.trained.fingerprint,
-            tuple(self._preserved_ids()) if weight else (),
+            tuple(self._preserved_ids()),
         )
 
     def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
@@ -341,13 +341,17 @@ class MendParallel:
         """The token ids of each line of preserved text that has two or more."""
         if self._preserved_lines is None:
             with Ranks.of(self.model).agree("read the text to preserve"):
-                lines = self.aggregate.preserved_text or ()
-                self._preserved_lines = text_ids(self.tokenizer, lines)
+                lines = self.aggregate.preserved_text
+                self._preserved_lines = text_ids(self.tokenizer, lines) if lines else []
         return self._preserved_lines
 
     def _preserved_inputs(self) -> PreservedInputs | None:
         """What the targets see of preserved text, gathered when it is first needed."""
-        if not self.aggregate.preserved_text or not self.aggregate.preserved_text_weight:
+        return self._gathered_inputs() if self.aggregate.preserved_text_weight else None
+
+    def _gathered_inputs(self) -> PreservedInputs | None:
+        """The same where they weigh nothing, too: a system's ridge is measured by them."""
+        if not self.aggregate.preserved_text:
             return None
         ids = self._preserved_ids()
         key = tuple(ids), Ledger.of(self.model).state

@@ -75,6 +75,8 @@ class EditSequence:
         """What is in the systems besides the settled edits, in order."""
         self._change: Entry | None = None
         self._net: Updates = {}
+        self._former: tuple[list[SequenceEdit], Updates] = ([], {})
+        """The edits before the last one, and their net update: what undoing that one writes."""
         self._bits = WrittenBits()
 
     @classmethod
@@ -234,11 +236,13 @@ class EditSequence:
                     preserved: Callable[[], PreservedInputs | None] = lambda: None,
                 ) -> None:
                     if edits or self._settled:
-                        net = self._solve(edits, preserved)
+                        is_former = bool(edits) and _same(edits, self._former[0])
+                        net = self._former[1] if is_former else self._solve(edits, preserved)
                         change: Entry | None = put(self.targets, net, self.apply)
                     else:
                         put.nothing()
                         net, change = {}, None
+                    self._former = (self._edits, self._net)
                     self._edits, self._change, self._net = edits, change, net
                     self._bits.note(model, self.targets)
 
@@ -349,7 +353,7 @@ class EditSequence:
         while systems + taken > self.memory and count < len(self._edits) - 1:
             taken -= self._edits[count].nbytes
             count += 1
-        if not count or self._solved != self._edits:
+        if not count or not _same(self._solved, self._edits):
             return
         oldest, self._edits = self._edits[:count], self._edits[count:]
         for name, system in self._systems.items():
@@ -362,6 +366,7 @@ class EditSequence:
                 "settled, which means that they come out only all together (rollback_all)"
             )
         self._settled += oldest
+        self._former = ([], {})
         self._solved = list(self._edits)
 
     def _look_whether_undone(self) -> None:
@@ -371,6 +376,7 @@ class EditSequence:
                 self._systems = {}
             self._restart()
             self._edits, self._settled, self._change, self._net = [], [], None, {}
+            self._former = ([], {})
 
     @property
     def is_alive(self) -> bool:
@@ -383,3 +389,7 @@ class EditSequence:
         if model is None:
             raise UpdateError("the model that was edited no longer exists")
         return model
+
+
+def _same(one: Sequence[SequenceEdit], other: Sequence[SequenceEdit]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

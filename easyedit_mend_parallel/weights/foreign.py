@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import kept_weight
 from easyedit_mend_parallel.weights.sharding import is_distributed
 from easyedit_mend_parallel.weights.target import Target
@@ -29,10 +30,12 @@ class WrittenBits:
 
     def __init__(self) -> None:
         self._versions: dict[str, Any] = {}
+        self._state: tuple[int, ...] = ()
 
     def note(self, model: nn.Module, targets: Sequence[Target]) -> None:
         """Remember the weights as they are now, right after the change was written."""
         self._versions = {target.name: _version(model, target.name) for target in targets}
+        self._state = Ledger.of(model).state
 
     @torch.no_grad()
     def refuse_changed(
@@ -42,7 +45,12 @@ class WrittenBits:
         change: Entry,
         updates: Mapping[str, LowRankUpdate],
     ) -> None:
-        """Raise UpdateError where a weight is not its base with its update; changes nothing."""
+        """Raise UpdateError where a weight is not its base with its update; changes nothing.
+
+        Not where the ledger has made other changes since: those are known.
+        """
+        if Ledger.of(model).state != self._state:
+            return
         before = change.before()
         others = [
             target.name
