@@ -8,10 +8,12 @@ import gc
 import itertools
 import logging
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from scoped_toys import THREE, base_logits, editor_of, logits, parts
 from toys import (
     assert_unchanged,
@@ -287,6 +289,21 @@ def test_an_edit_that_does_not_fit_the_memory_is_refused() -> None:
     more = editor_of(model).edit(THREE[1])
     more.rollback()
     assert scoped_memory(model).bytes == taken
+
+
+@pytest.mark.parametrize("kept", ["ram", "disk"])
+def test_an_offloaded_model_decides_and_feels_as_a_resident_one(kept: str, tmp_path: Path) -> None:
+    model, plain = toy_model("llama"), toy_model("llama")
+    if kept == "ram":
+        cpu_offload(model, torch.device("cpu"))
+    else:
+        disk_offload(model, str(tmp_path), torch.device("cpu"))
+    for one in (model, plain):
+        editor_of(one).edit(THREE)
+    texts = [*PROMPTS, *OTHERS]
+    assert same_bits(logits(model, texts), logits(plain, texts))
+    rollback_all(model)
+    assert same_bits(logits(model, texts), base_logits(plain, texts))
 
 
 def test_rollback_all_takes_out_what_nobody_holds() -> None:
