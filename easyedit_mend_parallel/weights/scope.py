@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
-MOST_KEYS = 4
+MOST_KEYS = 6
 """How many tokens of a request a sequence is compared with: those of the largest weights."""
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
