@@ -47,7 +47,7 @@ class Rates:
         except (ValueError, AttributeError, TypeError) as error:
             raise HparamsError(
                 f"lr_schedule is {name!r}; it has to be one of transformers' schedulers whose "
-                "rates follow from the step alone, such as constant, linear or cosine"
+                "rates depend only on the step, such as constant, linear or cosine"
             ) from error
 
     def set_for(self, step: int) -> None:
