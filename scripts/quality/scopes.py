@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from batch_measures import Fact, read_facts
+from scope_routing import Routing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,7 +32,7 @@ from easyedit_mend_parallel.forward.batch import make_batch, make_text_batch
 from easyedit_mend_parallel.forward.block_states import block_states
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.weights.gate import base_of
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 
 AT_ONCE = 16
@@ -43,47 +44,6 @@ class Asked:
 
     text: str
     fact: int
-
-
-class Routing:
-    """Which request fires for each text, with some of all requests in the memory."""
-
-    def __init__(
-        self, scope: Scope, requests: Sequence[ScopedRequest], texts: Sequence[str], states: Any
-    ) -> None:
-        width = max(len(request.weights) for request in requests)
-        keys = torch.zeros(len(requests), width, len(requests[0].keys[0]))
-        weights = torch.zeros(len(requests), width)
-        for number, request in enumerate(requests):
-            keys[number, : len(request.keys)] = request.keys
-            weights[number, : len(request.weights)] = request.weights
-        words = [words_of(text) for text in texts]
-        self._places = {text: place for place, text in enumerate(texts)}
-        self._limits = scope.thresholds
-        self._standing = torch.tensor(
-            [[bool(r.subject) and stands_in(one, r.subject) for r in requests] for one in words]
-        )
-        logits = []
-        for text in texts:
-            encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
-            best = (keys.flatten(0, 1) @ encoded.T).amax(1).view(len(requests), width)
-            logits.append(scope.logits(best, weights))
-        self._logits = torch.stack(logits)
-
-    def fired(self, texts: Sequence[str], among: Sequence[int], named: bool) -> list[int]:
-        """For each text the request that fires of those `among`, or -1."""
-        rows = torch.tensor([self._places[text] for text in texts])
-        logits = self._logits[rows][:, list(among)]
-        limits = torch.full_like(logits, self._limits.states)
-        if named:
-            standing = self._standing[rows][:, list(among)]
-            limits = torch.where(
-                standing, torch.tensor(self._limits.subject), torch.tensor(self._limits.alias)
-            )
-        over, which = (logits - limits).max(1)
-        return [
-            among[w] if o > 0 else -1 for o, w in zip(over.tolist(), which.tolist(), strict=True)
-        ]
 
 
 class Bench:
@@ -170,6 +130,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="requests in the memory")
     parser.add_argument("--free", type=int, default=60, help="facts that are asked in free text")
     parser.add_argument("--states", type=Path, help="a file that keeps hidden states of texts")
+    parser.add_argument("--routing", action="store_true", help="make no edit: who fires alone")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -181,16 +142,22 @@ def main() -> None:
     more = [f for f in more if f.prompt not in known]
     more = random.Random(1).sample(more, min(len(more), max(0, asked.n - len(facts))))
     bench = Bench(asked.archive, asked.untrained)
-    found = measured(bench, facts, more, unrelated, asked.states)
-    if asked.free:
+    found = measured(bench, facts, more, unrelated, asked.states, asked.routing)
+    if asked.free and not asked.routing:
         found["free text"] = free(bench, facts[: asked.free])
-    print(json.dumps(found, indent=1))
+    text = json.dumps(found, indent=1)
+    print(text)
     if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        asked.out.write_text(text + "\n", encoding="utf-8")
 
 
 def measured(
-    bench: Bench, facts: list[Fact], more: list[Fact], unrelated: list[str], kept: Path | None
+    bench: Bench,
+    facts: list[Fact],
+    more: list[Fact],
+    unrelated: list[str],
+    kept: Path | None,
+    routing_only: bool,
 ) -> dict[str, Any]:
     """Every measure, with 1, 10, 100, ... requests in the memory, subjects named and not."""
     every = [*facts, *more]
@@ -201,30 +168,10 @@ def measured(
     states = bench.states(texts, kept)
     requests = [scoped(bench.scope, fact, states[fact.prompt]) for fact in every]
     routing = Routing(bench.scope, requests, texts, states)
-    # The rows of a further request are made where it fires for some text.
-    whole = range(len(every))
-    hit = {n for named in (True, False) for n in routing.fired(texts, whole, named)}
-    made = [*range(len(facts)), *sorted(n for n in hit if n >= len(facts))]
-    started = time.perf_counter()
-    results = []
-    for start in range(0, len(made), AT_ONCE):
-        chosen = made[start : start + AT_ONCE]
-        results.append(bench.editor.edit([every[n].request for n in chosen]))
-    seconds = (time.perf_counter() - started) / len(made)
-    memory = scoped_memory(bench.model)
-    assert memory is not None
-    kib = memory.bytes / len(made) / 1024
-    own_edit = bench.answered([(fact.prompt, fact.target_new) for fact in facts])
-    own_rephrase = forced(bench, routing, rephrases, facts)
-    shown: dict[str, Any] = {
-        "seconds an edit": seconds,
-        "KiB an edit": kib,
-        "thresholds": vars(bench.scope.thresholds),
-        "with its own update": {
-            "edit": score(own_edit),
-            "rephrase": score(own_rephrase),
-        },
-    }
+    shown: dict[str, Any] = {"thresholds": vars(bench.scope.thresholds)}
+    own_edit, own_rephrase = [True] * len(facts), [True] * len(rephrases)
+    if not routing_only:
+        own_edit, own_rephrase = effects(bench, routing, every, facts, rephrases, texts, shown)
     for named in (True, False):
         for size in (1, 10, 100, len(facts), len(every)):
             if size <= len(every):
@@ -234,6 +181,33 @@ def measured(
                     len(every), size, named,
                 )  # fmt: skip
     return shown
+
+
+def effects(
+    bench: Bench,
+    routing: Routing,
+    every: list[Fact],
+    facts: list[Fact],
+    rephrases: list[Asked],
+    texts: list[str],
+    shown: dict[str, Any],
+) -> tuple[list[bool], list[bool]]:
+    """Whether prompts and rephrases get their target with their own fact's update."""
+    # The rows of a further request are made where it fires for some text.
+    whole = range(len(every))
+    hit = {n for named in (True, False) for n in routing.fired(texts, whole, named)}
+    made = [*range(len(facts)), *sorted(n for n in hit if n >= len(facts))]
+    started = time.perf_counter()
+    for start in range(0, len(made), AT_ONCE):
+        bench.editor.edit([every[n].request for n in made[start : start + AT_ONCE]])
+    shown["seconds an edit"] = (time.perf_counter() - started) / len(made)
+    memory = scoped_memory(bench.model)
+    assert memory is not None
+    shown["KiB an edit"] = memory.bytes / len(made) / 1024
+    own_edit = bench.answered([(fact.prompt, fact.target_new) for fact in facts])
+    own_rephrase = forced(bench, rephrases, facts)
+    shown["with its own update"] = {"edit": score(own_edit), "rephrase": score(own_rephrase)}
+    return own_edit, own_rephrase
 
 
 def with_n(

@@ -1,0 +1,54 @@
+"""Which request fires for each text, with some of all requests in the memory: for `scopes.py`.
+
+Knows keys and states, and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
+
+
+class Routing:
+    """Which request fires for each text, with some of all requests in the memory."""
+
+    def __init__(
+        self, scope: Scope, requests: Sequence[ScopedRequest], texts: Sequence[str], states: Any
+    ) -> None:
+        width = max(len(request.weights) for request in requests)
+        keys = torch.zeros(len(requests), width, len(requests[0].keys[0]))
+        weights = torch.zeros(len(requests), width)
+        for number, request in enumerate(requests):
+            keys[number, : len(request.keys)] = request.keys
+            weights[number, : len(request.weights)] = request.weights
+        words = [words_of(text) for text in texts]
+        self._places = {text: place for place, text in enumerate(texts)}
+        self._limits = scope.thresholds
+        self._standing = torch.tensor(
+            [[bool(r.subject) and stands_in(one, r.subject) for r in requests] for one in words]
+        )
+        logits = []
+        for text in texts:
+            encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
+            best = (keys.flatten(0, 1) @ encoded.T).amax(1).view(len(requests), width)
+            logits.append(scope.logits(best, weights))
+        self._logits = torch.stack(logits)
+
+    def fired(self, texts: Sequence[str], among: Sequence[int], named: bool) -> list[int]:
+        """For each text the request that fires of those `among`, or -1."""
+        rows = torch.tensor([self._places[text] for text in texts])
+        logits = self._logits[rows][:, list(among)]
+        limits = torch.full_like(logits, self._limits.states)
+        if named:
+            standing = self._standing[rows][:, list(among)]
+            limits = torch.where(
+                standing, torch.tensor(self._limits.subject), torch.tensor(self._limits.alias)
+            )
+        over, which = (logits - limits).max(1)
+        return [
+            among[w] if o > 0 else -1 for o, w in zip(over.tolist(), which.tolist(), strict=True)
+        ]
