@@ -39,6 +39,7 @@ def test_the_demo_edits_every_fact_and_takes_it_back(placement: str) -> None:
     assert shown.returncode == 0, shown.stdout[-5000:]
     assert shown.stdout.count("every bit") == len(DEMO_FACTS)
     assert shown.stdout.count("same weights") == len(DEMO_FACTS)
+    assert f"{len(DEMO_FACTS)} of {len(DEMO_FACTS)} hold" in shown.stdout
     lines = [line.split() for line in shown.stdout.splitlines()]
     for when in ("before", "after"):
         assert sum(line[:1] == [when] for line in lines) == len(DEMO_FACTS)

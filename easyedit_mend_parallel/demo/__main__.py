@@ -30,6 +30,7 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
 from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
+from easyedit_mend_parallel.demo.sequence import edit_one_after_another
 from easyedit_mend_parallel.demo.smollm2 import DemoError, prepare
 from easyedit_mend_parallel.errors import MendParallelError
 from easyedit_mend_parallel.evaluation import continuations
@@ -169,7 +170,11 @@ def edit_facts(where: Spread, console: Console) -> bool:
         "rollback: they are again, bit for bit, what they were.",
         style="dim",
     )
-    return held
+    held &= edit_one_after_another(editor, DEMO_FACTS, console)
+    return held and all(
+        torch.equal(weight, one_device.get_parameter(name))
+        for name, weight in kept_weights(model, targets).items()
+    )
 
 
 def print_places(model: Any, targets: list[Target], console: Console) -> None:
