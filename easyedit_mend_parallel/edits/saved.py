@@ -274,7 +274,8 @@ def load_edit(path: str | Path) -> SavedEdit:
     try:
         targets = {one["name"]: Target(**one) for one in header["targets"]}
         requests = [
-            Request(one["prompt"], one["target_new"], one["other"]) for one in header["requests"]
+            Request(one["prompt"], one["target_new"], one["other"], one.get("target_space"))
+            for one in header["requests"]
         ]
         about = dict(header["about"])
         read = {name: [tensors[f"{name}.{part}"] for part in PARTS] for name in targets}
@@ -355,7 +356,12 @@ def _all_tokens(edits: list[SavedEdit]) -> dict[str, list[str]]:
 def _plain(request: Request) -> dict[str, Any]:
     """A request as JSON can say it; what it cannot say becomes text."""
     other = json.loads(json.dumps(dict(request.other), default=str))
-    return {"prompt": request.prompt, "target_new": request.target_new, "other": other}
+    return {
+        "prompt": request.prompt,
+        "target_new": request.target_new,
+        "other": other,
+        "target_space": request.target_space,
+    }
 
 
 def _versions() -> dict[str, str]:

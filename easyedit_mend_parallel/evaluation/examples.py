@@ -66,7 +66,10 @@ def with_texts(example: Example) -> Request:
     }
     fields = {name: texts for name, texts in told.items() if texts}
     return Request(
-        example.request.prompt, example.request.target_new, {**example.request.other, **fields}
+        example.request.prompt,
+        example.request.target_new,
+        {**example.request.other, **fields},
+        example.request.target_space,
     )
 
 
