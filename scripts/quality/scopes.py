@@ -246,7 +246,7 @@ def with_n(
     return {name: score(values) for name, values in counts.items()}
 
 
-def forced(bench: Bench, routing: Routing, rephrases: list[Asked], facts: list[Fact]) -> list[bool]:
+def forced(bench: Bench, rephrases: list[Asked], facts: list[Fact]) -> list[bool]:
     """Whether each rephrase gets the target with its own fact's update, wherever it is felt.
 
     All scopes fire but those of other facts: each text is asked with its own request alone.
