@@ -107,7 +107,7 @@ def test_one_worse_target_of_a_batch_refuses_all_and_is_named() -> None:
 
 def test_a_refused_edit_leaves_earlier_ones_and_is_not_in_the_journal(tmp_path: Any) -> None:
     model = toy_model("llama")
-    journal = Journal(tmp_path / "edits", model)
+    journal = Journal(tmp_path / "edits").apply_to(model)
     journal.add(editor(model, **DOWNHILL).edit(FACTS[0]))
     held = weights(model)
     with pytest.raises(WorseError):

@@ -151,6 +151,7 @@ class EditSequence:
             else:
                 others, proposal = [], making.alone(batch, requests)
                 edit = SequenceEdit(list(requests), batch, proposal.updates)
+            edit.replaced = _gone(self._edits, others)
             write([*others, edit], making.preserved)
         return edit, proposal
 
@@ -167,13 +168,16 @@ class EditSequence:
             self._complete(self._edits, None)
             left = list(self._edits)
             for edit in edits:
-                left = [*self._others(edit.requests, left), edit]
+                others = self._others(edit.requests, left)
+                edit.replaced = _gone(left, others)
+                left = [*others, edit]
             write(left, preserved)
 
     def remove(self, edits: Sequence[SequenceEdit]) -> None:
         """Take edits out; the others are solved again, as if these had never been there.
 
-        The bits are those from before where they were the last. Raises UpdateError for an edit
+        What they had replaced comes back. The bits are those from before where they were the last.
+        Raises UpdateError for an edit
         that was settled, with nothing changed.
         """
         held = self.edits
@@ -186,7 +190,7 @@ class EditSequence:
             )
         if gone:
             with self._without_net() as write:
-                write([edit for edit in self._edits if edit not in gone])
+                write(_without(self._edits, gone))
 
     def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
         """{target name: its bits as they would be without `edit`}, in new memory; empty where the
@@ -195,7 +199,7 @@ class EditSequence:
             if self._change is None or not self.holds(edit) or edit in self._settled:
                 return {}
             base = self._change.before()
-            left = [one for one in self._edits if not one.is_of(edit)]
+            left = _without(self._edits, [one for one in self._edits if one.is_of(edit)])
             if not left and not self._settled:
                 return {name: bits.clone() for name, bits in base.items()}
             net = self._solve(left)
@@ -393,3 +397,28 @@ class EditSequence:
 
 def _same(one: Sequence[SequenceEdit], other: Sequence[SequenceEdit]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _gone(
+    before: Sequence[SequenceEdit], after: Sequence[SequenceEdit]
+) -> list[tuple[int, SequenceEdit]]:
+    """The edits of `before` that are not, or not whole, in `after`, with their indices."""
+    return [
+        (index, one) for index, one in enumerate(before) if not any(one is other for other in after)
+    ]
+
+
+def _without(edits: Sequence[SequenceEdit], gone: Sequence[SequenceEdit]) -> list[SequenceEdit]:
+    """`edits` without those that are `gone`, and with what these had replaced."""
+    left = [edit for edit in edits if not any(edit is one for one in gone)]
+    for index, old in sorted(
+        (pair for one in gone for pair in one.replaced), key=lambda pair: pair[0]
+    ):
+        if any(old is one for one in gone):
+            continue
+        place = next((n for n, one in enumerate(left) if one.is_of(old)), None)
+        if place is None:
+            left.insert(index, old)
+        else:
+            left[place] = old
+    return left

@@ -6,7 +6,7 @@ Knows no model and no ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from easyedit_mend_parallel.forward.batch import Batch
@@ -50,6 +50,8 @@ class SequenceEdit:
     alone: Updates | None = None
     rows: dict[str, SolveRows] | None = None
     origin: SequenceEdit | None = None
+    replaced: list[tuple[int, SequenceEdit]] = field(default_factory=list)
+    """What this edit took the place of, with its index then: it comes back when this is undone."""
 
     def is_of(self, edit: SequenceEdit) -> bool:
         """Whether this is `edit`, or what is left of it."""
@@ -63,6 +65,7 @@ class SequenceEdit:
             [self.requests[number] for number in kept],
             rows={name: rows.of_requests(kept) for name, rows in self.rows.items()},
             origin=self.origin or self,
+            replaced=self.replaced,
         )
 
     @property
