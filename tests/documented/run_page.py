@@ -17,7 +17,6 @@ from typing import Any
 
 from documented.blocks import Block, blocks
 
-
 LOST_IS_FINE = 'mend-parallel() { command mend-parallel "$@" || [ $? -eq 4 ]; }\n'
 """Random weights need not hold their edits, which `mend-parallel edit` says by exit code 4."""
 
