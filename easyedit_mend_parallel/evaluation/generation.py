@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from easyedit_mend_parallel.forward.batch import called_with
+from easyedit_mend_parallel.forward.calling import called_with
 
 AT_ONCE = 64
 """Texts that are written together."""

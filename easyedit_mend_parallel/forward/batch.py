@@ -5,9 +5,8 @@ Tokenizers are used up to here; the code that takes a batch sees only tensors.
 
 from __future__ import annotations
 
-import inspect
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import RequestError, TargetError
+from easyedit_mend_parallel.forward.calling import called_with as called_with
+from easyedit_mend_parallel.forward.calling import takes as takes
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.tokenizing import (
@@ -26,7 +27,6 @@ from easyedit_mend_parallel.forward.tokenizing import (
     say_other_labels,
     tokenized,
 )
-from easyedit_mend_parallel.weights.placement import input_device
 from easyedit_mend_parallel.weights.sharding import whole_logits
 
 if TYPE_CHECKING:
@@ -330,23 +330,3 @@ def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
     return torch.tensor(
         [[*rest, *row] if left else [*row, *rest] for row, rest in zip(rows, padding, strict=True)]
     )
-
-
-def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `model` is called with for `inputs`, where it wants its token ids: without a cache,
-    and with positions that count tokens and not padding where its forward takes them."""
-    device = input_device(model)
-    arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
-    if takes(model, "position_ids"):
-        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
-        # logits in a padded batch than alone.
-        mask = arguments["attention_mask"]
-        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if takes(model, "use_cache"):
-        arguments["use_cache"] = False
-    return arguments
-
-
-def takes(model: nn.Module, argument: str) -> bool:
-    """Whether the class's own forward names `argument` (accelerate wraps the instance's)."""
-    return argument in inspect.signature(type(model).forward).parameters

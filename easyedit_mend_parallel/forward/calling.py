@@ -1,0 +1,76 @@
+"""How a model is called: with which arguments, and without graphs that were compiled before.
+
+Knows what a forward takes, also that of a wrapped model. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.weights.placement import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `model` is called with for `inputs`, where it wants its token ids: without a cache,
+    and with positions that count tokens and not padding where its forward takes them.
+
+    Raises RequestError for a batch that is padded on the left where a wrapper keeps `position_ids`
+    from a model that takes them.
+    """
+    device = input_device(model)
+    arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
+    mask = arguments["attention_mask"]
+    if takes(model, "position_ids"):
+        # Left out, some models (GPT-2) count padding as positions, and a prompt gives other
+        # logits in a padded batch than alone.
+        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    elif not bool(mask[:, 0].all()):
+        _refuse_hidden_positions(model)
+    if takes(model, "use_cache"):
+        arguments["use_cache"] = False
+    return arguments
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether `model` can be called with `argument`.
+
+    Asks the class's own forward (accelerate wraps the instance's). A wrapper (PEFT's, a
+    compiled model) that hands on what it is given takes what the model in it takes.
+    """
+    forward = type(model).forward
+    parameters = inspect.signature(forward).parameters
+    if argument in parameters:
+        return True
+    hands_on = forward is nn.Module.forward or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    inner = _wrapped(model) if hands_on else None
+    return inner is not None and takes(inner, argument)
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The transformers model inside a wrapper; None for a transformers model itself."""
+    from transformers import PreTrainedModel  # slow to import, and needed only here
+
+    if isinstance(model, PreTrainedModel):
+        return None
+    return next((one for one in model.modules() if isinstance(one, PreTrainedModel)), None)
+
+
+def _refuse_hidden_positions(model: nn.Module) -> None:
+    inner = _wrapped(model)
+    if inner is not None and takes(inner, "position_ids"):
+        raise RequestError(
+            f"{type(model).__name__}'s forward cannot hand position_ids to the "
+            f"{type(inner).__name__} in it, so a batch that is padded on the left would give "
+            "other predictions than its requests alone: set tokenizer.padding_side = 'right', "
+            "or give the wrapper's forward a **kwargs that it hands on"
+        )
