@@ -19,7 +19,7 @@ from toys import (
     weights,
 )
 
-from easyedit_mend_parallel import MendParallel, RequestError
+from easyedit_mend_parallel import MendParallel, RequestError, UpdateError
 from easyedit_mend_parallel.forward.calling import takes
 
 PREFIX = "base_model.model."
@@ -98,3 +98,85 @@ def test_what_a_wrapped_model_takes_is_asked_of_the_model() -> None:
     assert not takes(adapted(model), "no_such_argument")
     assert not takes(adapted(toy_model("t5"), ("q",)), "position_ids")
     assert not takes(Bare(model), "position_ids")
+
+
+LAYER = "transformer.h.5.mlp.c_fc"
+
+
+def merging(apply: str = "weight", sequence: str = "add") -> tuple[Any, MendParallel]:
+    """GPT-2 with a LoRA that adds something on the one target, and its editor."""
+    torch.manual_seed(0)
+    model = adapted(toy_model("gpt2"), [LAYER], init_lora_weights=False)
+    name = f"{PREFIX}{LAYER}.base_layer.weight"
+    network = toy_network(model, toy_tokenizer(), [name])
+    hparams = toy_hparams([name], apply=apply, sequence=sequence)
+    return model, MendParallel(model, toy_tokenizer(), hparams, network=network)
+
+
+@pytest.mark.parametrize("undo", ["the edit", "the first of two", "all"])
+def test_an_adapter_that_was_merged_before_an_edit_and_not_at_its_undo_is_named(undo: str) -> None:
+    model, editor = merging()
+    base = weights(model)
+    model.merge_adapter()
+    merged = weights(model)
+    result = editor.edit(REQUESTS[0])
+    second = editor.edit(REQUESTS[1]) if undo == "the first of two" else None
+    model.unmerge_adapter()
+    unmerged = weights(model)
+
+    with pytest.raises(UpdateError, match=rf"{LAYER}.*no adapter is merged.*'default' is"):
+        editor.rollback_all() if undo == "all" else result.rollback()
+    assert_unchanged(model, unmerged)
+
+    model.merge_adapter()
+    editor.rollback_all() if undo == "all" else result.rollback()
+    if second is not None:
+        second.rollback()
+    if undo == "all":
+        assert_unchanged(model, merged)
+    model.unmerge_adapter()
+    for name, weight in base.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].data, weight)
+
+
+@pytest.mark.parametrize("sequence", ["add", "solve"])
+def test_an_adapter_that_was_merged_after_an_edit_is_named_at_its_undo(sequence: str) -> None:
+    model, editor = merging(sequence=sequence)
+    before = weights(model)
+    result = editor.edit(REQUESTS[0])
+    model.merge_adapter()
+    merged = weights(model)
+
+    with pytest.raises(UpdateError, match=r"'default' is merged.*unmerge_adapter"):
+        result.rollback()
+    assert_unchanged(model, merged)
+    with pytest.raises(UpdateError, match=r"'default' is merged.*unmerge_adapter"):
+        editor.rollback_all()
+    assert_unchanged(model, merged)
+
+    model.unmerge_adapter()
+    result.rollback()
+    assert_unchanged(model, before)
+
+
+def test_outputs_are_undone_whatever_adapter_is_merged() -> None:
+    model, editor = merging("output")
+    before = weights(model)
+    result = editor.edit(REQUESTS[0])
+    model.merge_adapter()
+    result.rollback()
+    model.unmerge_adapter()
+
+    for name, weight in before.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].data, weight)
+
+
+def test_a_target_that_went_with_its_adapter_is_named_at_its_undo() -> None:
+    model, editor = merging()
+    result = editor.edit(REQUESTS[0])
+    model.merge_and_unload()
+
+    with pytest.raises(UpdateError, match="is no longer in the model"):
+        result.rollback()
+    with pytest.raises(UpdateError, match="is no longer in the model"):
+        editor.rollback_all()

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.adapters import MergedAdapters
 from easyedit_mend_parallel.weights.change import Entry, Record, covers, dependent, nothing
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
@@ -61,6 +62,7 @@ class Ledger:
         self._model = weakref.ref(model)
         self._records: list[Record] = []
         self._base: dict[str, Staged] = {}
+        self._adapters = MergedAdapters()
         self._made = 0
         self._settled: list[Staged] = []
         """What comes out by itself (`Staged.independent`) and only `undo_all` can ask for."""
@@ -96,6 +98,7 @@ class Ledger:
                     name: store_for(model, target, apply).stage(updates[name])
                     for name, target in by_name.items()
                 }
+                self._adapters.note(model, staged)
                 size = 0.0 if ranks.alone else _size(updates)
             if not ranks.same(size, tolerance=SAME_SIZE):
                 raise UpdateError(
@@ -213,6 +216,7 @@ class Ledger:
                     else:
                         first.setdefault(name, staged)
             with Ranks.of(self._model()).agree("undo every change"):
+                self._adapters.refuse_other(self._model(), first)
                 for staged in (*alone, *first.values()):
                     staged.undo()
             for one in (self._base, *(record.staged for record in self._records)):
@@ -243,6 +247,8 @@ class Ledger:
     ) -> list[tuple[Record, str, Staged]]:
         """Put back what was before `record`, add what came later again, and say what was staged."""
         again: list[tuple[Record, str, Staged]] = []
+        with ranks.agree("look for adapters"):
+            self._adapters.refuse_other(self._model(), record.staged)
         covered = [
             (other, name)
             for other in later
@@ -263,6 +269,7 @@ class Ledger:
                 for other, name in covered:
                     store = store_for(model, other.targets[name], other.apply)
                     staged = store.stage(other.updates[name])
+                    self._adapters.note(model, {name: staged})
                     staged.commit()
                     again.append((other, name, staged))
         except BaseException:
