@@ -53,7 +53,7 @@ from easyedit_mend_parallel.method.worse import IGNORE, REFUSE, refuse_worse
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.norm import weight_norm
-from easyedit_mend_parallel.weights.placement import place
+from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import prepare
 from easyedit_mend_parallel.weights.stores.scoped import SCOPED
@@ -172,7 +172,7 @@ class MendParallel:
         with ledger.lock, torch.no_grad():
             ranks = Ranks.of(self.model)
             with ranks.agree("make the batch"):
-                self._prepare()
+                placements = self._prepare()
                 worded = asked
                 if self._chat:
                     worded = [chat_request(self.tokenizer, request) for request in asked]
@@ -187,7 +187,6 @@ class MendParallel:
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            placements = {target.name: place(self.model, target) for target in self.targets}
             entry, proposal = self._written(asked, batch)
             try:
                 if self.untrained:
@@ -328,8 +327,8 @@ class MendParallel:
             return own
         return SearchedUpdates(self.model, own, search, asked, self.tokenizer.all_special_ids)
 
-    def _prepare(self) -> None:
-        prepare(self.model, self.targets, self.apply, self._overlay_limit)
+    def _prepare(self) -> dict[str, Placement]:
+        return prepare(self.model, self.targets, self.apply, self._overlay_limit)
 
     def _losses(self, batch: Batch) -> list[float]:
         return [loss for part in self._parts(batch) for loss in part.losses_on(self.model).tolist()]

@@ -241,6 +241,40 @@ def test_in_parts_a_batch_gives_the_update_that_it_gives_at_once(
         assert update.request.tolist() == at_once.updates[name].request.tolist()
 
 
+@pytest.mark.parametrize("share", [8, 10**9], ids=["all parts fit", "one part fits"])
+def test_hidden_states_of_a_batch_stay_within_its_limit(
+    share: int, monkeypatch: pytest.MonkeyPatch, wide: None
+) -> None:
+    from easyedit_mend_parallel.method import edited_forward, mend
+
+    held: list[int] = []
+    calls: list[int] = []
+
+    class Counted(edited_forward.EditedForwards):
+        def captured(self, number: int, batch: Any) -> Any:
+            found = super().captured(number, batch)
+            sizes = [states.nbytes for states in self._states.values()]
+            assert sum(sizes[:-1]) <= self._states_limit
+            held.append(len(sizes))
+            return found
+
+    monkeypatch.setattr(mend, "EditedForwards", Counted)
+    monkeypatch.setattr(mend, "STATES_SHARE", share)
+    editor = editor_of(toy_model("llama"))
+    at_once = together(editor, 1 << 30, passes=2)
+    held.clear()
+    editor.model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+
+    in_parts = together(editor, 400_000, passes=2)
+
+    parts = len(held) // 2
+    assert parts > 1
+    assert held[-1] == (parts if share == 8 else 1)
+    assert len(calls) == (parts if share == 8 else 2 * parts)
+    for name, update in in_parts.updates.items():
+        assert_same_change(update, at_once.updates[name], 1e-3)
+
+
 def test_many_requests_are_added_up_by_inputs_and_need_no_row_for_each_token(wide: None) -> None:
     editor = editor_of(toy_model("llama"))
     words = [word for word in toys.WORDS.split() if word not in ("the", "is")]

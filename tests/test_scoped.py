@@ -31,7 +31,7 @@ from toys import (
 from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
 from easyedit_mend_parallel.errors import NoTrunkError
 from easyedit_mend_parallel.forward.batch import make_text_batch
-from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.weights import scoped_memory as memory_module
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.ledger import Ledger
@@ -331,7 +331,7 @@ def test_a_deleted_model_is_freed() -> None:
 def test_a_forward_that_begins_in_the_middle_is_refused() -> None:
     model = toy_model("llama")
     targets = find_targets(model, toy_targets(model))
-    trunk = Trunk(model, targets)
+    trunk = CachedTrunk(model, targets)
     editor_of(model).edit(THREE[0])
     batch = make_text_batch(model, tokenizer_for(model), PROMPTS)
     with pytest.raises(NoTrunkError, match="scoped"):

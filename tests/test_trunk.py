@@ -24,10 +24,10 @@ from toys import weights as weights_of
 
 from easyedit_mend_parallel.errors import TrunkError
 from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
 from easyedit_mend_parallel.forward.requests import as_requests
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.weights.target import find_targets
 
 
@@ -59,7 +59,7 @@ def test_a_resumed_batch_gives_the_rows_and_losses_of_a_whole_forward(
     targets = find_targets(model, toy_targets(model))
     batch = batch_for(model, side=side)
     rows, losses = capture(model, targets, batch)
-    trunk = Trunk(model, targets)
+    trunk = CachedTrunk(model, targets)
 
     for _ in range(2):  # computed, then kept
         resumed_rows, resumed_losses = capture(model, targets, trunk.resume(model, batch))
@@ -79,7 +79,7 @@ def test_a_resumed_batch_gives_the_same_on_an_offloaded_model(kind: str, tmp_pat
     model = offloaded(toy_model("llama"), kind, tmp_path, "cpu")
     targets = find_targets(model, names)
 
-    resumed = Trunk(model, targets).resume(model, batch_for(model))
+    resumed = CachedTrunk(model, targets).resume(model, batch_for(model))
 
     resumed_rows, resumed_losses = capture(model, targets, resumed)
     close(resumed_losses, losses)
@@ -90,7 +90,7 @@ def test_a_resumed_batch_gives_the_same_on_an_offloaded_model(kind: str, tmp_pat
 def test_each_text_passes_the_trunk_once() -> None:
     model = toy_model("llama")
     targets = find_targets(model, toy_targets(model))
-    trunk = Trunk(model, targets)
+    trunk = CachedTrunk(model, targets)
     below = Counted(model.model.layers[trunk.lowest - 1].mlp)
     batch = batch_for(model)
     trunk.resume(model, batch)
@@ -105,7 +105,7 @@ def test_each_text_passes_the_trunk_once() -> None:
 
 def test_a_prompt_is_kept_as_the_beginning_of_the_text_with_its_target() -> None:
     model = toy_model("llama")
-    trunk = Trunk(model, find_targets(model, toy_targets(model)))
+    trunk = CachedTrunk(model, find_targets(model, toy_targets(model)))
     batch = batch_for(model)
     trunk.resume(model, batch)
     ids = toy_tokenizer()(REQUESTS[0]["prompt"])["input_ids"]
@@ -118,7 +118,7 @@ def test_a_prompt_is_kept_as_the_beginning_of_the_text_with_its_target() -> None
 
 def test_texts_kept_ahead_of_time_need_no_forward_later() -> None:
     model = toy_model("gpt2")
-    trunk = Trunk(model, find_targets(model, toy_targets(model)))
+    trunk = CachedTrunk(model, find_targets(model, toy_targets(model)))
     tokenizer = toy_tokenizer()
     texts = [
         (tuple(tokenizer(f"{r['prompt']} {r['target_new']}")["input_ids"]), 0)
@@ -138,7 +138,7 @@ def test_the_model_is_as_it_was_after_a_resumed_forward(what: str) -> None:
     model = toy_model("llama")
     before = weights_of(model)
     expected = model(input_ids=torch.tensor([[5, 6, 7]])).logits
-    trunk = Trunk(model, find_targets(model, toy_targets(model)))
+    trunk = CachedTrunk(model, find_targets(model, toy_targets(model)))
     resumed = trunk.resume(model, batch_for(model))
     if what == "exception":
         model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -156,7 +156,7 @@ def test_the_model_is_as_it_was_after_a_resumed_forward(what: str) -> None:
 
 def test_a_changed_weight_of_the_trunk_is_refused() -> None:
     model = toy_model("llama")
-    trunk = Trunk(model, find_targets(model, toy_targets(model)))
+    trunk = CachedTrunk(model, find_targets(model, toy_targets(model)))
     trunk.resume(model, batch_for(model))
     with torch.no_grad():
         model.model.layers[5].mlp.up_proj.weight.add_(1)  # of a target's block: no matter
@@ -189,16 +189,16 @@ def test_a_model_whose_upper_blocks_take_more_than_hidden_states_is_refused() ->
     targets = find_targets(model, [t.name for t in targets if ".4." not in t.name])
 
     with pytest.raises(TrunkError, match="need more than hidden states"):
-        Trunk(model, targets).resume(model, batch_for(model))
+        CachedTrunk(model, targets).resume(model, batch_for(model))
 
 
 def test_targets_that_do_not_lie_in_one_list_of_blocks_are_refused() -> None:
     t5 = toy_model("t5")
     with pytest.raises(TrunkError, match="decoder-only"):
-        Trunk(t5, find_targets(t5, toy_targets(t5)))
+        CachedTrunk(t5, find_targets(t5, toy_targets(t5)))
     model = toy_model("llama")
     with pytest.raises(TrunkError, match="no list of blocks"):
-        Trunk(model, find_targets(model, ["lm_head.weight"]))
+        CachedTrunk(model, find_targets(model, ["lm_head.weight"]))
 
 
 @pytest.mark.parametrize("memory", [0, 10 * 16 * 4])
@@ -248,9 +248,11 @@ def test_the_next_run_finds_what_lies_on_disk(dtype: torch.dtype, tmp_path: Path
 def test_states_of_other_weights_or_another_tokenizer_are_refused(
     changed: str, tmp_path: Path
 ) -> None:
-    def trunk(model: Any, tokenizer: Any) -> Trunk:
+    def trunk(model: Any, tokenizer: Any) -> CachedTrunk:
         targets = find_targets(model, toy_targets(model))
-        return Trunk(model, targets, tokenizer, memory_limit=0, disk_limit=10**6, folder=tmp_path)
+        return CachedTrunk(
+            model, targets, tokenizer, memory_limit=0, disk_limit=10**6, folder=tmp_path
+        )
 
     model, tokenizer = toy_model("llama"), toy_tokenizer()
     first = trunk(model, tokenizer)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import EditError, UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.block_states import block_states
+from easyedit_mend_parallel.forward.cached_trunk import checksum
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.forward.trunk import checksum, is_above
+from easyedit_mend_parallel.forward.trunk import is_above
 from easyedit_mend_parallel.method.compression import KEPT_AS, compressed
 from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
 from easyedit_mend_parallel.method.mend import OwnUpdates, Proposal

@@ -11,10 +11,10 @@ from typing import Any
 
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.evaluation.questions import HELD, UNRELATED, Question
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.chat import in_chat
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.forward.tokenizing import Tokenized
-from easyedit_mend_parallel.forward.trunk import Trunk
 
 NO_LIMIT = 1 << 30
 
@@ -26,7 +26,7 @@ class Asker:
 
     tokenizer: Any
     chat: bool = False
-    trunk: Trunk | None = None
+    trunk: CachedTrunk | None = None
     _known: dict[Text, Tokenized] = field(default_factory=dict)
 
     def texts(self, model: Any) -> Texts:

@@ -28,8 +28,8 @@ from easyedit_mend_parallel.evaluation.questions import (
     questions_of,
 )
 from easyedit_mend_parallel.forward.batch import IGNORED, batch_of
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.tokenizing import Tokenized
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.weights.target import Target
 
 NEW_TOKENS = 24
@@ -173,7 +173,7 @@ def _asker(
     if not targets:
         return plain
     try:
-        asker = replace(plain, trunk=Trunk(model, targets))
+        asker = replace(plain, trunk=CachedTrunk(model, targets))
         # The trunk checks itself on the first batch that it sees: let that be a small one.
         shortest = min(questions, key=lambda one: len(plain.tokenized(model, one).ids))
         asker.texts(model).batch([asker.worded(shortest).text])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import RequestError
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch, batch_of
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.tokenizing import AUTO, Tokenized, tokenized
-from easyedit_mend_parallel.forward.trunk import Trunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +52,7 @@ class Texts:
         tokenizer: Any,
         *,
         max_length: int | None = None,
-        trunk: Trunk | None = None,
+        trunk: CachedTrunk | None = None,
         special_tokens_in_labels: bool = True,
         target_space: str = AUTO,
         known: dict[Text, Tokenized] | None = None,

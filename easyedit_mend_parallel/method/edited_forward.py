@@ -14,30 +14,31 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import TrunkError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.capture import LayerRows, TokenRows, capture, layer_rows
-from easyedit_mend_parallel.forward.trunk import Trunk
+from easyedit_mend_parallel.forward.trunk import Trunk, nearly_equal
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 log = logging.getLogger(__name__)
 
-SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Maximum difference of two passes of one text, relative to the largest input; half: 5e-2."""
-
 
 class EditedForwards:
     """Forward passes of batches, identified by number: `captured` is the first, `own` the second.
+
+    The hidden states of the batch captured last are in memory, and those of earlier ones up to
+    `states_limit` bytes; a batch whose states are not there runs whole.
 
     Every batch checks whether later passes may start from the hidden states of the first: its first
     sequence runs again, next to the others and without an update, and each target must get the same
     input for it as in the first pass. If one does not, this and all later batches run whole.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+    def __init__(self, model: nn.Module, targets: Sequence[Target], states_limit: int = 0) -> None:
         self._model = model
         self._targets = targets
         self._by_name = {target.name: target for target in targets}
         self._trunk = _trunk_below(model, targets)
+        self._states_limit = states_limit
         self._states: dict[int, Tensor] = {}
 
     def captured(self, number: int, batch: Batch) -> tuple[dict[str, TokenRows], Tensor]:
@@ -53,6 +54,8 @@ class EditedForwards:
         with self._trunk.caught(self._model) as states:
             found = capture(self._model, self._targets, batch)
         if len(states) == 1:
+            if sum(kept.nbytes for kept in self._states.values()) > self._states_limit:
+                self._states.popitem()  # the last one, which did not fit
             self._states[number] = states[0]
         return found
 
@@ -105,8 +108,7 @@ class EditedForwards:
             was = rows[name].x[: len(rows[name].x) // len(batch.labels)]
             was = was[batch.token_mask(len(was))[0].nonzero().flatten().to(was.device)]
             now = both.x[both.request == nobody]
-            apart = (now.float() - was.float()).abs().max()
-            if not apart <= SAME.get(now.dtype, 5e-2) * was.float().abs().max():
+            if not nearly_equal(was, now):
                 return None
             mine = both.request != nobody
             found[name] = LayerRows(

@@ -31,6 +31,9 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
 
+STATES_SHARE = 8
+"""One part in this many of a batch's memory, beside its systems, is for hidden states."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -190,13 +193,19 @@ def _solved(
     preserved: PreservedInputs | None,
 ) -> Proposal:
     """Every request's own update, what it does in the request's own run, one solve a target."""
-    runs = EditedForwards(model, targets)
+    by_rows, left = _forms(targets, batch, options, limit, preserved)
+    of = {} if preserved is None else preserved.of
+    for_states = left // STATES_SHARE
+    parts = _parts(batch, (left - for_states) // bytes_for_a_token(targets))
+    runs = EditedForwards(model, targets, for_states)
     combined: dict[str, LowRankUpdate] = {}
     edited = options.keys_from == "edited"
     kept: _EditedForward | None = None
     for _ in range(options.passes if edited else 1):
-        systems, left = _systems(targets, batch, options, limit, preserved)
-        parts = _parts(batch, left // bytes_for_a_token(targets))
+        systems = {
+            target.name: System(target, by_rows[target.name], options, of.get(target.name))
+            for target in targets
+        }
         losses = []
         for first, part in parts:
             own = kept or _EditedForward.of(model, runs, first, part, own_updates, edited)
@@ -243,17 +252,17 @@ class _EditedForward:
         return cls(losses, updates, runs.own(first, part, rows, updates if edited else {}))
 
 
-def _systems(
+def _forms(
     targets: Sequence[Target],
     batch: Batch,
     options: Aggregate,
     limit: int,
     preserved: PreservedInputs | None,
-) -> tuple[dict[str, System], int]:
-    """A system for each target, in the form of lower order, and how many bytes the rest may take.
+) -> tuple[dict[str, bool], int]:
+    """Which targets' systems are solved by rows, and how many bytes of `limit` are then left.
 
-    Where that does not fit, every target takes the form that needs less memory. Raises
-    UpdateError, with the figures, where that does not fit either.
+    Each has the form of lower order. If that does not fit, every target has the form that needs
+    less memory. Raises UpdateError, with the figures, if that does not fit either.
     """
     n = batch.n_tokens
     still = {} if preserved is None else preserved.of
@@ -277,11 +286,7 @@ def _systems(
             f"batch_limit is {_mib(limit)} MiB; nothing was written. Raise batch_limit, edit "
             "fewer requests at once, or set `aggregate: sum`"
         )
-    systems = {
-        target.name: System(target, by_rows[target.name], options, still.get(target.name))
-        for target in targets
-    }
-    return systems, limit - int(need)
+    return by_rows, limit - int(need)
 
 
 def _parts(batch: Batch, tokens: int) -> list[tuple[int, Batch]]:

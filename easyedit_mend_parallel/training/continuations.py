@@ -18,8 +18,8 @@ from transformers import GenerationConfig
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.data import Example
 from easyedit_mend_parallel.files import written_whole
+from easyedit_mend_parallel.forward.cached_trunk import checksum
 from easyedit_mend_parallel.forward.texts import Text, Texts
-from easyedit_mend_parallel.forward.trunk import checksum
 from easyedit_mend_parallel.weights.placement import input_device
 
 log = logging.getLogger(__name__)

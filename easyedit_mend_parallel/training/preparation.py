@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import NoTrunkError
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.texts import Text, Texts
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.continuations import Continuations, to_continue
@@ -87,7 +87,7 @@ def keep_states(
         return
     found = _texts_of(samples, continued)
     try:
-        trunk = Trunk(
+        trunk = CachedTrunk(
             texts.model,
             targets,
             texts.tokenizer,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.evaluation import Score
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.weights.target import Target
 
 AT_ONCE = 32
@@ -88,7 +88,7 @@ class Judge:
 
     def __init__(self, model: Any, tokenizer: Any, targets: Sequence[Target]) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.trunk = Trunk(model, targets)
+        self.trunk = CachedTrunk(model, targets)
         self._before: dict[tuple[str, bool], list[int]] = {}
 
     def n_tokens(self, fact: Fact) -> int:

@@ -25,9 +25,9 @@ from easyedit_mend_parallel.demo.smollm2 import prepare
 from easyedit_mend_parallel.evaluation.data import read_examples
 from easyedit_mend_parallel.evaluation.measures import evaluate
 from easyedit_mend_parallel.forward.batch import make_batch
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.texts import Texts
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 from easyedit_mend_parallel.method.archive import Archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
@@ -58,7 +58,7 @@ def main() -> None:
     warm = [example.request for example in read_examples(options.train)[0][:200]]
     examples, unrelated = read_examples(options.data)
     examples = first_of_each(examples, options.facts)
-    trunk = Trunk(model, targets)
+    trunk = CachedTrunk(model, targets)
     judged = Texts(model, tokenizer, trunk=trunk, special_tokens_in_labels=False)
 
     requests = [example.request for example in examples]

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_mend_parallel.demo import demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.texts import Texts
-from easyedit_mend_parallel.forward.trunk import Trunk
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 from easyedit_mend_parallel.weights.target import Target, find_targets
 
@@ -20,4 +20,4 @@ def loaded() -> tuple[Texts, list[Target], MENDParallelHyperParams]:
     hparams = MENDParallelHyperParams.from_hparams(demo_hparams())
     targets = find_targets(model, hparams.inner_params)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    return Texts(model, tokenizer, trunk=Trunk(model, targets)), targets, hparams
+    return Texts(model, tokenizer, trunk=CachedTrunk(model, targets)), targets, hparams

@@ -13,7 +13,7 @@ from torch import nn
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
-from easyedit_mend_parallel.weights.placement import place, refuse_split_tie
+from easyedit_mend_parallel.weights.placement import Placement, place, refuse_split_tie
 from easyedit_mend_parallel.weights.stores import output, overlay, ram, resident, scoped, sharded
 from easyedit_mend_parallel.weights.stores.memory import free_spare_memory
 from easyedit_mend_parallel.weights.stores.overlay import limit_overlays
@@ -33,16 +33,20 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
 
     Raises PlacementError if no store supports the weight.
     """
+    return _offered(model, target, apply)[1]
+
+
+def _offered(model: nn.Module, target: Target, apply: str) -> tuple[Placement, Store]:
     where = WeightPlace(model, target, place(model, target), apply)
     if apply == "weight":
         refuse_split_tie(model, target, where.placement)
     offered: Store | None = plugin_manager().hook.weight_store(place=where)
     if offered is not None:
-        return offered
+        return where.placement, offered
     for offer in OFFERS:
         offered = offer(where)
         if offered is not None:
-            return offered
+            return where.placement, offered
     raise PlacementError(
         f"{target.name} is offloaded in a way that no store supports, and is on "
         f"{where.placement.device} only while its layer computes. A plugin can offer a store "
@@ -56,8 +60,10 @@ def prepare(
     targets: Sequence[Target],
     apply: str = "weight",
     overlay_limit: int | None = None,
-) -> None:
+) -> dict[str, Placement]:
     """Check, before each edit, everything that must be right before the model is called.
+
+    Returns {target name: its placement}.
 
     `apply` as in `WeightPlace`. `overlay_limit` (bytes) limits the memory for edited weights whose
     files are on disk; None: no limit. Raises PlacementError if no store supports a weight, or if
@@ -65,5 +71,4 @@ def prepare(
     """
     refuse_lost_files(model)
     limit_overlays(model, overlay_limit)
-    for target in targets:
-        store_for(model, target, apply)
+    return {target.name: _offered(model, target, apply)[0] for target in targets}
