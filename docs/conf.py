@@ -28,6 +28,6 @@ python_maximum_signature_line_length = 80
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|transformers|pluggy|pathlib|collections|typing|types|contextlib)\..*"),
     ("py:.*", r"(Tensor|nn\.Module|device|Any|Callable|Iterator|Mapping|Sequence|ModuleType)"),
-    ("py:.*", r"easyedit_mend_parallel\.hparams\.fields\.Hparams"),
+    ("py:.*", r"easyedit_mend_parallel\.hparams\.editing\.Hparams"),
     ("py:.*", r"easyedit_mend_parallel\.edits\.scoping\.Scoping"),
 ]

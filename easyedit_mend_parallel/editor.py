@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,43 +16,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyedit_mend_parallel.edits.proposing import Proposer
 from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_replaced
 from easyedit_mend_parallel.errors import RequestError, UpdateError
 from easyedit_mend_parallel.evaluation.verification import Verdict, verify
-from easyedit_mend_parallel.forward.batch import Batch, make_batch, text_ids
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
 from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
-from easyedit_mend_parallel.method.extend_steps import extend_steps
-from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.method.inner_steps import InnerSteps
-from easyedit_mend_parallel.method.least_squares import bytes_for_a_token
 from easyedit_mend_parallel.method.load import (
     Trained,
     read_trained,
     refuse_other_targets,
 )
-from easyedit_mend_parallel.method.mend import (
-    NetworkUpdates,
-    OwnRows,
-    OwnUpdates,
-    Proposal,
-    own_rows,
-    propose_batch,
-)
-from easyedit_mend_parallel.method.preserved_cache import gathered_once
-from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
+from easyedit_mend_parallel.method.mend import Proposal
+from easyedit_mend_parallel.method.preserved_text import lines_of
 from easyedit_mend_parallel.method.sequence import EditSequence
-from easyedit_mend_parallel.method.sequence_edit import Making
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
-from easyedit_mend_parallel.method.step_search import SearchedUpdates
-from easyedit_mend_parallel.method.untrained import Downhill, Reach, say_unanswered, shortest_steps
+from easyedit_mend_parallel.method.untrained import say_unanswered
 from easyedit_mend_parallel.method.worse import IGNORE, REFUSE, refuse_worse
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
-from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import prepare
@@ -90,20 +76,15 @@ class MendParallel:
         self.tokenizer = tokenizer
         self.apply = hparams.apply
         self.untrained = hparams.untrained
-        self._max_relative_norm = hparams.max_relative_norm
-        self._step_margin = hparams.step_margin
-        self._max_step = hparams.max_step
         self._on_worse = hparams.on_worse or REFUSE
         self._sequence = hparams.sequence
         self._max_lost = hparams.max_lost
         self._sequence_memory = hparams.sequence_bytes
-        self._preserved_lines: list[tuple[int, ...]] | None = None
         self._special_tokens_in_labels = hparams.special_tokens_in_labels
         self._target_space = hparams.target_space
         self._chat = hparams.chat
-        self._inner_steps = hparams.inner_steps
         self._overlay_limit = hparams.overlay_bytes
-        self._batch_limit, self._scope_limit = hparams.batch_bytes, hparams.scope_bytes
+        self._scope_limit = hparams.scope_bytes
         with Ranks.of(model).agree("prepare the editor"):
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
@@ -131,6 +112,9 @@ class MendParallel:
                 lines = None if named is None else lines_of(named)
                 self.scoping = Scoping.of(model, tokenizer, self.targets, self.trained.scope, lines)
                 self.trained.scope = self.scoping.scope  # for further editors of the model
+        self._proposer = Proposer(
+            model, tokenizer, self.targets, self.trained, hparams, self.aggregate, self.scoping
+        )
         self._about = asdict(hparams.network_config(self.network.config)) | {
             "alg": hparams.alg,
             "apply": hparams.apply,
@@ -191,7 +175,7 @@ class MendParallel:
             try:
                 if self.untrained:
                     answers = batch.answers(self.tokenizer.all_special_ids)
-                    say_unanswered(self.model, list(self._parts(answers)), asked)
+                    say_unanswered(self.model, list(self._proposer.parts(answers)), asked)
                 looks = losses_after or self._on_worse != IGNORE
                 after = self._losses(batch) if looks else None
             except BaseException:
@@ -243,21 +227,20 @@ class MendParallel:
     ) -> tuple[Entry | SequenceEntry, Proposal]:
         """The edit as it is in the model now: solved together with earlier ones, or added."""
         if not self.solves_sequences:
-            proposal = self._propose(batch, asked)
+            proposal = self._proposer.propose(batch, asked)
             if self.scoping is not None:
                 refuse_full(self.model, proposal.updates, self._scope_limit)
                 say_replaced(self.model, asked)
             change = Ledger.of(self.model).change(self.targets, proposal.updates, self.apply)
             return change, proposal
+        options = self._proposer.system_options()
         sequence = EditSequence.of(
-            self.model, self.targets, self.apply, self._system_options(), self._sequence_memory
+            self.model, self.targets, self.apply, options, self._sequence_memory
         )
         earlier = sequence.requests if self._max_lost is not None else []
         held = verify(self.model, self.tokenizer, earlier)
-        edit, proposal = sequence.add(
-            asked, batch, Making(self._propose, self._own_rows, self._gathered_inputs)
-        )
-        entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._own_rows))
+        edit, proposal = sequence.add(asked, batch, self._proposer.making())
+        entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._proposer.own_rows))
         if earlier:
             replaced = {request.prompt for request in asked}
             self._refuse_lost(entry, [one for one in held if one.request.prompt not in replaced])
@@ -280,84 +263,12 @@ class MendParallel:
                 "as it was. Undo some of them, edit in smaller numbers, or raise max_lost"
             )
 
-    def _own_rows(self, batch: Batch, asked: Sequence[Request]) -> OwnRows:
-        return own_rows(
-            self.model, self.targets, batch, self._own_updates(asked), limit=self._batch_limit
-        )
-
-    def _system_options(self) -> SystemOptions:
-        options = self.aggregate
-        weight = options.preserved_text_weight if options.preserved_text else 0.0
-        return SystemOptions(
-            options.ridge,
-            options.label_weight,
-            weight,
-            self.trained.fingerprint,
-            tuple(self._preserved_ids()),
-        )
-
-    def _propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
-        if self.scoping is not None:
-            own, limit = self._own_updates(asked), self._batch_limit
-            return self.scoping.propose(self.model, self.targets, batch, asked, own, limit)
-        return propose_batch(
-            self.model,
-            self.targets,
-            batch,
-            self._own_updates(asked),
-            self.aggregate,
-            limit=self._batch_limit,
-            preserved=self._preserved_inputs() if len(asked) > 1 else None,
-        )
-
-    def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
-        own: OwnUpdates = NetworkUpdates(self.model, self.network)
-        if self._inner_steps > 1 and not self.untrained:
-            own = InnerSteps(self.model, self.targets, own, self._inner_steps)
-        by_name = {target.name: target for target in self.targets}
-        if self.untrained:
-            norms = {target.name: weight_norm(self.model, target) for target in self.targets}
-            limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
-            own = Downhill(self.model, own)
-            reach = Reach(limits, self._step_margin)
-            search = partial(shortest_steps, self.model, by_name, reach)
-        elif self._max_step > 1:
-            search = partial(extend_steps, self.model, by_name, self._max_step)
-        else:
-            return own
-        return SearchedUpdates(self.model, own, search, asked, self.tokenizer.all_special_ids)
-
     def _prepare(self) -> dict[str, Placement]:
         return prepare(self.model, self.targets, self.apply, self._overlay_limit)
 
     def _losses(self, batch: Batch) -> list[float]:
-        return [loss for part in self._parts(batch) for loss in part.losses_on(self.model).tolist()]
-
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        return batch.parts(self._batch_limit // bytes_for_a_token(self.targets))
-
-    def _preserved_ids(self) -> list[tuple[int, ...]]:
-        """The token ids of each line of preserved text that has two or more."""
-        if self._preserved_lines is None:
-            with Ranks.of(self.model).agree("read the text to preserve"):
-                lines = self.aggregate.preserved_text
-                self._preserved_lines = text_ids(self.tokenizer, lines) if lines else []
-        return self._preserved_lines
-
-    def _preserved_inputs(self) -> PreservedInputs | None:
-        """What the targets see of preserved text, gathered when it is first needed."""
-        return self._gathered_inputs() if self.aggregate.preserved_text_weight else None
-
-    def _gathered_inputs(self) -> PreservedInputs | None:
-        """The same where they weigh nothing, too: a system's ridge is measured by them."""
-        if not self.aggregate.preserved_text:
-            return None
-        ids = self._preserved_ids()
-        key = tuple(ids), Ledger.of(self.model).state
-        if self.trained.preserved is None or self.trained.preserved[0] != key:
-            found = gathered_once(self.model, self.targets, ids, self._batch_limit)
-            self.trained.preserved = key, found
-        return self.trained.preserved[1]
+        parts = self._proposer.parts(batch)
+        return [loss for part in parts for loss in part.losses_on(self.model).tolist()]
 
 
 def _ask(tokenizer: Any, model: nn.Module, requests: Sequence[Request]) -> list[Verdict]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from sphinx.pycode import ModuleAnalyzer
 
 from easyedit_mend_parallel import MENDParallelHyperParams, MENDParallelTrainingHparams
-from easyedit_mend_parallel.hparams import MendHparams
+from easyedit_mend_parallel.hparams.fields import MendFields
 from easyedit_mend_parallel.hparams.groups import EVERYONE, NOBODY, UNREAD
 from easyedit_mend_parallel.hparams.recorded import RECORDED
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 BEGIN = "<!-- keys, written by `make docs` -->\n"
 END = "<!-- end of keys -->\n"
 CLASSES = {
-    MendHparams: None,
+    MendFields: None,
     MENDParallelHyperParams: "While editing only",
     MENDParallelTrainingHparams: "While training only",
 }

@@ -25,6 +25,7 @@ from easyedit_mend_parallel import (
 )
 from easyedit_mend_parallel.forward.batch import make_text_batch
 from easyedit_mend_parallel.forward.capture import layer_rows
+from easyedit_mend_parallel.method import preserved_cache
 from easyedit_mend_parallel.method.archive_additions import keep_aggregate
 from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs, lines_of
@@ -178,7 +179,10 @@ def test_text_that_is_held_still_is_moved_less(tmp_path: Path) -> None:
         assert still[name] < 0.5 * moved
 
 
-def test_text_is_gathered_once_for_a_model_and_its_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_gathered_once_for_a_model_and_its_archive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(preserved_cache, "cache_folder", lambda: tmp_path)  # not other tests'
     gathered, calls = PreservedInputs.gathered, []
     monkeypatch.setattr(
         PreservedInputs, "gathered", lambda *args: calls.append(1) or gathered(*args), raising=True

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "easyedit_mend_parallel"
 WAY_OF_AN_EDIT = (
     "forward/requests.py",
     "forward/batch.py",
+    "forward/calling.py",
     "forward/capture.py",
     "method/hypernetwork.py",
     "method/edited_forward.py",
@@ -24,6 +25,7 @@ WAY_OF_AN_EDIT = (
     "weights/update.py",
     "weights/stores/",
     "weights/ledger.py",
+    "edits/proposing.py",
     "edits/result.py",
     "editor.py",
 )

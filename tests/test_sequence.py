@@ -178,7 +178,7 @@ def test_an_edit_that_fails_leaves_model_and_sequence_as_they_were(
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(editor, "_own_rows", broken)
+        patch.setattr(editor._proposer, "own_rows", broken)
         with pytest.raises(RuntimeError, match="no memory"):
             editor.edit(FACTS[2])
     assert same(weights(editor), before)
@@ -186,7 +186,7 @@ def test_an_edit_that_fails_leaves_model_and_sequence_as_they_were(
     assert prompts == [fact["prompt"] for fact in FACTS[:2]]
     editor.rollback_all()
     with monkeypatch.context() as patch:
-        patch.setattr(editor, "_propose", broken)
+        patch.setattr(editor._proposer, "propose", broken)
         with pytest.raises(RuntimeError, match="no memory"):
             editor.edit(FACTS[2])
     assert same(weights(editor), base)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
-from easyedit_mend_parallel.forward.batch import Batch, called_with, without_special_tokens
+from easyedit_mend_parallel.forward.batch import Batch, without_special_tokens
+from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import TokenRows, capture
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import Archive, named_as_today, with_header

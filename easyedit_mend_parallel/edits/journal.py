@@ -7,16 +7,18 @@ what is done to the journal is done to the model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import nn
 
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
-from easyedit_mend_parallel.edits.saved import SavedEdit, applied_edits, load_edit, merge_edits
+from easyedit_mend_parallel.edits.merging import merge_edits
+from easyedit_mend_parallel.edits.replay import replay
+from easyedit_mend_parallel.edits.saved import SavedEdit, load_edit
 from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.edits.solving import solved
 from easyedit_mend_parallel.edits.squashing import squash
@@ -249,52 +251,16 @@ class Journal:
         numbers: Sequence[int],
         progress: Callable[[int], None] = lambda _number: None,
     ) -> dict[int, Entry | SequenceEntry]:
-        """Put edits onto `model` in order, all or none."""
-        live: dict[int, Entry | SequenceEntry] = {}
-        known: dict[str, Any] = {}
-        ledger, ranks = Ledger.of(model), Ranks.of(model)
-        with ledger.lock:
-            before = ledger.state
-            try:
-                for group in self._groups(numbers, ranks):
-                    bases = {
-                        name: about.get("base")
-                        for edit in group.values()
-                        for name, about in edit.about["base"]["weights"].items()
-                    }
-                    # Weights are read and summed once, and not for each edit.
-                    check = not bases.items() <= known.items()
-                    put = applied_edits(
-                        group, model, self._apply, check=check, scoping=self._scoping
-                    )
-                    live |= {number: one.entry for number, one in put.items()}
-                    known |= bases
-                    with ranks.agree("say how far it is"):
-                        for number in group:
-                            progress(number)
-                    if not self._hold:
-                        live = {}
-            except BaseException:
-                for entry in reversed(live.values()):
-                    entry.undo()
-                if not self._hold and ledger.state != before:
-                    ledger.undo_all()
-                raise
-        return live
-
-    def _groups(self, numbers: Sequence[int], ranks: Ranks) -> Iterator[dict[int, SavedEdit]]:
-        """The edits in order, those that are solved together in one group."""
-        group: dict[int, SavedEdit] = {}
-        for number in numbers:
-            with ranks.agree("read the edit"):
-                edit = self.edit(number)
-            last = next(reversed(group.values()), None)
-            if last is not None and (edit.options is None or edit.options != last.options):
-                yield group
-                group = {}
-            group[number] = edit
-        if group:
-            yield group
+        """Put the edits of these numbers onto `model`, in order, all or none."""
+        return replay(
+            model,
+            numbers,
+            self.edit,
+            apply=self._apply,
+            scoping=self._scoping,
+            hold=self._hold,
+            progress=progress,
+        )
 
     def _exchange(self, entries: list[JournalEntry]) -> None:
         """Make the index, and the model with it, say that `entries` are in the journal."""

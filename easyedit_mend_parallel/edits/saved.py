@@ -244,7 +244,7 @@ def saved_edit(
         {
             **about,
             "rows": {name: len(update.keys) for name, update in updates.items()},
-            "versions": _versions(),
+            "versions": package_versions(),
         },
         solve_rows=solve_rows and {name: rows.to(cpu) for name, rows in solve_rows.items()},
         options=options,
@@ -297,62 +297,6 @@ def load_edit(path: str | Path) -> SavedEdit:
     return SavedEdit(targets, updates, positions, requests, about, str(path), rows, options)
 
 
-def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
-    """`edits` of one base as one, whose update is the sum of theirs: their rows one below another.
-
-    Raises EditError where there are none, or where they were made on different bases.
-    """
-    if not edits:
-        raise EditError("there is no edit that is applied")
-    if len(edits) == 1:
-        return edits[0]
-    targets: dict[str, Target] = {}
-    rows: dict[str, list[LowRankUpdate]] = {}
-    positions: dict[str, list[Tensor]] = {}
-    requests: list[Request] = []
-    before: dict[str, int] = {}
-    for edit in edits:
-        for name, update in edit.updates.items():
-            if targets.setdefault(name, edit.targets[name]).shape != edit.targets[name].shape:
-                raise EditError(f"{edit.source} and {edits[0].source} have other shapes of {name}")
-            request = torch.where(update.request < 0, -1, update.request + len(requests))
-            shifted = LowRankUpdate(update.keys, update.values, request)
-            rows.setdefault(name, []).append(shifted)
-            start = before.get(name, 0)
-            positions.setdefault(name, []).append(edit.positions[name] + start)
-            before[name] = start + edit.about.get("rows", {}).get(name, len(update.keys))
-        requests += edit.requests
-    updates = {name: LowRankUpdate.cat(parts) for name, parts in rows.items()}
-    ways = [edit.about.get("hparams", {}).get("apply", "weight") for edit in edits]
-    way = next(one for one in (SCOPED, "weight", "output") if one in ways)
-    weights: dict[str, Any] = {}
-    placements: dict[str, Any] = {}
-    for edit in reversed(edits):  # of a weight that several change, the first one's base
-        weights |= edit.about["base"]["weights"]
-        placements |= edit.about.get("placements", {})
-    about = {
-        "base": {**edits[0].about["base"], "weights": weights},
-        "placements": placements,
-        "rows": before,
-        "tokens": _all_tokens(edits),
-        "hparams": {
-            **edits[0].about.get("hparams", {}),
-            "apply": way,
-        },
-        "versions": _versions(),
-    }
-    return SavedEdit(
-        targets, updates, {name: torch.cat(p) for name, p in positions.items()}, requests, about
-    )
-
-
-def _all_tokens(edits: list[SavedEdit]) -> dict[str, list[str]]:
-    """The tokens of all edits, one edit after the other; none where one has none (squashed)."""
-    each: list[dict[str, list[str]]] = [edit.about.get("tokens", {}) for edit in edits]
-    names = set.intersection(*(set(tokens) for tokens in each))
-    return {name: [text for tokens in each for text in tokens[name]] for name in sorted(names)}
-
-
 def _plain(request: Request) -> dict[str, Any]:
     """A request as JSON can say it; what it cannot say becomes text."""
     other = json.loads(json.dumps(dict(request.other), default=str))
@@ -364,7 +308,8 @@ def _plain(request: Request) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """{package: version} of Python and of what an edit depends on, for a saved edit's header."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

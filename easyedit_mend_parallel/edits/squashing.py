@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.edits.saved import SavedEdit, merge_edits, refuse_scoped
+from easyedit_mend_parallel.edits.merging import merge_edits
+from easyedit_mend_parallel.edits.saved import SavedEdit, refuse_scoped
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import RequestError, TargetError
-from easyedit_mend_parallel.forward.calling import called_with as called_with
-from easyedit_mend_parallel.forward.calling import takes as takes
+from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.tokenizing import (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.forward.batch import called_with
+from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
 
 TOKENS_AT_ONCE = 1024

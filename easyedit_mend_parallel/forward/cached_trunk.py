@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
-from easyedit_mend_parallel.forward.batch import IGNORED, Batch, called_with
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch
+from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
 from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
 from easyedit_mend_parallel.forward.trunk import (

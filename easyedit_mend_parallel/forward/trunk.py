@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import NoTrunkError
-from easyedit_mend_parallel.forward.batch import Batch, takes
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.calling import takes
 from easyedit_mend_parallel.weights.placement import execution_hook
 from easyedit_mend_parallel.weights.target import Target
 

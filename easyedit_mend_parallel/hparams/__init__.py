@@ -3,7 +3,7 @@
 Read by the editor, the trainers, the command line and the bridge; nothing below them sees any.
 """
 
-from easyedit_mend_parallel.hparams.fields import (
+from easyedit_mend_parallel.hparams.editing import (
     HOST_METHOD,
     METHOD,
     MendHparams,

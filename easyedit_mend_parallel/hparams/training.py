@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easyedit_mend_parallel.hparams.fields import MendHparams
+from easyedit_mend_parallel.hparams.editing import MendHparams
 from easyedit_mend_parallel.hparams.values import size_in_bytes
 
 
