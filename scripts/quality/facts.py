@@ -38,12 +38,15 @@ COUNTS = {
     "train_wide": 6000,
     "test_third new subjects": 360,
     "test_third new relations": 330,
+    "test_fourth new subjects": 1000,
+    "test_fourth new relations": 330,
 }
 #: Parts about the test part's subjects, drawn anew: label -> relations.
 FURTHER = {
     "test_batch": {"new subjects": TRAINED},
     "test_again": {"new subjects": TRAINED, "new relations": BY_PART["test"]},
     "test_third": {"new subjects": TRAINED, "new relations": BY_PART["test"]},
+    "test_fourth": {"new subjects": TRAINED, "new relations": BY_PART["test"]},
 }
 #: How often a target is one of the `more_objects`, whose words have several tokens.
 SHARE_OF_MORE = 0.44
