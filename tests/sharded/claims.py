@@ -123,6 +123,42 @@ def a_batch_that_is_solved_has_the_update_of_one_process() -> None:
     assert_shards(sharded, held)
 
 
+def edits_solved_together_equal_those_of_one_process() -> None:
+    plain = plain_model()
+    names = names_of(plain)
+    network, sharded = network_of(plain, names), load(plain)
+    before, held = weights(plain, names), shards(sharded)
+    requests = [REQUEST, *OBSERVED[:2]]
+    pairs = []
+    for model in (plain, sharded):
+        editor = editor_of(model, network, names, aggregate="least_squares")
+        pairs.append([editor.edit(request) for request in requests])
+    on_one, on_ranks = pairs
+    assert_close(sharded, plain, before, 1e-2)
+    with_two = {name: full(sharded, name) for name in names}
+
+    on_ranks[2].rollback()
+    again = editor_of(sharded, network, names, aggregate="least_squares").edit(requests[2])
+    assert all(same_bits(full(sharded, name), with_two[name]) for name in names)
+    again.rollback()
+    on_one[2].rollback()
+    for result in (on_one[0], on_ranks[0]):
+        result.rollback()
+    assert_close(sharded, plain, before, 1e-2)
+
+    on_ranks[1].rollback()
+    assert_shards(sharded, held)
+
+
+def assert_close(sharded: Any, plain: Any, before: dict[str, Tensor], bound: float) -> None:
+    """The changes differ by `bound` of the largest at most."""
+    for name, base in before.items():
+        expected = plain.get_parameter(name).detach()
+        largest = (expected - base).abs().max()
+        assert largest > 0
+        assert (full(sharded, name) - expected).abs().max() <= bound * largest
+
+
 def only_rows_travel() -> None:
     sharded, _ = editors(names=[MLP.format(5, "up"), MLP.format(5, "down")])
     sent: list[tuple[int, ...]] = []
@@ -310,6 +346,7 @@ CLAIMS = (
     so_it_does_where_the_widths_are_uneven,
     so_it_does_in_bfloat16_within_the_stated_bound,
     a_batch_that_is_solved_has_the_update_of_one_process,
+    edits_solved_together_equal_those_of_one_process,
     only_rows_travel,
     a_plan_of_every_style_gives_the_same_edit,
     the_older_tp_plan_argument_gives_the_same_edit,
