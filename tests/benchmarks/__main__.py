@@ -54,7 +54,7 @@ def figures() -> dict[str, tuple[int, tuple[str, ...]]]:
     for apply in ("weight", "output"):
         found[f"disk, {apply}"] = 1, ("disk", "7b", "--apply", apply)
         found[f"disk, {apply}, capped"] = 1, ("disk", "7b", "--apply", apply, "--gib", "2.5")
-    for what in ("soak", "targets", "bytes"):
+    for what in ("soak", "solved", "systems", "targets", "bytes"):
         found[f"growth, {what}"] = 1, ("growth", what)
     found["start, imports"] = 1, ("startup", "imports")
     for shape in CPU_SHAPES:

@@ -1,9 +1,11 @@
 """How the cost of an edit grows: with the edits before it, with its targets, with its tokens.
 
-    PYTHONPATH=tests python -m benchmarks.growth soak|targets|bytes [--edits N]
+    PYTHONPATH=tests python -m benchmarks.growth soak|solved|systems|targets|bytes [--edits N]
 
-Prints JSON. The soak holds no result, so the ledger forgets all but the base and the last edit; the
-bytes are counted between simulated accelerators, on which the model lies in four parts.
+Prints JSON. The soak adds edits up and holds no result, so the ledger forgets all but the base and
+the last edit. `solved` solves each edit together with those before it; `systems` does only that
+step, for the widths of a 7B. The bytes are counted between simulated accelerators, on which the
+model lies in four parts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from benchmarks.rounds import interleaved, median, resident
 from benchmarks.shapes import SHAPES, WORDS, Shape, requests, tokenizer
 from easyedit_mend_parallel import MendParallel, rollback_all
+from easyedit_mend_parallel.method.growing_system import GrowingSystem, SolveRows, SystemOptions
 
 EDITS = 10_000
 SOAKED = Shape("soak", 6, 256, 704, 4, 4, 2000, rank=64)
@@ -29,6 +32,14 @@ STRETCHES = 50
 """The soak's edits are judged in so many stretches, each by its median."""
 WIDTHS, TOKENS = (128, 256, 512, 1024), (5, 10, 20, 40, 80)
 DEVICES = 4
+SOLVED = 1000
+AT_MARK = 9
+"""How many edits around a mark are timed; the figure is their median."""
+MARKS = (10, 100, 1000)
+WIDTHS_7B = ((4096, 11008), (11008, 4096))
+"""(in, out) of the MLPs' weights."""
+ROWS = 12
+"""Tokens of an edit."""
 
 
 def soak(edits: int) -> dict[str, Any]:
@@ -61,6 +72,59 @@ def soak(edits: int) -> dict[str, Any]:
         "mib": memory,
         "mib_slope_per_10000": 10_000 / length * slope(memory[2:]),
         "exact": [exact_last, exact_base],
+    }
+
+
+def solved(edits: int) -> dict[str, Any]:
+    """Edits one after another, each solved together with those before it; then all undone."""
+    model = SOAKED.model()
+    before = {name: model.get_parameter(name).detach().clone() for name in SOAKED.targets}
+    hparams = SOAKED.hparams()
+    hparams.aggregate, hparams.sequence = "least_squares", "solve"
+    hparams.aggregate_options = {"preserved_text_weight": 0}
+    editor = MendParallel(model, tokenizer(), hparams, network=SOAKED.network(model))
+    seconds, memory = [], []
+    for number, request in enumerate(requests(edits), 1):
+        started = time.perf_counter()
+        editor.edit(request)
+        seconds.append(time.perf_counter() - started)
+        if number in MARKS:
+            gc.collect()
+            memory.append(resident())
+    rollback_all(model)
+    exact = all(model.get_parameter(name).equal(bits) for name, bits in before.items())
+    return {"edits": edits, "ms": at_marks(seconds), "mib": memory, "exact": exact}
+
+
+def systems(edits: int) -> dict[str, Any]:
+    """Milliseconds to solve a system of a 7B's width again with the rows of one more edit."""
+    found = {}
+    for width, out in WIDTHS_7B:
+        torch.manual_seed(0)
+        options = SystemOptions(1e-3, 10.0, 0.0, network=0)
+        system, seconds = GrowingSystem(f"{width} to {out}", options, None), []
+        for _ in range(edits):
+            rows = SolveRows.of(
+                torch.randn(ROWS, width),
+                torch.randn(ROWS, out),
+                torch.zeros(ROWS, dtype=torch.bool),
+                torch.zeros(ROWS, dtype=torch.long),
+            )
+            started = time.perf_counter()
+            system.add(rows)
+            system.net()
+            seconds.append(time.perf_counter() - started)
+        found[f"{width} to {out}"] = {"ms": at_marks(seconds), "mib": system.nbytes / 2**20}
+    return found
+
+
+def at_marks(seconds: Sequence[float]) -> dict[str, float]:
+    """{mark: median milliseconds of the edits around it}"""
+    half = AT_MARK // 2
+    return {
+        str(mark): 1000 * statistics.median(seconds[max(0, mark - 1 - half) : mark + half])
+        for mark in MARKS
+        if mark <= len(seconds)
     }
 
 
@@ -132,11 +196,17 @@ def r_squared(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("soak", "targets", "bytes"))
-    parser.add_argument("--edits", type=int, default=EDITS)
+    parser.add_argument("what", choices=("soak", "solved", "systems", "targets", "bytes"))
+    parser.add_argument("--edits", type=int)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    measure = {"soak": lambda: soak(asked.edits), "targets": targets, "bytes": transferred}
+    measure = {
+        "soak": lambda: soak(asked.edits or EDITS),
+        "solved": lambda: solved(asked.edits or SOLVED),
+        "systems": lambda: systems(asked.edits or SOLVED),
+        "targets": targets,
+        "bytes": transferred,
+    }
     print(json.dumps(measure[asked.what]()))
 
 

@@ -214,8 +214,9 @@ def start_table(found: Figures) -> list[str]:
 
 def growth_table(found: Figures) -> list[str]:
     rows = table("what grows", "figure")
-    soak, targets, copied = (
-        found.get(f"growth, {what}", {}).get("found", {}) for what in ("soak", "targets", "bytes")
+    soak, solved, systems, targets, copied = (
+        found.get(f"growth, {what}", {}).get("found", {})
+        for what in ("soak", "solved", "systems", "targets", "bytes")
     )
     if soak:
         level = soak["ms"][len(soak["ms"]) // 2]
@@ -228,6 +229,14 @@ def growth_table(found: Figures) -> list[str]:
             row("the last edit, and all edits, taken out to the bit",
                 " and ".join("yes" if value else "no" for value in soak["exact"])),
         ]  # fmt: skip
+    if solved:
+        says = f"{at_marks(solved['ms'])}; {'yes' if solved['exact'] else 'no'}"
+        rows.append(
+            row("time of an edit that is solved with those before it; undone to the bit", says)
+        )
+    for widths, system in systems.items():
+        says = f"{at_marks(system['ms'])}; {system['mib']:,.0f} MiB"
+        rows.append(row(f"of it one target's system, widths of a 7B, {widths}", says))
     if targets:
         rows.append(row("time of an edit by its targets, R² of a line", f"{targets['r2']:.4f}"))
     if copied:
@@ -235,6 +244,10 @@ def growth_table(found: Figures) -> list[str]:
         says = f"{fit[0]:.5f}; {fit[1]:.0f} bytes for a token and a unit of width"
         rows.append(row("bytes between four devices by tokens × width, R² of a line", says))
     return rows
+
+
+def at_marks(ms: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.3g} ms at {int(mark):,}" for mark, value in ms.items())
 
 
 def commands_table(found: Figures) -> list[str]:

@@ -149,10 +149,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def requests(count: int) -> list[dict[str, str]]:
-    """Requests of ten tokens, the last two of which are the target."""
+    """Requests of ten tokens, the last two of which are the target. No prompt is there twice."""
     return [
         {
-            "prompt": " ".join(WORDS[(7 * number + n) % len(WORDS)] for n in range(8)),
+            "prompt": " ".join(
+                WORDS[(7 * number + n * (1 + number // len(WORDS))) % len(WORDS)] for n in range(8)
+            ),
             "target_new": " ".join(WORDS[(11 * number + n + 90) % len(WORDS)] for n in range(2)),
             "subject": WORDS[7 * number % len(WORDS)],
         }
