@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.errors import EditError, MendParallelError
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
@@ -32,6 +32,28 @@ def cache_folder() -> Path:
         return Path(named).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "easyedit-mend-parallel"
+
+
+class Readable(Protocol):
+    """A file that can be read as text: a `Path`, or a resource that ships with a package."""
+
+    def read_text(self, encoding: str) -> str: ...
+
+
+def text_lines(file: Readable, field: str, error: type[MendParallelError]) -> tuple[str, ...]:
+    """The lines of a UTF-8 text file without surrounding white space; empty lines are left out.
+
+    Raises `error` if the file cannot be read or holds no text. The message names the file, and
+    `field`, the option that named it.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{field}: cannot read text from {file}: {problem}") from problem
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise error(f"{field}: there is no line of text in {file}")
+    return lines
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Writes nothing into the model, and knows nothing of results, files or the ledger
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,7 +14,7 @@ from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.forward.batch import Batch, text_ids
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.hparams import MendHparams
-from easyedit_mend_parallel.method.extend_steps import extend_steps
+from easyedit_mend_parallel.method.extend_steps import ExtendedSteps
 from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.inner_steps import InnerSteps
 from easyedit_mend_parallel.method.least_squares import Aggregate, bytes_for_a_token
@@ -31,8 +30,8 @@ from easyedit_mend_parallel.method.mend import (
 from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.method.sequence_edit import Making
-from easyedit_mend_parallel.method.step_search import SearchedUpdates
-from easyedit_mend_parallel.method.untrained import Downhill, Reach, shortest_steps
+from easyedit_mend_parallel.method.step_search import SearchedUpdates, StepSearch
+from easyedit_mend_parallel.method.untrained import Downhill, Reach, ShortestSteps
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.ranks import Ranks
@@ -121,9 +120,9 @@ class Proposer:
             limits = {name: self._max_relative_norm * norm for name, norm in norms.items()}
             own = Downhill(self._model, own)
             reach = Reach(limits, self._step_margin)
-            search = partial(shortest_steps, self._model, by_name, reach)
+            search: StepSearch = ShortestSteps(self._model, by_name, reach)
         elif self._max_step > 1:
-            search = partial(extend_steps, self._model, by_name, self._max_step)
+            search = ExtendedSteps(self._model, by_name, self._max_step)
         else:
             return own
         return SearchedUpdates(self._model, own, search, asked, self._tokenizer.all_special_ids)

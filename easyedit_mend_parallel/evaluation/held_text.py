@@ -9,24 +9,15 @@ from importlib import resources
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import DataError
+from easyedit_mend_parallel.files import text_lines
 
 SHIPPED = "held_text.txt"
 
 
 def held_text(path: str | Path | None = None) -> tuple[str, ...]:
-    """The lines of a text file, empty ones left out; None: those that ship with this package.
+    """The lines of a text file, without empty ones; with None, those that ship with this package.
 
-    Raises DataError for a file that cannot be read or holds no text.
+    Raises DataError if the file cannot be read or holds no text.
     """
-    try:
-        if path is None:
-            shipped = resources.files("easyedit_mend_parallel.evaluation").joinpath(SHIPPED)
-            text = shipped.read_text(encoding="utf-8")
-        else:
-            text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read held text from {path}: {error}") from error
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not lines:
-        raise DataError(f"there is no line of text in {path}")
-    return lines
+    shipped = resources.files("easyedit_mend_parallel.evaluation").joinpath(SHIPPED)
+    return text_lines(shipped if path is None else Path(path), "held text", DataError)

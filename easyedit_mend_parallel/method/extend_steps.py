@@ -11,7 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.method.step_search import Part, search_steps
+from easyedit_mend_parallel.method.step_search import (
+    Part,
+    Steps,
+    StepSearch,
+    search_steps,
+    unanswered,
+)
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -21,30 +27,30 @@ GROWTH = 1.2
 """The factor from one trial to the next. It is small, since a trained update nearly suffices."""
 
 
-def extend_steps(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    max_step: float,
-    part: Part,
-    updates: Mapping[str, LowRankUpdate],
-) -> Tensor:
-    """The step (R,) of each request in `part`, 1 to `max_step`.
+class ExtendedSteps(StepSearch):
+    """Steps from 1 to `max_step`, each `GROWTH` times the one before.
 
-    It is 1 for a request whose target the model gives under its own update. Another one's update is
-    made longer, `GROWTH` times with every trial; where no trial brings the answer its step is 1,
-    too, and a warning names the request.
+    The step is 1 for a request whose target the model gives with its own update. It is also 1 for
+    a request whose target no step yields; a warning names that request.
     """
-    ones = torch.ones(len(part.requests))
-    found = search_steps(
-        model, targets, part.answers, updates, ones, max_step * ones, growth=GROWTH
-    )
-    for request, answered in zip(part.requests, found.answered.tolist(), strict=True):
-        if not answered:
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], max_step: float) -> None:
+        super().__init__(model, targets)
+        self._max_step = max_step
+
+    def search(self, part: Part, updates: Mapping[str, LowRankUpdate]) -> Steps:
+        ones = torch.ones(len(part.requests))
+        last = self._max_step * ones
+        return search_steps(
+            self.model, self.targets, part.answers, updates, ones, last, growth=GROWTH
+        )
+
+    def missed(self, part: Part, found: Steps) -> Tensor:
+        for name in unanswered(part.requests, found.answered):
             log.warning(
-                "no step up to max_step (%g) makes the model answer %r -> %r, so this edit is "
-                "as long as MEND makes it",
-                max_step,
-                request.prompt,
-                request.target_new,
+                "no step up to max_step (%g) makes the model answer %s: this edit keeps the length "
+                "that MEND gives it",
+                self._max_step,
+                name,
             )
-    return torch.where(found.answered, found.steps, ones)
+        return torch.where(found.answered, found.steps, 1.0)

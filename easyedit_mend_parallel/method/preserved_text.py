@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.files import text_lines
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.capture import layer_rows
 from easyedit_mend_parallel.method.least_squares import PreservedRows
@@ -23,22 +24,12 @@ SHIPPED = "preserved_text.txt"
 
 
 def lines_of(path: str | Path | None) -> tuple[str, ...]:
-    """The lines of a text file, empty ones left out; None: those that ship with this package.
+    """The lines of a text file, without empty ones; with None, those that ship with this package.
 
-    Raises HparamsError for a file that cannot be read or holds no text.
+    Raises HparamsError if the file cannot be read or holds no text.
     """
-    try:
-        if path is None:
-            file = resources.files("easyedit_mend_parallel.method").joinpath(SHIPPED)
-            text = file.read_text(encoding="utf-8")
-        else:
-            text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HparamsError(f"preserved_text: cannot read text from {path}: {error}") from error
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not lines:
-        raise HparamsError(f"preserved_text: there is no line of text in {path}")
-    return lines
+    shipped = resources.files("easyedit_mend_parallel.method").joinpath(SHIPPED)
+    return text_lines(shipped if path is None else Path(path), "preserved_text", HparamsError)
 
 
 class PreservedInputs:

@@ -7,7 +7,8 @@ nothing of hyperparameters, hypernetworks or placements.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,27 @@ class Part:
     losses: Tensor
 
 
+class StepSearch(ABC):
+    """Finds the step of each request in a part of a batch. Two methods are left to subclasses:
+    `search`, and `missed`, which decides on the requests for which it found no step."""
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target]) -> None:
+        self.model, self.targets = model, targets
+
+    def __call__(self, part: Part, updates: Mapping[str, LowRankUpdate]) -> Tensor:
+        """The step (R,), on the CPU, of each request of `part` along its rows of `updates`."""
+        found = self.search(part, updates)
+        return found.steps if found.answered.all() else self.missed(part, found)
+
+    @abstractmethod
+    def search(self, part: Part, updates: Mapping[str, LowRankUpdate]) -> Steps:
+        """Try steps for every request of `part`. Writes nothing."""
+
+    @abstractmethod
+    def missed(self, part: Part, found: Steps) -> Tensor:
+        """The steps (R,) where `found` has requests that are not answered; may raise instead."""
+
+
 class SearchedUpdates:
     """`own`'s updates, each request's as long as `search` found: an `OwnUpdates` of `mend`.
 
@@ -63,7 +85,7 @@ class SearchedUpdates:
         self,
         model: nn.Module,
         own: OwnUpdates,
-        search: Callable[[Part, Mapping[str, LowRankUpdate]], Tensor],
+        search: StepSearch,
         requests: Sequence[Request],
         special_ids: Collection[int],
     ) -> None:
@@ -174,6 +196,15 @@ def scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, Low
         )
         for name, update in updates.items()
     }
+
+
+def unanswered(requests: Sequence[Request], answered: Tensor) -> list[str]:
+    """`prompt -> target` of each request whose entry in `answered` (R,) is false, for messages."""
+    return [
+        f"{request.prompt!r} -> {request.target_new!r}"
+        for request, yes in zip(requests, answered.tolist(), strict=True)
+        if not yes
+    ]
 
 
 def _part(update: LowRankUpdate, request: int) -> LowRankUpdate:

@@ -19,7 +19,15 @@ from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.archive import Archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork, HypernetworkConfig
 from easyedit_mend_parallel.method.mend import OwnUpdates
-from easyedit_mend_parallel.method.step_search import Part, Steps, downhill, longest, search_steps
+from easyedit_mend_parallel.method.step_search import (
+    Part,
+    Steps,
+    StepSearch,
+    downhill,
+    longest,
+    search_steps,
+    unanswered,
+)
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
@@ -90,45 +98,41 @@ class Downhill:
             return downhill(updates, rows, batch.n_requests)[0]
 
 
-def shortest_steps(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    reach: Reach,
-    part: Part,
-    updates: Mapping[str, LowRankUpdate],
-) -> Tensor:
-    """The steps (R,) of `searched`; raises UpdateError, naming them, for requests of `part` whose
-    answer is not reached."""
-    found = searched(model, targets, reach, part, updates)
-    if found.answered.all():
-        return found.steps
-    answers = part.answers
-    with torch.no_grad(), evaluating(model):
-        with attached(model, targets, found.updates, answers.request):
-            reached = answers.losses_on(model)
-        before = answers.losses_on(model)
-    raise _unanswered(part.requests, found.answered, before, reached)
-
-
-def searched(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    reach: Reach,
-    part: Part,
-    updates: Mapping[str, LowRankUpdate],
-) -> Steps:
-    """For each request the step down its loss after which the model gives its answer.
+class ShortestSteps(StepSearch):
+    """For each request the smallest step down its loss after which the model gives its target.
 
     The steps tried lie about the one at which a straight line would bring the request's loss to
-    zero (Polyak 1969). `updates` are turned downhill where they are not. Writes nothing.
+    zero (Polyak 1969). Updates that do not go downhill are turned first.
     """
-    n = part.answers.n_requests
-    with Ranks.of(model).agree("look for the step"):
-        turned, slopes = downhill(updates, part.rows, n)
-        last = longest(turned, reach.limits, n)
-        straight = torch.where(slopes < 0, -part.losses.cpu() / slopes, last)
-    first = BEGIN * straight
-    return search_steps(model, targets, part.answers, turned, first, last, margin=reach.margin)
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], reach: Reach) -> None:
+        super().__init__(model, targets)
+        self._reach = reach
+
+    def search(self, part: Part, updates: Mapping[str, LowRankUpdate]) -> Steps:
+        n = part.answers.n_requests
+        with Ranks.of(self.model).agree("search the step"):
+            turned, slopes = downhill(updates, part.rows, n)
+            last = longest(turned, self._reach.limits, n)
+            straight = torch.where(slopes < 0, -part.losses.cpu() / slopes, last)
+        return search_steps(
+            self.model,
+            self.targets,
+            part.answers,
+            turned,
+            BEGIN * straight,
+            last,
+            margin=self._reach.margin,
+        )
+
+    def missed(self, part: Part, found: Steps) -> Tensor:
+        """Raises UpdateError, which names the requests whose target no step yields."""
+        answers = part.answers
+        with torch.no_grad(), evaluating(self.model):
+            with attached(self.model, self.targets, found.updates, answers.request):
+                reached = answers.losses_on(self.model)
+            before = answers.losses_on(self.model)
+        raise _unanswered(part.requests, found.answered, before, reached)
 
 
 def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:
@@ -139,7 +143,7 @@ def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequenc
     """
     with torch.no_grad(), evaluating(model):
         answered = torch.cat([part.answered(model) for part in answers])
-    lost = _named(requests, answered)
+    lost = unanswered(requests, answered)
     if lost:
         log.warning(
             "%d of %d requests are not answered by the edited model, though each was when it was "
@@ -157,7 +161,7 @@ def _unanswered(
     missed = [
         f"{name} (negative log-likelihood {then:.2f}, at the longest step {now:.2f})"
         for name, then, now in zip(
-            _named(requests, answered),
+            unanswered(requests, answered),
             before.cpu()[~answered].tolist(),
             reached.cpu()[~answered].tolist(),
             strict=True,
@@ -169,11 +173,3 @@ def _unanswered(
         "more answers come within reach), raise max_relative_norm (what the model says of other "
         "things moves with it), name more weights in inner_params, or train a hypernetwork"
     )
-
-
-def _named(requests: Sequence[Request], answered: Tensor) -> list[str]:
-    return [
-        f"{request.prompt!r} -> {request.target_new!r}"
-        for request, yes in zip(requests, answered.tolist(), strict=True)
-        if not yes
-    ]

@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
-from easyedit_mend_parallel.method.extend_steps import extend_steps
+from easyedit_mend_parallel.method.extend_steps import ExtendedSteps
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import NetworkUpdates
 from easyedit_mend_parallel.method.step_search import SearchedUpdates
@@ -44,7 +43,7 @@ def longer(
 
     own = NetworkUpdates(texts.model, network)
     by_name = {target.name: target for target in targets}
-    search = partial(extend_steps, texts.model, by_name, max_step)
+    search = ExtendedSteps(texts.model, by_name, max_step)
 
     def editing(texts_asked: Sequence[Text]) -> dict[str, LowRankUpdate]:
         batch = texts.batch(texts_asked)

@@ -33,7 +33,7 @@ from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.method.archive import Archive, load_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.step_search import Part
-from easyedit_mend_parallel.method.untrained import Reach, identity_network, searched
+from easyedit_mend_parallel.method.untrained import Reach, ShortestSteps, identity_network
 from easyedit_mend_parallel.training.calibration import calibrate
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.target import Target
@@ -55,7 +55,7 @@ def untrained(
         by_name = {target.name: target for target in targets}
         asked = [Request(text.prompt, text.target) for text in requests]
         part = Part(asked, answers, rows, losses)
-        steps = searched(texts.model, by_name, reach, part, network(rows))
+        steps = ShortestSteps(texts.model, by_name, reach).search(part, network(rows))
         return {
             name: _kept(update, steps.answered, norms[name], lengths, first=name == targets[0].name)
             for name, update in steps.updates.items()

@@ -6,7 +6,6 @@ Supports every kind of weight, also quantized and offloaded ones.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, output_with_update
 
@@ -114,25 +114,16 @@ class OutputEdits:
         return total
 
 
-class OutputStore:
-    """The output of `layer`. Holds the layer and its model weakly: a deleted model is freed."""
+class OutputStore(LayerReference):
+    """The output of `layer`."""
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
-        self.target = target
-        self._layer = weakref.ref(layer)
-        self._model = weakref.ref(model)
+        super().__init__(target, layer, model)
         if hasattr(layer.weight, "to_local"):
             raise UpdateError(
                 f"{target.name} is a shard of a tensor-parallel weight: its layer's output is a "
                 "part, to which no update can be added yet. Set `apply: weight`"
             )
-
-    @property
-    def layer(self) -> nn.Module:
-        layer = self._layer()
-        if layer is None:
-            raise UpdateError(f"{self.target.name}: its model no longer exists")
-        return layer
 
     def stage(self, update: LowRankUpdate) -> OutputStaged:
         """Prepare `update`. Makes no backup, since nothing will be overwritten."""
@@ -173,9 +164,7 @@ class OutputStaged:
     @property
     def before(self) -> Tensor | None:
         """The weight itself, not a copy: it is not changed."""
-        weight = self._store.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        return self._store.weight
 
     def commit(self) -> None:
         if self._update is None:

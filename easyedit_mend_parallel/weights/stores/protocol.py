@@ -3,7 +3,6 @@ edit, and which weights and updates no store can write."""
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.placement import Placement
+from easyedit_mend_parallel.weights.stores.references import ModelReference
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -82,30 +82,22 @@ class WeightStore(Store, Protocol):
         """Set the weight to `bits` (on any device), cast to its dtype. Wholly or not at all."""
 
 
-class CurrentStore:
+class CurrentStore(ModelReference):
     """Finds one target's current store, for an update whose own store no longer has the weight.
 
     A model may be dispatched again between an edit and its undo: a resident weight is then
     offloaded, or a weight on disk is in memory. Stores delegate to this class what they can no
-    longer do. References the model weakly: a deleted model is freed.
+    longer do.
     """
 
     def __init__(self, place: WeightPlace) -> None:
-        self.target = place.target
+        super().__init__(place.target, place.model)
         self._apply = place.apply
-        self._model = weakref.ref(place.model)
 
     @property
     def layer(self) -> nn.Module:
         """The target's layer. Raises UpdateError once the model is gone."""
         return self.target.layer(self.model)
-
-    @property
-    def model(self) -> nn.Module:
-        model = self._model()
-        if model is None:
-            raise UpdateError(f"{self.target.name}: its model no longer exists")
-        return model
 
     def put(self, bits: Tensor) -> None:
         """Set the weight to `bits` in its current store. Raises what that store raises."""

@@ -7,7 +7,6 @@ Supports every kind of weight, also quantized and offloaded ones. Writes nothing
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
+from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -78,32 +78,16 @@ class ScopedRows:
         return changed.view_as(output)
 
 
-class ScopedStore:
-    """The output of `layer`, edited by scope. References layer and model weakly."""
+class ScopedStore(LayerReference):
+    """The output of `layer`, edited by scope."""
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
-        self.target = target
-        self._layer = weakref.ref(layer)
-        self._model = weakref.ref(model)
+        super().__init__(target, layer, model)
         if hasattr(layer.weight, "to_local"):
             raise UpdateError(
                 f"{target.name} is a shard of a tensor-parallel weight, to whose output no scoped "
                 "update can be added yet. Set `apply: weight`"
             )
-
-    @property
-    def model(self) -> nn.Module:
-        model = self._model()
-        if model is None:
-            raise UpdateError(f"{self.target.name}: its model no longer exists")
-        return model
-
-    @property
-    def layer(self) -> nn.Module:
-        layer = self._layer()
-        if layer is None:
-            raise UpdateError(f"{self.target.name}: its model no longer exists")
-        return layer
 
     def stage(self, update: LowRankUpdate) -> ScopedStaged:
         """Raises UpdateError for an update that does not say where it applies, or whose scope is
@@ -161,9 +145,7 @@ class ScopedStaged:
     @property
     def before(self) -> Tensor | None:
         """The weight itself and no copy of it, as the model has it: it is not changed."""
-        weight = self._store.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        return self._store.weight
 
     def commit(self) -> None:
         update = self._update
