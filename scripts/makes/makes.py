@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
+DATA = HERE / "data"
 SEED = 31
 PARTS = ("train", "validation", "test")
 INVENTED = {"train": 60, "validation": 12, "test": 13}
@@ -32,7 +33,18 @@ Fact = dict[str, Any]
 
 
 def read(name: str) -> Any:
-    return yaml.safe_load((HERE / name).read_text("utf-8"))
+    return yaml.safe_load((DATA / name).read_text("utf-8"))
+
+
+def read_records() -> dict[str, list[list[str]]]:
+    """{relation: its [subject, object] pairs}, sorted by subject."""
+    found: dict[str, list[list[str]]] = {}
+    for line in (DATA / "records.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        subject = row.pop("subject")
+        for relation, value in row.items():
+            found.setdefault(relation, []).append([subject, value])
+    return {relation: sorted(pairs) for relation, pairs in found.items()}
 
 
 def invented() -> Iterator[tuple[str, Fact]]:
@@ -71,7 +83,7 @@ def invented() -> Iterator[tuple[str, Fact]]:
 
 def records() -> Iterator[tuple[str, Fact]]:
     """Facts of true records; the new object is another record's."""
-    values = json.loads((HERE / "records.json").read_text("utf-8"))
+    values = read_records()
     rng = random.Random(f"{SEED}/records")
     for relation, words in read("records.yaml").items():
         pairs = [tuple(pair) for pair in values[relation]]

