@@ -15,11 +15,14 @@ from easyedit_mend_parallel.editor import EditResult, MendParallel, rollback_all
 from easyedit_mend_parallel.edits import (
     AppliedEdit,
     Journal,
+    LoadedEdit,
     SavedEdit,
     export_delta,
     export_peft,
     load_edit,
+    load_scoped,
     save_edited,
+    save_scoped,
     squash,
 )
 from easyedit_mend_parallel.errors import (
@@ -48,6 +51,7 @@ __all__ = [
     "EditResult",
     "HparamsError",
     "Journal",
+    "LoadedEdit",
     "MENDParallelHyperParams",
     "MENDParallelTrainingHparams",
     "MendParallel",
@@ -64,11 +68,13 @@ __all__ = [
     "export_peft",
     "load_archive",
     "load_edit",
+    "load_scoped",
     "replace_mend",
     "restore_mend",
     "rollback_all",
     "save_archive",
     "save_edited",
+    "save_scoped",
     "squash",
 ]
 

@@ -10,16 +10,20 @@ from easyedit_mend_parallel.edits.journal import Journal
 from easyedit_mend_parallel.edits.journal_index import JournalEntry
 from easyedit_mend_parallel.edits.peft_adapter import export_peft
 from easyedit_mend_parallel.edits.saved import AppliedEdit, SavedEdit, load_edit
+from easyedit_mend_parallel.edits.scoped_folder import LoadedEdit, load_scoped, save_scoped
 from easyedit_mend_parallel.edits.squashing import squash
 
 __all__ = [
     "AppliedEdit",
     "Journal",
     "JournalEntry",
+    "LoadedEdit",
     "SavedEdit",
     "export_delta",
     "export_peft",
     "load_edit",
+    "load_scoped",
     "save_edited",
+    "save_scoped",
     "squash",
 ]

@@ -6,7 +6,7 @@ Reads weights where they are kept, a few rows at a time, and writes none. Knows 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -78,10 +78,19 @@ def describe_base(
     class, and the checksums of its vectors, which stay as they are when weights are quantized.
     Weights that are split between processes have checksums where every process makes them `whole`.
     """
-    model: Any = entry.model
-    base = Ledger.of(model).before()
+    model = entry.model
     # An edit of a sequence is made on the model without any.
-    before = base if isinstance(entry, SequenceEntry) else entry.before()
+    in_sequence = isinstance(entry, SequenceEntry)
+    before = Ledger.of(model).before() if in_sequence else entry.before()
+    return describe_weights(model, targets, before, whole)
+
+
+def describe_weights(
+    model: Any, targets: Iterable[str], before: Mapping[str, Tensor], whole: bool = False
+) -> dict[str, Any]:
+    """`describe_base` of the weights `targets`, with their bits `before` where those are others
+    than the present ones."""
+    base = Ledger.of(model).before()
     weights = {}
     for name in targets:
         earlier = before.get(name)

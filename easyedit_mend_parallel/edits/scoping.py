@@ -135,6 +135,7 @@ class Scoping:
         requests: Sequence[Request],
     ) -> dict[str, ScopedUpdate]:
         """`updates`, of which row after row says whose of `requests` it is, with their scopes."""
+        note_below(model, self.scope)
         found = self.scoped_requests(model, requests)
         return {
             name: ScopedUpdate(
@@ -172,11 +173,8 @@ class Scoping:
         return tuple(found)
 
     def _refuse_changed(self, model: nn.Module) -> None:
-        memory = scoped_memory(model)
-        now = versions_below(model, self.scope)
-        if memory is None:
-            _versions[model] = now
-        elif _versions.get(model, now) != now:
+        note_below(model, self.scope)
+        if _versions[model] != versions_below(model, self.scope):
             raise UpdateError(
                 f"weights below {self.scope.blocks_name}.{self.scope.blocks[-1]} have changed "
                 "since the model's first scoped edit, so that it can no longer be told where those "
@@ -275,6 +273,13 @@ def check_below(model: nn.Module, about: Mapping[str, Any], what: str) -> None:
             "had other bits: the states that tell where it applies are others in this model. Load "
             "that base; check=False puts the edit on all the same"
         )
+
+
+def note_below(model: nn.Module, scope: Scope) -> None:
+    """Remember what lies below the lowest target of a model that has no scoped edits yet, so that
+    a later edit can tell whether it has changed."""
+    if scoped_memory(model) is None or model not in _versions:
+        _versions[model] = versions_below(model, scope)
 
 
 def versions_below(model: nn.Module, scope: Scope) -> tuple[int, ...]:

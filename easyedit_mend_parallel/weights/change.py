@@ -39,6 +39,13 @@ class Record:
         """Whether somebody can still ask for this change to be undone."""
         return self.entry() is not None
 
+    def let_rows_go(self) -> None:
+        """Forget the rows of updates that come out by themselves: their store has them."""
+        for name, staged in self.staged.items():
+            if staged.independent:
+                staged.forget()
+                del self.updates[name]
+
 
 class Entry:
     """A handle on one change of a model. While it is held, the change can be undone by itself."""
@@ -68,10 +75,13 @@ class Entry:
             ledger._undo(self._record, alone)
 
     def again(self) -> Entry:
-        """Add the same updates anew, as the last change, after `undo`; raises as `change` does."""
+        """Add the same updates anew, as the last change, after `undo`; raises as `change` does, and
+        UpdateError where its rows were not kept."""
         record, ledger = self._record, self._ledger()
         if ledger is None:
             raise UpdateError("the model that was edited no longer exists")
+        if record.targets.keys() - record.updates.keys():
+            raise UpdateError("the rows of this change were not kept: load them anew")
         return ledger.change(list(record.targets.values()), record.updates, record.apply)
 
     def before(self) -> dict[str, Tensor]:

@@ -80,11 +80,15 @@ class Ledger:
         targets: Sequence[Target],
         updates: Mapping[str, LowRankUpdate],
         apply: str = "weight",
+        *,
+        keep_rows: bool = True,
     ) -> Entry:
         """Add `updates` ({target name: update}) to the model: all of them, or none.
 
         `apply` says how they are felt (see `WeightPlace`). Raises UpdateError (an update that is
         not finite, or that a store cannot take) or PlacementError, with every weight as it was.
+        Without `keep_rows` the change can be undone, but not be made `again`: nothing but the
+        store holds the rows of updates that come out by themselves (`Staged.independent`).
         The oldest changes that nobody holds are forgotten then: they stay in the model and only
         `undo_all` takes them out.
         """
@@ -110,6 +114,8 @@ class Ledger:
             record = Record(by_name, dict(updates), staged, apply, self._made)
             entry = Entry(self, record)
             record.entry = weakref.ref(entry)
+            if not keep_rows:
+                record.let_rows_go()
             self._records.append(record)
             self._forget_unheld()
             return entry
@@ -307,7 +313,8 @@ class Ledger:
             if staged.independent:
                 staged.forget()
                 self._settled.append(staged)
-                del record.staged[name], record.updates[name], record.targets[name]
+                del record.staged[name], record.targets[name]
+                record.updates.pop(name, None)
 
     def _live_model(self) -> nn.Module:
         model = self._model()

@@ -81,17 +81,19 @@ class ScopedMemory:
             self.bytes += size_of(rows.keys, rows.values)
         self._changed()
 
-    def take(self, request: ScopedRequest, target: str) -> None:
-        """Let the rows of `request` for a target go; without any the request goes, too."""
+    def take(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
+        """Let the rows of `request` for a target go, and return them; without any the request
+        goes, too."""
         held = self._held.get(request)
         rows = None if held is None else held.rows.pop(target, None)
         if held is None or rows is None:
-            return
+            return None
         self.bytes -= size_of(rows.keys, rows.values)
         if not held.rows:
             del self._held[request]
             self.bytes -= size_of(request.keys)
         self._changed()
+        return rows
 
     def next_serial(self) -> int:
         return next(self._serials)
@@ -99,6 +101,15 @@ class ScopedMemory:
     def rows(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
         held = self._held.get(request)
         return None if held is None else held.rows.get(target)
+
+    def serial(self, request: ScopedRequest) -> int:
+        """How late a request came: that of all requests of one edit."""
+        return self._held[request].serial
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets that any request has rows for, in the order of the first."""
+        return list(dict.fromkeys(name for held in self._held.values() for name in held.rows))
 
     def holds(self, target: str) -> bool:
         """Whether any request has rows for the target."""

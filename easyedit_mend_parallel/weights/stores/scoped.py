@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.gate import Gate
-from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
@@ -104,31 +104,35 @@ class ScopedStore(LayerReference):
         return ScopedStaged(self, update)
 
     def hang(
-        self, rows: Sequence[tuple[ScopedRequest, LowRankUpdate]], update: ScopedUpdate, serial: Any
+        self,
+        rows: Sequence[tuple[ScopedRequest, LowRankUpdate]],
+        scope: Scope,
+        read: Any,
+        serial: int | None,
     ) -> int:
         """Put the rows of requests into the memory; the serial that they have there."""
-        assert update.scope is not None
         gate = Gate.of(self.model)
         if gate is None:
-            gate = Gate(self.model, ScopedMemory(update.scope, update.read))
+            gate = Gate(self.model, ScopedMemory(scope, read))
         if not hasattr(self.layer, _HOOK):
             ScopedRows(self.layer, self.target.name, gate)
         serial = gate.memory.next_serial() if serial is None else serial
         for request, own in rows:
             gate.memory.add(request, self.target.name, own, serial)
-        return int(serial)
+        return serial
 
-    def take(self, requests: Sequence[ScopedRequest]) -> None:
-        """Take the rows of requests out of the memory; with the last ones the hooks go."""
+    def take(self, requests: Sequence[ScopedRequest]) -> list[tuple[ScopedRequest, LowRankUpdate]]:
+        """Take the rows of requests out of the memory; with the last ones the hooks go. Returns
+        what was taken."""
         gate = Gate.of(self.model)
         if gate is None:
-            return
-        for request in requests:
-            gate.memory.take(request, self.target.name)
+            return []
+        taken = [(one, gate.memory.take(one, self.target.name)) for one in requests]
         if not gate.memory.holds(self.target.name) and hasattr(self.layer, _HOOK):
             getattr(self.layer, _HOOK).remove(self.layer)
         if not len(gate.memory):
             gate.remove(self.model)
+        return [(request, rows) for request, rows in taken if rows is not None]
 
 
 class ScopedStaged:
@@ -137,9 +141,12 @@ class ScopedStaged:
     independent = True
 
     def __init__(self, store: ScopedStore, update: ScopedUpdate) -> None:
+        assert update.scope is not None
         self._store = store
-        self._update: ScopedUpdate | None = update
+        self._scope, self._read = update.scope, update.read
         self._requests = update.requests
+        self._rows: list[tuple[ScopedRequest, LowRankUpdate]] | None = _by_request(update)
+        """What `commit` puts into the memory; what `undo` took out of it is put back."""
         self._serial: int | None = None
 
     @property
@@ -148,29 +155,32 @@ class ScopedStaged:
         return self._store.weight
 
     def commit(self) -> None:
-        update = self._update
-        if update is None:
+        if self._rows is None:
             raise UpdateError(f"{self._store.target.name}: the update was let go")
-        rows = []
-        for number, request in enumerate(update.requests):
-            mine = update.request == number
-            own = LowRankUpdate(
-                update.keys[mine].detach(), update.values[mine].detach(), update.request[mine]
-            )
-            rows.append((request, own))
-        self._serial = self._store.hang(rows, update, self._serial)
+        self._serial = self._store.hang(self._rows, self._scope, self._read, self._serial)
 
     def undo(self) -> None:
-        self._store.take(self._requests)
+        taken = self._store.take(self._requests)
+        self._rows = taken or self._rows
 
     def forget(self) -> None:
-        self._update = None
+        self._rows = None
 
 
 def scoped_memory(model: nn.Module) -> ScopedMemory | None:
     """The memory of a model's scoped edits; None where it has none."""
     gate = Gate.of(model)
     return None if gate is None else gate.memory
+
+
+def _by_request(update: ScopedUpdate) -> list[tuple[ScopedRequest, LowRankUpdate]]:
+    """Each request with its rows, which share no memory with those of others."""
+    order = update.request.argsort(stable=True)
+    counts = update.request.bincount(minlength=len(update.requests)).tolist()
+    return [
+        (request, LowRankUpdate(update.keys[mine], update.values[mine], update.request[mine]))
+        for request, mine in zip(update.requests, torch.split(order, counts), strict=True)
+    ]
 
 
 def _one_of(

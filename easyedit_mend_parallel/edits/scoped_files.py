@@ -1,0 +1,266 @@
+"""What the folder of a model's scoped edits has in it: an index, keys, rows, and checksums of all.
+
+Knows files, requests and rows; knows no base model, and changes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.edits.saved import package_versions
+from easyedit_mend_parallel.errors import EditError, TargetError
+from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate, Thresholds
+from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
+from easyedit_mend_parallel.weights.target import Target, find_target
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+KIND, FORMAT_VERSION = "scoped edits", 1
+INDEX, KEYS_FILE = "scoped.json", "keys.safetensors"
+ROWS_IN_A_FILE = 1 << 26
+"""Bytes of rows in one file, at most, where no single request has more."""
+READ_AT_ONCE = 1 << 20
+"""Bytes of a file that are read at once for its checksum."""
+SCOPE_TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias", "common")
+
+
+@dataclass(frozen=True)
+class SavedScopes:
+    """A folder that was read and found whole; its rows are still in their files."""
+
+    folder: Path
+    scope: Scope
+    targets: list[Target]
+    requests: list[dict[str, Any]]
+    keys: list[tuple[Tensor, Tensor]]
+    stacks: list[str]
+    files: list[str]
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> SavedScopes:
+        index = _index(folder)
+        for name, expected in index["files"].items():
+            path = folder / name
+            if not path.is_file() or _sum(path) != expected:
+                raise EditError(
+                    f"{path} is missing, cut short or changed: its checksum is not that of "
+                    f"{INDEX}. Copy the whole folder again, or make the edits anew"
+                )
+        try:
+            tensors, _ = read_tensors(folder / KEYS_FILE)
+            keys, weights = (
+                torch.split(tensors[name].clone(), index["lengths"]) for name in ("keys", "weights")
+            )
+            return cls(
+                folder,
+                _scope(index["scope"], tensors),
+                [Target(**one) for one in index["targets"]],
+                index["requests"],
+                list(zip(keys, weights, strict=True)),
+                index["stacks"],
+                [name for name in index["files"] if name != KEYS_FILE],
+                index["about"],
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise EditError(f"{folder} is damaged: {type(error).__name__} {error}") from error
+
+    def found_in(self, model: nn.Module, target: Target) -> Target:
+        try:
+            here = find_target(model, target.name)
+        except TargetError as error:
+            raise EditError(f"{self.folder} was saved from another model: {error}") from None
+        if here.shape != target.shape:
+            raise EditError(
+                f"{self.folder} was saved from another model: {target.name} has the shape "
+                f"{target.shape} there and {here.shape} in this one"
+            )
+        return here
+
+    def refuse_other_tokenizer(self, read: Callable[[list[int]], str]) -> None:
+        for one in self.requests:
+            if [read(list(answer)) for answer in one["answers"]] != one["reads"]:
+                raise EditError(
+                    f"{self.folder} was saved with another tokenizer: the tokens of "
+                    f"{one['target']!r} are another text with this one. Give the tokenizer of "
+                    "that model"
+                )
+
+    def updates(self, read: Any) -> Iterator[tuple[int, dict[str, ScopedUpdate]]]:
+        """(edit, its updates), oldest first, with the rows of one file in memory at a time."""
+        numbered = list(enumerate(self.requests))
+        for (file, edit), group in groupby(numbered, lambda one: (one[1]["file"], one[1]["edit"])):
+            chosen = list(group)
+            requests = tuple(
+                ScopedRequest(
+                    one["prompt"],
+                    one["target"],
+                    *self.keys[number],
+                    tuple(one["subject"]),
+                    tuple(map(tuple, one["answers"])),
+                )
+                for number, one in chosen
+            )
+            parts: dict[str, list[LowRankUpdate]] = {}
+            numbers: dict[str, list[int]] = {}
+            for number, (_, one) in enumerate(chosen):
+                places = {
+                    self.targets[int(target)].name: RowsPlace(self.stacks[stack], start, stop)
+                    for target, (stack, start, stop) in one["rows"].items()
+                }
+                for name, rows in rows_at(self.folder / self.files[file], places).items():
+                    parts.setdefault(name, []).append(rows)
+                    numbers.setdefault(name, []).append(number)
+            yield (
+                edit,
+                {
+                    name: _joined(of, numbers[name], requests, self.scope, read)
+                    for name, of in parts.items()
+                },
+            )
+
+
+def _joined(
+    parts: Sequence[LowRankUpdate],
+    numbers: Sequence[int],
+    requests: Sequence[ScopedRequest],
+    scope: Scope,
+    read: Any,
+) -> ScopedUpdate:
+    """The rows of the requests with these numbers as one update, in the widest dtype of any."""
+    mine = tuple(requests[number] for number in numbers)
+    counts = torch.tensor([len(part.keys) for part in parts])
+    return ScopedUpdate(
+        torch.cat([part.keys for part in parts]),
+        torch.cat([part.values for part in parts]),
+        torch.arange(len(parts)).repeat_interleave(counts),
+        requests=mine,
+        scope=scope,
+        read=read,
+    )
+
+
+def write_scopes(
+    folder: Path, memory: ScopedMemory, targets: Sequence[Any], about: Mapping[str, Any]
+) -> None:
+    requests, names = memory.requests, [one["name"] for one in targets]
+    said: list[dict[str, Any]] = []
+    stacks: dict[str, int] = {}
+    files: dict[str, str] = {}
+    for number, chosen in enumerate(_in_files(requests, memory, names)):
+        rows = [(at, name, update) for at, of in chosen for name, update in of.items()]
+        tensors, places = stacked([(name, update) for _, name, update in rows])
+        path = folder / f"rows-{number + 1:05}.safetensors"
+        write_tensors(path, tensors, {})
+        files[path.name] = _sum(path)
+        lies: dict[int, dict[int, list[int]]] = {at: {} for at, _ in chosen}
+        for (at, name, _), place in zip(rows, places, strict=True):
+            stack = stacks.setdefault(place.stack, len(stacks))
+            lies[at][names.index(name)] = [stack, place.start, place.stop]
+        said += [_plain(memory, requests[at]) | {"file": number, "rows": lies[at]} for at in lies]
+    scope = memory.scope.to(torch.device("cpu"))
+    tensors = {
+        "keys": torch.cat([request.keys.cpu() for request in requests]),
+        "weights": torch.cat([request.weights.cpu() for request in requests]),
+        **{name: value for name, value in vars(scope).items() if torch.is_tensor(value)},
+    }
+    write_tensors(folder / KEYS_FILE, tensors, {})
+    files[KEYS_FILE] = _sum(folder / KEYS_FILE)
+    plain = {name: value for name, value in vars(scope).items() if name not in SCOPE_TENSORS}
+    index = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "scope": plain | {"thresholds": asdict(scope.thresholds)},
+        "targets": targets,
+        "requests": said,
+        "lengths": [len(request.keys) for request in requests],
+        "stacks": list(stacks),
+        "files": files,
+        "about": {**about, "versions": package_versions()},
+    }
+    text = json.dumps(index, indent=1, ensure_ascii=False)
+    kept = {"checksum": _digest(json.loads(text)), **index}
+    (folder / INDEX).write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _in_files(
+    requests: Sequence[ScopedRequest], memory: ScopedMemory, names: Sequence[str]
+) -> Iterator[list[tuple[int, dict[str, LowRankUpdate]]]]:
+    """(number of a request, its rows) of as many requests as one file has, in order."""
+    chosen: list[tuple[int, dict[str, LowRankUpdate]]] = []
+    size = 0
+    for number, request in enumerate(requests):
+        found = {name: memory.rows(request, name) for name in names}
+        rows = {name: update for name, update in found.items() if update is not None}
+        more = sum(update.keys.nbytes + update.values.nbytes for update in rows.values())
+        if chosen and size + more > ROWS_IN_A_FILE:
+            yield chosen
+            chosen, size = [], 0
+        chosen.append((number, rows))
+        size += more
+    yield chosen
+
+
+def _plain(memory: ScopedMemory, request: ScopedRequest) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "target": request.target,
+        "subject": request.subject,
+        "answers": request.answers,
+        "reads": [memory.read(list(answer)) for answer in request.answers],
+        "edit": memory.serial(request),
+    }
+
+
+def _scope(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scope:
+    values: dict[str, Any] = {
+        name: tensors[name].clone() for name in SCOPE_TENSORS if name in tensors
+    }
+    plain: dict[str, Any] = dict(about) | {
+        "blocks": tuple(about["blocks"]),
+        "thresholds": Thresholds(**about["thresholds"]),
+    }
+    return Scope(**plain, **values)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.is_file():
+        raise EditError(f"no scoped edits are saved at {folder.absolute()}: {INDEX} is missing")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EditError(f"{path} is cut short or damaged: {error}") from error
+    if not isinstance(index, dict) or index.get("kind") != KIND:
+        raise EditError(f"{path} does not say that the folder has scoped edits")
+    if index.get("format_version") != FORMAT_VERSION:
+        raise EditError(
+            f"{path} has format {index.get('format_version')!r}, and this version reads format "
+            f"{FORMAT_VERSION}: install the easyedit-mend-parallel that wrote it"
+        )
+    if index.pop("checksum", None) != _digest(index):
+        raise EditError(f"{path} was changed since it was written: its checksum is another one")
+    return index
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _sum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
