@@ -53,15 +53,14 @@ class MendParallel:
     their layers.
 
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
-    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is its tokenizer
-    (not changed); `hparams` name the targets, the network's options and the trained archive. A
-    `network` that is given is used as it is, and no archive is read; it may be the `trained` of an
-    earlier editor of the same model. With `untrained: true` in the hyperparameters the network is
-    the identity, and each request gets the step along its gradient that makes its target the
-    model's answer.
+    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is not changed.
+    `hparams` name the targets, the network's options and the trained archive. With `network` no
+    archive is read: it is a hypernetwork, or the `trained` of an earlier editor of the same model.
+    With `untrained: true` in the hyperparameters the network is the identity, and each request gets
+    the step along its gradient after which the model gives its target.
 
-    Raises TargetError, PlacementError, UpdateError or ArchiveError where the model cannot be
-    edited with these hyperparameters; the model is not changed by that.
+    Raises TargetError, PlacementError, UpdateError or ArchiveError if the model cannot be edited
+    with these hyperparameters. The model is then unchanged.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class MendParallel:
                 else (hparams.inner_params or network.target_names, network.network.config)
             )
             self.targets = find_targets(model, names)
-            self._prepare()  # refuses, before anything is computed, what cannot be edited
+            self._prepare()  # raises before anything is computed
             self.trained = network or read_trained(
                 model,
                 self.targets,
@@ -123,7 +122,7 @@ class MendParallel:
 
     @property
     def solves_sequences(self) -> bool:
-        """Whether a further edit is solved together with earlier ones, or added to them."""
+        """Whether a further edit is solved together with earlier ones. If not, it is added."""
         solved = self._sequence == "solve" and self.aggregate.how == "least_squares"
         return solved and self.scoping is None
 
@@ -139,16 +138,16 @@ class MendParallel:
     ) -> EditResult:
         """Edit the model so that each request's prompt is followed by its target.
 
-        Several requests are one update, made of their own updates as `aggregate` in the
-        hyperparameters says; with `apply: scoped` each keeps its own. The model is changed wholly
-        or not at all.
+        The updates of several requests are combined into one as `aggregate` in the hyperparameters
+        says; with `apply: scoped` each request keeps its own. The model is changed wholly or not at
+        all.
 
         An update after which one of its targets is less likely than before is refused with
-        WorseError, unless `on_worse` says otherwise. Looking costs one more forward pass of the
-        requests; so does `losses_after` where nobody looks. `max_step` above 1 and
-        `untrained: true` cost one for each step tried, and the latter one for a last look.
+        WorseError, unless `on_worse` says otherwise. This check costs one forward pass of the
+        requests; without it, `losses_after` costs one. `max_step` above 1 and `untrained: true`
+        cost one for each step tried, and `untrained: true` one more after the edit.
 
-        Raises RequestError, TargetError, PlacementError or UpdateError; nothing is changed then.
+        Raises RequestError, TargetError, PlacementError or UpdateError. Nothing is changed then.
         """
         started = time.perf_counter()
         asked = without_repeats(as_requests(requests, self._target_space))
@@ -179,7 +178,7 @@ class MendParallel:
                 looks = losses_after or self._on_worse != IGNORE
                 after = self._losses(batch) if looks else None
             except BaseException:
-                entry.undo(alone=True)  # inside the forward, nobody knows where other ranks are
+                entry.undo(alone=True)  # other ranks may still be in their forward pass
                 raise
             if self._on_worse != IGNORE:
                 try:
@@ -203,21 +202,21 @@ class MendParallel:
         )
 
     def rollback_all(self) -> None:
-        """Give every edited weight of the model the bits it had before its first edit."""
+        """Undo every edit of the model, bit for bit, whichever editor made it."""
         rollback_all(self.model)
 
     def verify(self) -> list[Verdict]:
-        """A verdict on every request that is in the model by `sequence: solve`, oldest first: the
-        model's answer now, the target's probability, and whether the edit holds.
+        """A verdict on every request of the model's sequence (`sequence: solve`), oldest first: the
+        model's current answer, the target's probability, and whether the edit holds.
 
-        Costs a forward pass of all requests, 32 in each.
+        Costs one forward pass for each 32 requests.
         """
         with Ledger.of(self.model).lock:
             requests = [r for one in EditSequence.all_of(self.model) for r in one.requests]
             return verify(self.model, self.tokenizer, requests)
 
     def earlier_requests(self, result: EditResult) -> list[Request]:
-        """The requests that are in the model besides those of `result`, oldest first."""
+        """The requests of the model's sequence without those of `result`, oldest first."""
         mine = {request.prompt for request in result.requests}
         found = [r for one in EditSequence.all_of(self.model) for r in one.requests]
         return [request for request in found if request.prompt not in mine]
@@ -225,7 +224,7 @@ class MendParallel:
     def _written(
         self, asked: Sequence[Request], batch: Batch
     ) -> tuple[Entry | SequenceEntry, Proposal]:
-        """The edit as it is in the model now: solved together with earlier ones, or added."""
+        """Make the edit and write it: solved together with earlier ones, or added to them."""
         if not self.solves_sequences:
             proposal = self._proposer.propose(batch, asked)
             if self.scoping is not None:
@@ -247,7 +246,7 @@ class MendParallel:
         return entry, proposal
 
     def _refuse_lost(self, entry: SequenceEntry, before: Sequence[Verdict]) -> None:
-        """Take the edit out and raise UpdateError where too many earlier requests are lost."""
+        """Undo the edit and raise UpdateError if too many earlier requests are lost."""
         assert self._max_lost is not None
         after = verify(self.model, self.tokenizer, [one.request for one in before])
         lost = [
@@ -277,6 +276,5 @@ def _ask(tokenizer: Any, model: nn.Module, requests: Sequence[Request]) -> list[
 
 
 def rollback_all(model: nn.Module) -> None:
-    """Undo every edit of `model` that this package made: each weight gets back, to the bit, what
-    it preserved before its first edit, however many edits there were and whoever made them."""
+    """Undo every edit of `model` that this package made, bit for bit, whichever editor made it."""
     Ledger.of(model).undo_all()

@@ -210,7 +210,7 @@ def test_two_who_change_one_journal_do_not_lose_each_others_edits(tmp_path: Path
     kept(tmp_path)
     one, other = Journal(tmp_path), Journal(tmp_path)
     one.undo(1)
-    with pytest.raises(EditError, match="changed by somebody else"):
+    with pytest.raises(EditError, match="changed by another process"):
         other.undo(2)
     assert Journal(tmp_path).applied == [2, 3]
 
@@ -332,7 +332,7 @@ def test_a_journal_that_holds_nothing_keeps_no_backups_and_says_so(tmp_path: Pat
     for act in (journal.undo, lambda: journal.squash(3)):
         with pytest.raises(EditError, match="hold=False"):
             act()
-    with pytest.raises(EditError, match="has edits already"):
+    with pytest.raises(EditError, match="already has edits"):
         Journal(tmp_path).apply_to(model, hold=False)
     ledger.undo_all()
     (tmp_path / "0003.safetensors").unlink()

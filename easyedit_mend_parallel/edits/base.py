@@ -1,6 +1,7 @@
-"""What tells one base model from another: checksums of the weights that an edit changed.
+"""Identifies a base model by checksums of the weights that an edit changed.
 
-Reads weights where they are kept, a few rows at a time, and writes none. Knows nothing of updates.
+Reads weights where they are stored, a few rows at a time, and writes none. Knows nothing of
+updates.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ Sums: TypeAlias = Mapping[str, str]
 NARROWER: dict[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.float32: (torch.bfloat16, torch.float16)
 }
-"""In which dtypes a weight is summed besides its own, so that the same checkpoint is known again
-when it is loaded in one of them."""
+"""The dtypes in which a weight gets a checksum besides its own, so that the same checkpoint is
+recognised when it is loaded in one of them."""
 PIECE = 1 << 22
-"""Elements of a weight that are on the CPU at once while it is summed."""
+"""Maximum number of a weight's elements on the CPU while its checksum is computed."""
 
 
 def kept_weight(model: nn.Module, name: str) -> Tensor:
-    """`holder.kept_weight`, or an EditError where the weight has no values."""
+    """The values of a weight, wherever they are stored. Raises EditError if it has none."""
     kept = holder.kept_weight(model, name)
     if kept is None:
         raise EditError(
-            f"{name} has no values, and nothing of accelerate's holds any for it: load the model "
+            f"{name} has no values, and accelerate stores none for it: load the model "
             "with from_pretrained"
         )
     return kept
 
 
 def sums_of(weight: Tensor) -> Sums:
-    """The checksums of `weight`, in its own dtype and in what is narrower."""
+    """The checksums of `weight`, in its own dtype and in narrower ones."""
     dtypes = (weight.dtype, *NARROWER.get(weight.dtype, ()))
     digests = {dtype: hashlib.sha256() for dtype in dtypes}
     for piece in torch.split(weight.reshape(-1), PIECE):
@@ -58,11 +59,11 @@ def sums_of(weight: Tensor) -> Sums:
 
 
 def agree(mine: Sums, dtype: str, saved: Sums) -> bool | None:
-    """Whether a weight of `dtype` that has the checksums `mine` is the one that has `saved`.
+    """Whether a weight of `dtype` with the checksums `mine` equals the one with `saved`.
 
-    None where nothing can be compared. It can where the saved one was also summed in this dtype,
-    or where this one is fp32 and the saved one narrower: `mine` then has it rounded, as
-    `from_pretrained` would have rounded it.
+    Returns None if the two cannot be compared. They can if `saved` has a checksum in this dtype, or
+    if this weight is fp32 and the saved one narrower: `mine` then has the checksum of its rounded
+    values, as `from_pretrained` would round them.
     """
     common = [dtype] if dtype in saved else [other for other in mine if other in saved]
     return mine[common[0]] == saved[common[0]] if common else None
@@ -71,15 +72,15 @@ def agree(mine: Sums, dtype: str, saved: Sums) -> bool | None:
 def describe_base(
     entry: Entry | SequenceEntry, targets: Mapping[str, Target], whole: bool = False
 ) -> dict[str, Any]:
-    """What `check_base` needs of the model that the change `entry` was made in; JSON can say it.
+    """Describe the model in which the change `entry` was made, for `check_base`, as JSON values.
 
-    Of each weight: its dtype, the weights tied to it, and the checksums of its bits before this
-    change (`before`) and before any change of this package (`base`). Of the model: its name, its
-    class, and the checksums of its vectors, which stay as they are when weights are quantized.
-    Weights that are split between processes have checksums where every process makes them `whole`.
+    For each weight: its dtype, the weights tied to it, and the checksums of its bits before this
+    change (`before`) and before any change of this package (`base`). For the model: its name, its
+    class, and the checksums of its vectors, which quantization does not change. Weights that are
+    split between processes have checksums only with `whole`, which every process must then pass.
     """
     model = entry.model
-    # An edit of a sequence is made on the model without any.
+    # An edit of a sequence is computed on the model without any edits.
     in_sequence = isinstance(entry, SequenceEntry)
     before = Ledger.of(model).before() if in_sequence else entry.before()
     return describe_weights(model, targets, before, whole)
@@ -88,8 +89,8 @@ def describe_base(
 def describe_weights(
     model: Any, targets: Iterable[str], before: Mapping[str, Tensor], whole: bool = False
 ) -> dict[str, Any]:
-    """`describe_base` of the weights `targets`, with their bits `before` where those are others
-    than the present ones."""
+    """As `describe_base`, of the weights `targets`. `before` has the bits of those that differ
+    now."""
     base = Ledger.of(model).before()
     weights = {}
     for name in targets:
@@ -116,8 +117,8 @@ def describe_weights(
 
 
 def vectors(model: nn.Module, whole: bool) -> Sums:
-    """The checksums of all one-dimensional parameters (norms, biases) together; none where they
-    have several dtypes, or are split between processes and not to be made `whole`."""
+    """The checksums of all one-dimensional parameters (norms, biases) together. Empty if they have
+    several dtypes, or if they are split between processes and `whole` is false."""
     found = [name for name, parameter in model.named_parameters() if parameter.dim() == 1]
     tensors = [kept_weight(model, name) for name in sorted(found)]
     if not tensors or len({tensor.dtype for tensor in tensors}) > 1:
@@ -130,12 +131,12 @@ def vectors(model: nn.Module, whole: bool) -> Sums:
 def check_base(
     model: Any, targets: Sequence[Target], about: Mapping[str, Any], what: str
 ) -> dict[str, str]:
-    """Raise EditError where `model` is not the base that `about` (`describe_base`) describes.
+    """Raise EditError if `model` is not the base that `about` (`describe_base`) describes.
 
-    A weight is the base's if its bits, now or before this package first changed them, are those
-    from before the edit or from before all edits. Returns {target name: why it could not be
-    compared}, with what was compared instead. `what` names the edit in errors. Every process of a
-    model that is split between them has to call this.
+    A weight matches if its bits, now or before this package first changed them, are those from
+    before the edit or from before all edits. Returns {target name: why it could not be compared,
+    and what was compared instead}. `what` names the edit in errors. If the model is split between
+    processes, every process must call this.
     """
     first = Ledger.of(model).before()
     others: list[str] = []
@@ -161,15 +162,15 @@ def check_base(
             f"{what} was made on another base model ({about['model']['id']}): "
             f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} other bits in this "
             "model. Load that base; after edits that another tool made, load it again. "
-            "check=False puts the edit on all the same"
+            "check=False applies the edit anyway"
         )
     instead = _compare_otherwise(model, about["model"], what) if unknown else ""
     return {name: f"{why}; {instead}" for name, why in unknown.items()}
 
 
 def _is_base(weights: Sequence[Tensor], like: Tensor, saved: Mapping[str, Any]) -> bool | None:
-    """Whether one of `weights`, which are split as `like` is, is the base of the edit, or what the
-    edit was computed on."""
+    """Whether one of `weights` is the base of the edit, or the weight on which it was computed.
+    They are split between processes as `like` is."""
     verdict: bool | None = None
     for number, weight in enumerate(weights):
         if number and weight is weights[0]:
@@ -184,7 +185,7 @@ def _is_base(weights: Sequence[Tensor], like: Tensor, saved: Mapping[str, Any]) 
 
 
 def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) -> str:
-    """Compare what else is known of the base, and say what that was."""
+    """Compare the class, norms and biases of the model instead of a weight; say which."""
     if type(model).__name__ != about["class"]:
         raise EditError(
             f"{what} was made on a {about['class']} ({about['id']}), and this model is a "
@@ -197,13 +198,13 @@ def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) ->
     if not any(mine[dtype] == saved[dtype] for dtype in common):
         raise EditError(
             f"{what} was made on another base model ({about['id']}): the norms and biases of this "
-            "model have other bits. Load that base; check=False puts the edit on all the same"
+            "model have other bits. Load that base; check=False applies the edit anyway"
         )
     return "the model's class, its norms and biases, and the weights' shapes were compared instead"
 
 
 def _identity(model: Any) -> str:
-    """The name that the model was loaded by: a hub id, or the last part of a path."""
+    """The name from which the model was loaded: a hub id, or the last part of a path."""
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return Path(name).name if Path(name).exists() else name
 

@@ -1,6 +1,7 @@
 """Saves an edited model as an ordinary checkpoint, with its edits, from any placement.
 
-transformers writes the files; this module gives it the weights that it would not find itself.
+transformers writes the files; this module provides the weights that transformers would not find.
+Knows nothing of how edits are made.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
     """`model.save_pretrained(folder, **options)`, with every edit in the written weights.
 
     Works on any placement, with `apply: weight` and `apply: output`. Edits of outputs are written
-    into the weights for the time of saving, and taken out again to the bit. `folder` must be new or
-    empty, and appears whole or not at all; `tokenizer` is saved with the model. If the model is
-    split between processes, every rank must call this function. The first rank writes, with the
+    into the weights while the files are written, and then undone to the bit. `folder` must be new
+    or empty. It is written whole or not at all; `tokenizer` is saved with the model. If the model
+    is split between processes, every rank must call this function. The first rank writes, with the
     weights of one file in memory (`max_shard_size` is an option of `save_pretrained`; before
     transformers 5 those of all files); the others have one weight at a time.
 

@@ -1,6 +1,7 @@
-"""Exports an edit as a state-dict delta: a safetensors file of {parameter name: what is added}.
+"""Exports an edit as a state-dict delta: a safetensors file of {parameter name: matrix to add}.
 
-For tools that do not know low-rank updates. Computed and written a few rows at a time.
+For tools that do not know low-rank updates. Computes and writes a few rows at a time. Knows no
+model.
 """
 
 from __future__ import annotations

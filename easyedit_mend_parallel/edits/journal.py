@@ -1,7 +1,7 @@
-"""A folder of saved edits of one base model, in order, and which of them are applied.
+"""Keeps saved edits of one base model in a folder, in order, and which of them are applied.
 
-The folder holds one file for each edit and an index, which is written whole. With a model at hand,
-what is done to the journal is done to the model.
+The folder has one file for each edit and an index, which is written whole. A journal that was
+applied to a model makes each change in the model too. Knows nothing of how an edit is computed.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ if TYPE_CHECKING:
     from easyedit_mend_parallel.edits.result import EditResult
 
 PRESERVED = "preserved.safetensors"
-"""What the targets of the base see of preserved text, for edits that are solved together."""
+"""File with the inputs of the base's targets for preserved text, for edits that are solved
+together."""
 Undone: TypeAlias = Literal["restored", "recomputed", "marked"]
-"""How an edit was taken out of the model. `restored`: nothing later touched its weights, which
-have the bits from before it again (or its rows no longer hang on outputs). `recomputed`: they got
-the bits from before it and the later updates were added again, in their order; nothing is left of
-it either, but sums are rounded anew. `marked`: there was no model; the next one goes without it."""
+"""How an edit was removed. `restored`: no later edit changed its weights, and they have the bits
+from before the edit (or its rows were removed from the outputs). `recomputed`: the bits from before
+the edit were restored and the later updates added again in order; nothing of the edit is left, but
+the sums were rounded anew. `marked`: the journal has no model; only the index was changed."""
 
 
 class Journal:
-    """The journal in `folder`; an empty one where there is none yet. Reads, and changes no model.
+    """The journal in `folder`, or an empty one if the folder has none. Changes no model.
 
-    `apply_to` puts the applied edits onto a model, and from then on what is done to the journal is
-    done to that model.
+    `apply_to` puts the applied edits onto a model. From then on, every change of the journal also
+    changes that model.
 
-    With a model that is split between processes every rank opens the journal and makes the same
-    calls; the first one writes, and all have to see the folder. Where one fails all raise, and
-    journal and model are as they were.
+    If the model is split between processes, every rank opens the journal and makes the same calls.
+    The first rank writes, and all ranks must see the folder. If one rank fails, all raise, and
+    journal and model are unchanged.
 
-    Raises EditError for a folder that holds no journal, and a damaged index.
+    Raises EditError for a folder with other content, and for a damaged index.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -73,16 +74,16 @@ class Journal:
         scoping: Scoping | None = None,
         progress: Callable[[int], None] = lambda _number: None,
     ) -> Journal:
-        """Put every edit that is marked applied onto `model`, in order, all or none.
+        """Put every edit that is marked as applied onto `model`, in order, all or none.
 
-        The model must be the base, on any placement; `apply` and `scoping` are as for
-        `SavedEdit.apply`. Edits
-        that have rows are solved together and written once. `progress` is called after each edit
-        with its number. The journal holds the model until it is let go. An edit without rows keeps
-        a backup of its weights, so that it can be undone; with `hold=False` none is kept, memory
-        stays flat over any number of edits, and they stay in the model. Returns the journal.
+        The model must be the base, on any placement. `apply` and `scoping` are as in
+        `SavedEdit.apply`. Edits that have rows are solved together and written once. `progress` is
+        called with the number of each edit after it. The journal references the model as long as
+        the journal exists. Each edit without rows keeps a backup of its weights, so that it can be
+        undone. With `hold=False` there are no backups: memory stays flat over any number of edits,
+        but they can no longer be undone one by one. Returns the journal.
 
-        Raises EditError for another base.
+        Raises EditError if the model is another base.
         """
         if self._model is not None:
             raise EditError(f"the journal {self.folder} is open with a model already")
@@ -94,7 +95,7 @@ class Journal:
 
     @property
     def entries(self) -> list[JournalEntry]:
-        """All edits, in the order in which those that are applied go onto a model."""
+        """All edits, in the order in which they are applied to a model."""
         return list(self._entries)
 
     @property
@@ -103,13 +104,13 @@ class Journal:
         return [entry.number for entry in self._entries if entry.applied]
 
     def edit(self, number: int) -> SavedEdit:
-        """The edit of that number. Raises EditError where there is none or its file is damaged."""
+        """The edit with this number. Raises EditError if there is none or its file is damaged."""
         return load_edit(self.folder / self._entry(number).file)
 
     def combined(self) -> SavedEdit:
         """All applied edits as one: those with rows solved together, the others added.
 
-        Raises EditError where none is applied, or what solving needs is not in the folder.
+        Raises EditError if none is applied, or if a file that solving needs is not in the folder.
         """
         return self._combined(self.applied)
 
@@ -123,9 +124,9 @@ class Journal:
         return merge_edits([one, *(edit for edit in edits if edit.solve_rows is None)])
 
     def add(self, result: EditResult, *, half: bool = False) -> JournalEntry:
-        """Keep an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
+        """Save an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
 
-        The journal's model is the one that it was opened with, or the first result's. Raises
+        The journal's model is that of `apply_to`, or the model of the first result. Raises
         EditError for an edit of another model or one that was rolled back.
         """
         model = result.entry.model
@@ -146,10 +147,10 @@ class Journal:
         return entry
 
     def undo(self, number: int | None = None) -> Undone:
-        """Take edit `number` (by default the last that is applied) out; says how that was done.
+        """Undo edit `number` (default: the last applied one). Returns how that was done.
 
-        The file stays, and `reapply` brings the edit back. Raises EditError where the edit is not
-        applied; journal and model are then as they were, as after any other exception.
+        The file stays, and `reapply` applies the edit again. Raises EditError if the edit is not
+        applied. After any exception, journal and model are unchanged.
         """
         if number is None:
             if not self.applied:
@@ -174,7 +175,7 @@ class Journal:
         return how
 
     def reapply(self, number: int) -> None:
-        """Put an edit that was undone back, as the last one. Raises EditError if it is applied."""
+        """Apply an undone edit again, as the last one. Raises EditError if it is applied."""
         entry = self._entry(number)
         if entry.applied:
             raise EditError(f"edit {number} is applied already")
@@ -197,11 +198,12 @@ class Journal:
             self._live[number] = applied.entry
 
     def squash(self, rank: int, numbers: Sequence[int] | None = None) -> JournalEntry:
-        """Make edits `numbers` (by default all that are applied) into one of at most `rank` rows
-        for each target, which takes their place as the last one; see `squash` for its error.
+        """Replace edits `numbers` (default: all applied ones) by one edit, which becomes the last.
 
-        The model, if there is one, has the new one in their stead. Raises EditError where one of
-        them is not applied, or fewer than two are named.
+        It has at most `rank` rows for each target; `edits.squashing.squash` measures its error.
+
+        If the journal has a model, the edits are replaced there too. Raises EditError if one of the
+        edits is not applied, or if fewer than two are named.
         """
         self._refuse_unheld()
         chosen = self.applied if numbers is None else sorted(set(numbers))
@@ -225,22 +227,22 @@ class Journal:
     def _refuse_unheld(self) -> None:
         if self._model is not None and not self._hold:
             raise EditError(
-                "this journal was opened with hold=False, so its edits cannot be taken out of the "
-                "model: open it without the model, or with hold=True"
+                "this journal was applied with hold=False, so its edits cannot be undone in the "
+                "model: open it without the model, or apply it with hold=True"
             )
 
     def _attach(self, model: nn.Module, progress: Callable[[int], None]) -> None:
         ranks = Ranks.of(model)
         code = zlib.crc32(str((self._revision, self._entries)).encode())
-        if not ranks.same(code):  # asked before any of them writes
+        if not ranks.same(code):  # compared before any rank writes
             raise EditError(
                 f"the ranks that hold this model see different journals in {self.folder}: give "
                 "every rank the same folder, on a file system that all of them see"
             )
         if not self._hold and not Ledger.of(model).is_empty:
             raise EditError(
-                "the model has edits already, which could not be told from the journal's with "
-                "hold=False: open the journal before the model is edited"
+                "the model already has edits, and with hold=False they cannot be told from the "
+                "journal's: apply the journal before the model is edited"
             )
         self._live = self._put_on(model, self.applied, progress)
         self._model, self._ranks = model, ranks
@@ -263,7 +265,7 @@ class Journal:
         )
 
     def _exchange(self, entries: list[JournalEntry]) -> None:
-        """Make the index, and the model with it, say that `entries` are in the journal."""
+        """Make `entries` the content of the index, and apply the same change to the model."""
         before, former = self._entries, self.applied
         self._write(entries)
         if self._model is None:
@@ -277,22 +279,22 @@ class Journal:
                 self._write(before)
                 for number in reversed(former):
                     self._live[number].undo()
-                # The very same updates on the bits from before them give the bits that were there.
+                # The same updates on the same bits give the bits that were there before.
                 self._live = {number: self._live[number].again() for number in former}
                 raise
 
     def _keep_preserved(self, entry: Entry | SequenceEntry) -> None:
-        """Keep what solving the edits without a model needs, once."""
+        """Save the inputs of preserved text, once. Solving the edits without a model needs them."""
         inputs = entry.sequence.preserved if isinstance(entry, SequenceEntry) else None
         if inputs is not None and not (self.folder / PRESERVED).exists():
             if not self._revision:
                 self._write(self._entries)
-            with self._ranks.agree("write what targets see of preserved text"):
+            with self._ranks.agree("write the inputs of preserved text"):
                 if self._ranks.is_first:
                     write_inputs(self.folder / PRESERVED, inputs)
 
     def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
-        """Write the edit's file. Until the index names it, it is not part of the journal."""
+        """Write the edit's file. It is part of the journal only when the index names it."""
         if not self._revision:
             self._write(self._entries)
         number = max((entry.number for entry in self._entries), default=0) + 1
@@ -303,8 +305,8 @@ class Journal:
         with self._ranks.agree("find the edit that the first rank wrote"):
             if not (self.folder / file).exists():
                 raise EditError(
-                    f"{self.folder} is another folder here than for the rank that writes it: put "
-                    "it on a file system that all ranks see"
+                    f"{self.folder} is not the folder that the first rank wrote to: put it on a "
+                    "file system that all ranks see"
                 )
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return JournalEntry(number, file, True, added)

@@ -1,6 +1,6 @@
-"""The index of a journal: which edits are in its folder, in which order, and which are applied.
+"""Reads and writes a journal's index: its edits in order, and which of them are applied.
 
-Knows no model and no edit, only their files' names.
+Knows the names of the edits' files, and neither edits nor models.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> Non
     last, _ = read_index(folder)
     if last != revision:
         raise EditError(
-            f"the journal {folder} was changed by somebody else since it was opened: open it again"
+            f"the journal {folder} was changed by another process since it was opened: open it "
+            "again"
         )
     content = {
         "kind": KIND,

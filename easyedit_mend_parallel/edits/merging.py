@@ -19,12 +19,12 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
-    """`edits` of one base as one, whose update is the sum of theirs: their rows one below another.
+    """Merge `edits` of one base into one edit, whose update has all their rows: the sum of theirs.
 
-    Raises EditError where there are none, or where they were made on different bases.
+    Raises EditError if there are none, or if a target has another shape in one of them.
     """
     if not edits:
-        raise EditError("there is no edit that is applied")
+        raise EditError("no edit is applied")
     if len(edits) == 1:
         return edits[0]
     targets: dict[str, Target] = {}
@@ -48,7 +48,7 @@ def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
     way = next(one for one in (SCOPED, "weight", "output") if one in ways)
     weights: dict[str, Any] = {}
     placements: dict[str, Any] = {}
-    for edit in reversed(edits):  # of a weight that several change, the first one's base
+    for edit in reversed(edits):  # the first edit of a weight has the weight's base
         weights |= edit.about["base"]["weights"]
         placements |= edit.about.get("placements", {})
     about = {
@@ -68,7 +68,7 @@ def merge_edits(edits: list[SavedEdit]) -> SavedEdit:
 
 
 def _all_tokens(edits: list[SavedEdit]) -> dict[str, list[str]]:
-    """The tokens of all edits, one edit after the other; none where one has none (squashed)."""
+    """The tokens of all edits in order; empty if one edit has none, as squashed edits do."""
     each: list[dict[str, list[str]]] = [edit.about.get("tokens", {}) for edit in edits]
     names = set.intersection(*(set(tokens) for tokens in each))
     return {name: [text for tokens in each for text in tokens[name]] for name in sorted(names)}

@@ -1,6 +1,6 @@
 """Exports an edit as a LoRA adapter for `peft`: a target's keys and values become A and B.
 
-Writes the files that peft reads, without importing peft.
+Writes the files that peft reads, without importing peft. Knows no model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
         "base_model_name_or_path": base["id"] or None,
         "target_modules": list(ranks),
         "r": highest,
-        "lora_alpha": highest,  # the scale is alpha / rank, and the rate is in B already
+        "lora_alpha": highest,  # the scale is alpha / rank; B already contains the rate
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
         "fan_in_fan_out": any(target.transposed for target in edit.targets.values()),

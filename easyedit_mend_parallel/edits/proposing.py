@@ -41,9 +41,9 @@ from easyedit_mend_parallel.weights.target import Target
 class Proposer:
     """Makes updates of `targets` of `model` for batches of requests.
 
-    `trained` is the network with what was read with it, `aggregate` says how several requests
-    become one update, and `scoping` is None unless edits are applied by scope. Of `hparams` it
-    reads the limits and the options of the step search.
+    `trained` has the network, `aggregate` says how several requests become one update, and
+    `scoping` is None unless edits are applied by scope. `hparams` give the memory limit and the
+    options of the step search.
     """
 
     def __init__(

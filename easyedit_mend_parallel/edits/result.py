@@ -1,4 +1,4 @@
-"""What an edit did, as the caller holds it: rows, losses, places, and the way back.
+"""The result of an edit: updates, losses and placements; it saves, checks and undoes the edit.
 
 Knows how an edit is saved, and nothing of how it was made.
 """
@@ -29,13 +29,14 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 @dataclass(frozen=True)
 class EditResult:
-    """What an edit did, and the way back. Holds names and low-rank rows, no model.
+    """The result of an edit. References names and low-rank rows, and no model.
 
-    `requests` are those that were asked, a repeated one once. `updates` is {target name: update},
-    on the device of each target; `before` (R,) has each request's loss before the edit where it
-    was computed, `losses_after` those after it where somebody looked (`on_worse`); `seconds` is
-    how long the edit took. `read_tokens` finds `tokens`, `hparams` say what the network was made
-    with. As long as the result is held, the edit can be rolled back by itself.
+    `requests` (R) are the requests of the edit, without repetitions. `updates` is {target name:
+    update}, each on its target's device. `before` (R,) has each request's loss before the edit, on
+    the device where it was computed. `losses_after` has the losses after the edit, or is None if
+    they were not computed (`on_worse`, `losses_after`). `seconds` is the duration of the edit.
+    `read_tokens` computes `tokens`; `hparams` are the options of the network. As long as the result
+    is referenced, the edit can be undone by itself.
     """
 
     requests: list[Request]
@@ -52,31 +53,31 @@ class EditResult:
 
     @cached_property
     def losses(self) -> list[float]:
-        """Each request's mean negative log-likelihood before the edit; waits for its device."""
+        """Each request's mean negative log-likelihood before the edit. Waits for the device."""
         found: list[float] = self.before.tolist()
         return found
 
     @cached_property
     def tokens(self) -> dict[str, list[str]]:
-        """{input of the model: texts}: which token each row came from; waits for its device."""
+        """{input of the model: texts}: the token of each row. Waits for the device."""
         return self.read_tokens()
 
     @property
     def norms(self) -> dict[str, float]:
-        """{target name: ‖ΔW‖ (Frobenius)}, computed when asked for."""
+        """{target name: ‖ΔW‖ (Frobenius)}, computed at each access."""
         return {name: float(update.norm()) for name, update in self.updates.items()}
 
     def saved(self, *, whole: bool = False) -> SavedEdit:
-        """This edit without its model, to be written to a file or put onto the same base anew.
+        """This edit without its model, to write to a file or to apply to the same base again.
 
-        Reads every edited weight as it was before the edit, for its checksum. Weights that are
-        split between processes have one only with `whole`, which gathers them one by one: every
-        process has to call this then, and any of them may without it. Raises EditError where the
-        edit was rolled back or its model is gone: those bits are then known no longer.
+        Reads every edited weight as it was before the edit, for its checksum. A weight that is
+        split between processes gets a checksum only with `whole`, which gathers the weights one by
+        one; every process must then call this. Without `whole`, one process may call it alone.
+        Raises EditError if the edit was rolled back or its model was deleted.
         """
         if not self.entry.applied:
             raise EditError(
-                "the edit was rolled back, or its model is gone: save it while it is in the model"
+                "the edit was rolled back, or its model was deleted: save it while it is in the model"
             )
         about = {
             "base": describe_base(self.entry, self.targets, whole),
@@ -98,21 +99,20 @@ class EditResult:
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write the edit to `path` (`load_edit` reads it), as `SavedEdit.write` does.
 
-        Raises EditError where the edit was rolled back.
+        Raises EditError if the edit was rolled back.
         """
         return self.saved().write(path, half=half)
 
     def verify(self) -> list[Verdict]:
-        """A verdict on each request: what the model answers now, and whether the edit holds.
+        """A verdict on each request: the model's current answer, and whether the edit holds.
 
-        Costs a forward pass. Raises UpdateError once the model is gone.
+        Costs a forward pass. Raises UpdateError if the model was deleted.
         """
         return self.ask(self.entry.model, self.requests)
 
     def rollback(self) -> None:
-        """Take the edit out of the model: every weight gets back the bits it had, to the last.
+        """Undo the edit: restores every weight bit for bit.
 
-        With later edits in the model, they stay (see `Entry.undo`). Calling it again does
-        nothing.
+        Later edits stay in the model (see `Entry.undo`). A second call does nothing.
         """
         self.entry.undo()

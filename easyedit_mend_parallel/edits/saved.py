@@ -1,6 +1,6 @@
-"""A saved edit: token rows and what they belong to, read from a file and put onto the same base.
+"""Saves edits as files without their model, reads them, and applies them to the same base again.
 
-Knows nothing of how the update was computed, and nothing of other edits.
+Knows nothing of how an update was computed.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 log = logging.getLogger(__name__)
 
 KIND, FORMAT_VERSION, ADDED_VERSION = "edit", 2, 1
-"""Version 1 has no rows to solve: such an edit is added to others."""
+"""In version 1 an edit has no rows to solve: it is added to the edits of a model."""
 PARTS = ("keys", "values", "request", "position")
 PACKAGES = ("easyedit-mend-parallel", "torch", "transformers", "accelerate")
 
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """A saved edit that was put onto a model, and the way back. Holds names and no model.
+    """A saved edit that was applied to a model; undoes it. References names and no model.
 
     `unchecked` is {target name: why its weight could not be compared with the edit's base, and
-    what was compared instead}; empty where every weight was.
+    what was compared instead}; empty if every weight was compared.
     """
 
     edit: SavedEdit
@@ -59,7 +59,7 @@ class AppliedEdit:
     entry: Entry | SequenceEntry
 
     def rollback(self) -> None:
-        """Take the edit out of the model, to the bit; later edits stay (see `Entry.undo`)."""
+        """Undo the edit, bit for bit. Later edits stay in the model (see `Entry.undo`)."""
         self.entry.undo()
 
 
@@ -67,11 +67,11 @@ class AppliedEdit:
 class SavedEdit:
     """An edit without its model: rows of `updates` {target name: update}, fp32 on the CPU.
 
-    `positions` {target name: (n,)} says which rows of the edit these were: rows that add nothing
-    (padding) are left out. `about` is the header besides targets and requests: the base model and
-    its weights' checksums (`base`), how many `rows` there were with those, `losses`,
-    `placements`, `tokens`, `hparams`, `versions`. `solve_rows` {target name: rows} are what the
-    edit brings into the systems of a sequence with `options`; None for one that is only added.
+    `positions` {target name: (n,)} are the indices of these rows in the original edit, from which
+    rows that add nothing (padding) were left out. `about` is the rest of the file's header: the
+    base model and its weights' checksums (`base`), the original number of `rows`, `losses`,
+    `placements`, `tokens`, `hparams`, `versions`. `solve_rows` {target name: rows} are the rows of
+    the edit in the systems of a sequence with `options`; None for an edit that is only added.
     """
 
     targets: dict[str, Target]
@@ -90,13 +90,13 @@ class SavedEdit:
 
     @property
     def rows(self) -> int:
-        """The largest number of rows of any target: the rank of the edit is no higher."""
+        """The largest number of rows of any target, an upper bound of the edit's rank."""
         return max((len(update.keys) for update in self.updates.values()), default=0)
 
     def write(self, path: str | Path, *, half: bool = False) -> Path:
         """Write the edit to `path`, whole or not at all: safetensors with a JSON header.
 
-        `half` stores rows as bfloat16, half the size and within 2⁻⁸ of each of their entries.
+        `half` stores rows as bfloat16: half the size, with a relative error of at most 2⁻⁸.
         """
         tensors: dict[str, Tensor] = {}
         for name, update in self.updates.items():
@@ -127,17 +127,17 @@ class SavedEdit:
         check: bool = True,
         scoping: Scoping | None = None,
     ) -> AppliedEdit:
-        """Put the edit onto `model`, the same base on any placement: all of it, or nothing.
+        """Apply the edit to `model`, the same base on any placement: whole or not at all.
 
-        `apply` is "weight" (written) or "output" (added to the layers' outputs, for quantized
-        weights); with "scoped" (each request where its scope fires) `scoping` says by which scope.
-        The base is known by the checksums of the edited weights, as they are or as they were before
-        this package first changed them. An edit that has rows is solved together with those in the
-        model; one without is added to them. What has none that could be compared
-        (quantized, another dtype, saved by one of several processes) is known by the model's
-        class, its norms and biases, and says so in the result and in the log. Without `check` only
-        the names and shapes of targets have to fit. Every process of a model that is split between
-        them has to call this.
+        `apply` is "weight" (write it), "output" (add it to the layers' outputs, for quantized
+        weights), or "scoped" (add it where a request's scope fires; needs `scoping`). An edit that
+        has rows is solved together with those in the model; one without is added to them.
+
+        The base is compared by the checksums of the edited weights, as they are now or as they were
+        before this package first changed them. If a weight cannot be compared (quantized, another
+        dtype, saved by one of several processes), the model's class, norms and biases are compared
+        instead; the result and a warning say so. With `check=False` only names and shapes of
+        targets must fit. If the model is split between processes, every process must call this.
 
         Raises EditError for another base or other shapes, and what `Ledger.change` raises.
         """
@@ -150,15 +150,15 @@ class SavedEdit:
             return self.updates
         if scoping is None:
             raise EditError(
-                f"{self.source} is to be applied by scope, and no scope was given: give `scoping` "
-                "(that of a MendParallel with `apply: scoped`)"
+                f"{self.source} cannot be applied by scope, since no scope was given: pass "
+                "`scoping` (that of a MendParallel with `apply: scoped`)"
             )
         if check and "scope" in self.about:
             check_below(model, self.about["scope"], self.source)
         return scoping.scoped(model, self.updates, self.requests)
 
     def found_in(self, model: nn.Module, target: Target) -> Target:
-        """`target` as `model` has it: how it stores the weight is its own affair."""
+        """`target` as it is in `model`, which may store its weight in another orientation."""
         try:
             here = find_target(model, target.name)
         except TargetError as error:
@@ -173,7 +173,7 @@ class SavedEdit:
 
 
 def refuse_scoped(edit: SavedEdit, what: str) -> None:
-    """Raise EditError for an edit that is applied by scope: `what` cannot hold where it applies."""
+    """Raise EditError for a scoped edit, since `what` cannot store where it applies."""
     if edit.about.get("hparams", {}).get("apply") == SCOPED:
         raise EditError(
             f"{edit.source} is applied by scope (apply: scoped), and {what} cannot hold where an "
@@ -189,7 +189,8 @@ def applied_edits(
     check: bool,
     scoping: Scoping | None = None,
 ) -> dict[int, AppliedEdit]:
-    """`SavedEdit.apply` of several with the same targets: those with rows are written once."""
+    """As `SavedEdit.apply`, for several edits of the same targets; edits that have rows are solved
+    together and written once. Returns {number: applied edit}."""
     ledger, first = Ledger.of(model), next(iter(edits.values()))
     with ledger.lock:
         unchecked: dict[str, str] = {}
@@ -223,8 +224,8 @@ def saved_edit(
     about: Mapping[str, Any],
     entry: Entry | SequenceEntry | None = None,
 ) -> SavedEdit:
-    """An edit as it will be saved: rows on the CPU, without those that add nothing, and what
-    solving it together with others needs, where `entry` is of a sequence."""
+    """A `SavedEdit` of `updates`: rows on the CPU, without those that add nothing. If `entry` is
+    of a sequence, also its rows to solve together with other edits."""
     solve_rows = entry.rows() if isinstance(entry, SequenceEntry) else None
     options = entry.options if isinstance(entry, SequenceEntry) and solve_rows else None
     cpu = torch.device("cpu")
@@ -252,7 +253,7 @@ def saved_edit(
 
 
 def load_edit(path: str | Path) -> SavedEdit:
-    """Read an edit that was saved. Nothing in the file is run.
+    """Read a saved edit. Reading runs no code.
 
     Raises EditError for a file that is missing, truncated, of a newer format, or no edit.
     """
@@ -264,7 +265,7 @@ def load_edit(path: str | Path) -> SavedEdit:
     except (SafetensorError, ValueError, OSError) as error:
         raise EditError(f"{path} is not a whole safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise EditError(f"{path} is no saved edit: its header does not say so")
+        raise EditError(f"{path} is no saved edit: it does not have the header of one")
     if header.get("format_version") not in (ADDED_VERSION, FORMAT_VERSION):
         raise EditError(
             f"{path} has format {header.get('format_version')!r}, and this version reads formats "
@@ -298,7 +299,7 @@ def load_edit(path: str | Path) -> SavedEdit:
 
 
 def _plain(request: Request) -> dict[str, Any]:
-    """A request as JSON can say it; what it cannot say becomes text."""
+    """A request as JSON values; values that JSON does not know become text."""
     other = json.loads(json.dumps(dict(request.other), default=str))
     return {
         "prompt": request.prompt,

@@ -1,6 +1,6 @@
-"""Edits that know where they apply: a request's update with its scope.
+"""Makes scoped updates: a request's rows with the scope that decides where they apply.
 
-Knows how rows are proposed and compressed, and what a scope compares; changes no model.
+Knows how rows are proposed and compressed, and what a scope compares. Changes no model.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 log = logging.getLogger(__name__)
 
 REQUESTS_AT_ONCE = 32
-"""How many requests' rows exist uncompressed at a time."""
+"""Maximum number of requests whose rows are in memory uncompressed."""
 
 
 @dataclass(frozen=True)
 class Scoping:
-    """What scoped edits of one model need besides their rows: a scope and the tokenizer."""
+    """Makes scoped updates for one model: has the scope and the tokenizer."""
 
     scope: Scope
     tokenizer: Any
@@ -61,11 +61,11 @@ class Scoping:
         scope: Scope | None = None,
         lines: Sequence[str] | None = None,
     ) -> Scoping:
-        """With `scope`, an archive's, or where that is None the one that the model's scoped edits
-        have, or one that needs no training and is made from `lines` of unrelated text.
+        """Choose the scope: `scope` (the archive's), or else that of the model's scoped edits, or
+        else a new one that needs no training, made from `lines` of unrelated text.
 
-        Raises TargetError for targets below which no block lies, UpdateError for a scope that was
-        trained for other blocks, and for a model that is split between processes.
+        Raises TargetError if there is no block below the targets, and UpdateError for a scope that
+        was trained for other blocks or for a model that is split between processes.
         """
         name, blocks = scope_blocks(model, targets)
         if not Ranks.of(model).alone:
@@ -78,8 +78,8 @@ class Scoping:
             if memory is not None and memory.scope.common is not None:
                 return cls(memory.scope, tokenizer)
             log.warning(
-                "no trained scope: where an edit applies is told by the subject that its request "
-                "names and by how alike hidden states are. An archive gets a trained scope by "
+                "no trained scope: an edit applies where its request's subject is named and where "
+                "hidden states are similar. An archive gets a trained scope by "
                 "`mend-parallel train CONFIG --train FACTS --scope-only`"
             )
             return cls(untrained_scope(model, tokenizer, targets, lines), tokenizer)
@@ -101,9 +101,10 @@ class Scoping:
         own_updates: OwnUpdates,
         limit: int,
     ) -> Proposal:
-        """Every request's own update on the base, compressed, with its scope; nothing is written.
+        """Compute every request's own update on the base, compressed, with its scope.
 
-        At most `limit` bytes of rows at once. Raises what `capture` and `own_updates` raise.
+        Writes nothing. Holds at most `limit` bytes of rows at a time. Raises what `capture` and
+        `own_updates` raise.
         """
         self._refuse_changed(model)
         tokens = min(limit // bytes_for_a_token(targets), REQUESTS_AT_ONCE * batch.width)
@@ -134,7 +135,7 @@ class Scoping:
         updates: Mapping[str, LowRankUpdate],
         requests: Sequence[Request],
     ) -> dict[str, ScopedUpdate]:
-        """`updates`, of which row after row says whose of `requests` it is, with their scopes."""
+        """`updates`, whose rows have the index of their request in `requests`, with the scopes."""
         note_below(model, self.scope)
         found = self.scoped_requests(model, requests)
         return {
@@ -152,7 +153,7 @@ class Scoping:
     def scoped_requests(
         self, model: nn.Module, requests: Sequence[Request]
     ) -> tuple[ScopedRequest, ...]:
-        """What the scope compares sequences with, from the base's states of each prompt."""
+        """The hidden states of each prompt in the base, with which the scope compares sequences."""
         ids = [self.tokenizer(request.prompt)["input_ids"] for request in requests]
         scope = self.scope
         with base_of(model):
@@ -177,12 +178,12 @@ class Scoping:
         if _versions[model] != versions_below(model, self.scope):
             raise UpdateError(
                 f"weights below {self.scope.blocks_name}.{self.scope.blocks[-1]} have changed "
-                "since the model's first scoped edit, so that it can no longer be told where those "
-                "edits apply. Take them out (rollback_all), or load the base again"
+                "since the model's first scoped edit, so the scopes of those edits no longer fit. "
+                "Undo them (rollback_all), or load the base again"
             )
 
     def _answers(self, request: Request) -> tuple[tuple[int, ...], ...]:
-        """The target's token ids, as it follows a word and as it stands alone."""
+        """The target's token ids after a word, and by itself."""
         written = (request.target_text, request.target_text.lstrip())
         special = set(self.tokenizer.all_special_ids)
         ids = [tuple(self.tokenizer(text)["input_ids"]) for text in written]
@@ -192,7 +193,7 @@ class Scoping:
 
 @dataclass(frozen=True)
 class Near:
-    """How near one text is to one scoped request: its `logit`, and from which on it fires."""
+    """How near one text is to one scoped request: its `logit`, and the logit at which it fires."""
 
     text: str
     prompt: str
@@ -201,7 +202,7 @@ class Near:
 
 
 def nearest(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int = 3) -> list[Near]:
-    """For each text the scoped requests that are nearest to firing in it, at most `most`."""
+    """For each text, at most `most` scoped requests: those nearest to firing in it."""
     memory = scoped_memory(model)
     if memory is None:
         return []
@@ -218,8 +219,7 @@ def nearest(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int = 
 
 
 def refuse_full(model: nn.Module, updates: Mapping[str, LowRankUpdate], limit: int) -> None:
-    """Raise UpdateError where the scoped edits of the model would take more than `limit` bytes
-    with `updates`."""
+    """Raise UpdateError if the model's scoped edits and `updates` together exceed `limit` bytes."""
     memory = scoped_memory(model)
     taken = 0 if memory is None else memory.bytes
     new = sum(size_of(update.keys, update.values) for update in updates.values())
@@ -251,7 +251,7 @@ def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:
 
 
 def about_below(model: nn.Module, scope: Scope) -> dict[str, Any]:
-    """What `check_below` needs of the base: the checksum of what lies below the lowest target."""
+    """A checksum of the weights below the lowest target, for `check_below`."""
     name, lowest = scope.blocks_name, scope.blocks[-1]
     seen = versions_below(model, scope)
     known = _sums.get(model)
@@ -261,8 +261,8 @@ def about_below(model: nn.Module, scope: Scope) -> dict[str, Any]:
 
 
 def check_below(model: nn.Module, about: Mapping[str, Any], what: str) -> None:
-    """Raise EditError where what lies below the lowest target is not what it was when the edit was
-    made. A model in another dtype is not compared."""
+    """Raise EditError if weights below the lowest target are not those of the model in which the
+    edit was made. A model in another dtype is not compared."""
     if about["dtype"] != _dtype(model):
         log.warning("%s: the blocks below were not compared: they have another dtype", what)
         return
@@ -270,20 +270,21 @@ def check_below(model: nn.Module, about: Mapping[str, Any], what: str) -> None:
     if now != about["below"]:
         raise EditError(
             f"{what} was made on a model whose weights below {about['blocks']}.{about['lowest']} "
-            "had other bits: the states that tell where it applies are others in this model. Load "
-            "that base; check=False puts the edit on all the same"
+            "had other bits, so its scope does not fit this model. Load "
+            "that base; check=False applies the edit anyway"
         )
 
 
 def note_below(model: nn.Module, scope: Scope) -> None:
-    """Remember what lies below the lowest target of a model that has no scoped edits yet, so that
-    a later edit can tell whether it has changed."""
+    """Remember the version counters of the weights below the lowest target, for later edits.
+
+    Does nothing if the model already has scoped edits."""
     if scoped_memory(model) is None or model not in _versions:
         _versions[model] = versions_below(model, scope)
 
 
 def versions_below(model: nn.Module, scope: Scope) -> tuple[int, ...]:
-    """What changes when a weight below the lowest target is written to."""
+    """The version counters of the weights below the lowest target: a write changes one."""
     first = f"{scope.blocks_name}."
     return tuple(
         parameter._version
@@ -297,7 +298,7 @@ _sums: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDi
 
 
 _versions: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
-"""What `versions_below` said before each model's first scoped edit."""
+"""The result of `versions_below` before each model's first scoped edit."""
 
 
 def _dtype(model: nn.Module) -> str:
@@ -305,12 +306,12 @@ def _dtype(model: nn.Module) -> str:
 
 
 def _narrow(rows: Tensor) -> Tensor:
-    """`rows` in half precision, where that has them to the bit."""
+    """`rows` in half precision if that loses no bit, otherwise unchanged."""
     narrow = rows.to(KEPT_AS)
     return narrow if torch.equal(narrow.float(), rows.float()) else rows
 
 
 def _subject(request: Request) -> tuple[str, ...]:
-    """The words of the subject that a request names; none where its own prompt lacks them."""
+    """The words of the request's subject; empty if its own prompt does not contain them."""
     subject = words_of(str(request.other.get("subject") or ""))
     return subject if subject and stands_in(words_of(request.prompt), subject) else ()

@@ -1,4 +1,4 @@
-"""Saved edits that are solved together: their rows in files, on a model, and as one update.
+"""Solves saved edits together: stores their rows in files, applies them, combines them into one.
 
 Knows sequences and files, and nothing of how rows are made.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from easyedit_mend_parallel.edits.saved import SavedEdit
 
 MEMORY = 4 << 30
-"""`sequence_memory` where no editor says another."""
+"""`sequence_memory` if no editor has set another."""
 AT_ONCE = 1 << 30
 """Bytes of rows while preserved text is gathered for saved edits."""
 PARTS = tuple(field.name for field in fields(SolveRows))
@@ -35,7 +35,7 @@ PARTS = tuple(field.name for field in fields(SolveRows))
 def rows_as_tensors(
     rows: Mapping[str, SolveRows], options: SystemOptions
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a file holds of `rows` {target name: rows} and `options`: tensors, and values."""
+    """`rows` {target name: rows} and `options` as tensors and as values of a file's header."""
     tensors = {
         f"{name}.solve.{part}": getattr(one, part) for name, one in rows.items() for part in PARTS
     }
@@ -50,9 +50,9 @@ def rows_as_tensors(
 def rows_of_tensors(
     tensors: Mapping[str, Tensor], about: Mapping[str, Any], targets: Mapping[str, Target]
 ) -> tuple[dict[str, SolveRows], SystemOptions]:
-    """The way back from `rows_as_tensors`.
+    """The inverse of `rows_as_tensors`.
 
-    Raises KeyError, TypeError or ValueError for what does not fit the targets.
+    Raises KeyError, TypeError or ValueError if the tensors do not fit the targets.
     """
     rows = {}
     for name, target in targets.items():
@@ -75,9 +75,9 @@ def put_together(
     edits: Sequence[SavedEdit],
     apply: str,
 ) -> list[SequenceEntry]:
-    """Solve `edits` together with those that are in `model`, as one change; a handle on each.
+    """Solve `edits` together with those in `model`, as one change. Returns an entry for each.
 
-    All have rows of the same options. Raises what `EditSequence.restore` raises.
+    All edits must have rows with the same options. Raises what `EditSequence.restore` raises.
     """
     options = edits[0].options
     assert options is not None
@@ -101,10 +101,11 @@ def put_together(
 
 
 def solved(edits: Sequence[SavedEdit], preserved: PreservedInputs | None) -> SavedEdit:
-    """`edits` that have rows as one, whose update is the solution of all; it has no rows itself.
+    """Combine `edits` that have rows into one edit, whose update is the solution of all. The result
+    has no rows to solve.
 
-    `preserved` are the inputs of preserved text on their base. Raises EditError for edits of other
-    options, and where inputs are needed and not given.
+    `preserved` are the inputs of preserved text in the base. Raises EditError for edits with
+    different options, and if inputs are needed and missing.
     """
     first = edits[0]
     if len(edits) == 1:
@@ -113,12 +114,12 @@ def solved(edits: Sequence[SavedEdit], preserved: PreservedInputs | None) -> Sav
     if options is None or any(edit.options != options for edit in edits):
         raise EditError(
             "these edits were made by several networks or with several options, so they are not "
-            "solved together: put them onto the model, and save that with save_edited"
+            "solved together: apply them to the model, and save that with save_edited"
         )
     if options.preserved and preserved is None:
         raise EditError(
-            "the journal does not hold what the targets see of preserved text: put the edits onto "
-            "the model once (Journal.apply_to), and try again"
+            "the journal does not have the inputs of preserved text: apply the edits to the model "
+            "once (Journal.apply_to), and try again"
         )
     systems = empty_systems(list(first.targets.values()), options, preserved)
     for edit in edits:

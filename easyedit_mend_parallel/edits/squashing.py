@@ -1,5 +1,6 @@
-"""Many edits made into one of bounded rank, with what that cost: QR and SVD of the rows, never of a
-matrix of the weight's size. Knows no model.
+"""Combines edits into one of bounded rank, and measures the error. Knows no model.
+
+Uses QR and SVD of the rows, and never forms a matrix of the weight's size.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 ROWS_AT_ONCE = 2048
-"""Rows that go through one decomposition. An update with more is squashed part by part, which is
-no longer the best approximation of its rank, only a good one; its error is measured either way."""
+"""Maximum number of rows in one decomposition. An update with more rows is squashed in parts: a
+good approximation of its rank, but not the best. Its error is measured in both cases."""
 OF_ROWS = ("tokens", "rows")
-"""What is said of an edit's rows, which are others once it is squashed."""
+"""Header entries about an edit's rows, which do not apply to the squashed edit."""
 NO_REQUEST = -1
 """The request of a row that belongs to all requests of its edit."""
 
@@ -28,12 +29,12 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     """One edit whose update has at most `rank` rows for each target: the nearest to the sum of
     `edits` in the Frobenius norm (Eckart and Young 1936).
 
-    `about["squashed"]` of the answer has the `rank`, the number of `rows` there were, and
-    `errors` {target name: ‖ΔW − squashed‖ / ‖ΔW‖}. Rows no longer belong to one request or token.
-    Raises EditError for a rank below 1, for no edits, and for edits of other shapes.
+    `about["squashed"]` of the result has the `rank`, the original number of `rows`, and `errors`
+    {target name: ‖ΔW − squashed‖ / ‖ΔW‖}. Rows no longer belong to one request or token. Raises
+    EditError for a rank below 1, for an empty list, and for edits of different shapes.
     """
     if rank < 1:
-        raise EditError(f"rank is {rank}; it has to be at least 1")
+        raise EditError(f"rank is {rank}; it must be at least 1")
     edit = merge_edits([edits] if isinstance(edits, SavedEdit) else list(edits))
     refuse_scoped(edit, "one update of several requests")
     squashed, errors = {}, {}
@@ -50,9 +51,9 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
 def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, float]:
     """`update` with at most `rank` rows, in fp32, and its relative error (Frobenius).
 
-    Computed in fp64 on the update's device. The largest matrices are rows × width and the square
-    of at most twice `ROWS_AT_ONCE` (or of `rank`, where that is more). An update that has `rank`
-    rows or fewer comes back as it is.
+    Computed in fp64 on the update's device. With m = 2 · max(`ROWS_AT_ONCE`, `rank`), the largest
+    matrices are rows × width and at most m × m. An update of `rank` or fewer rows is returned
+    unchanged.
     """
     if len(update.keys) <= rank:
         return update, 0.0
@@ -65,7 +66,7 @@ def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, fl
             torch.cat([kept[1], more_values]),
             rank if number == len(parts) else max(rank, ROWS_AT_ONCE),
         )
-    # Measured on what is handed back, rounding to fp32 included.
+    # The error includes the rounding to fp32.
     rounded = kept[0].float(), kept[1].float()
     whole = _square(keys, values)
     left = _square(
@@ -82,7 +83,8 @@ def _parts(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _nearest(keys: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Rows of the nearest matrix of `rank` to valuesᵀ keys; each pair of equal lengths."""
+    """Rows of the matrix of `rank` nearest to valuesᵀ keys; key and value of a row have one
+    norm."""
     if len(keys) <= rank:
         return keys, values
     key_basis, key_rest = torch.linalg.qr(keys.T)

@@ -280,7 +280,7 @@ def ranks_that_see_other_journals_are_refused() -> None:
     )  # both yet to be
     result = sharded.edit(REQUEST)
     error, says = (
-        (EditError, "is another folder here")
+        (EditError, "is not the folder that the first rank wrote to")
         if dist.get_rank() == 1
         else (UpdateError, "rank 1 could not find the edit")
     )
