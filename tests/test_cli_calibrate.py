@@ -132,7 +132,7 @@ def test_the_same_command_makes_the_same_file(case: Case) -> None:
         ("{nonsense", "is not JSON"),
         ('{"prompt": "a cat sat on the"}', "'target_new' is missing"),
         ('{"prompt": "a cat", "target_new": "  "}', "'target_new' is empty"),
-        ('["a cat"]', "has to be an object"),
+        ('["a cat"]', "must be an object"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(case: Case, line: str, said: str) -> None:

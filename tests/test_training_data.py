@@ -187,7 +187,7 @@ def test_a_byte_order_mark_and_blank_lines_before_the_first_line_do_no_harm(
     [
         ('{"prompt": "Half', r"line 2 is not JSON .*one whole object"),
         ("[" * 100_000, "line 2 is not JSON"),
-        ("[]", "line 2 is a list; each record has to be an object"),
+        ("[]", "line 2 is a list; each record must be an object"),
         ("3", "line 2 is a number"),
         (without(EDIT, "target_new"), "line 2: 'target_new' is missing"),
         ({"prompt": "A", "target": "B"}, "line 2: 'target' .*did you mean 'target_new'"),
@@ -199,7 +199,7 @@ def test_a_byte_order_mark_and_blank_lines_before_the_first_line_do_no_harm(
         ({**EDIT, "rephrases": ["one", None]}, r"line 2: 'rephrases\[1\]' is null"),
         ({**EDIT, "unrelated": [""]}, r"line 2: 'unrelated\[0\]' is empty"),
         ({**EDIT, "prompt": "\ud83d"}, "line 2: 'prompt' holds half of a surrogate pair"),
-        ({**TEXT, "prompt": "A"}, "line 2: 'prompt' stands beside 'text'"),
+        ({**TEXT, "prompt": "A"}, "line 2: 'prompt' is there besides 'text'"),
         ({"text": ["A"]}, "line 2: 'text' is a list, .*a string"),
     ],
 )

@@ -77,7 +77,7 @@ class EditResult:
         """
         if not self.entry.applied:
             raise EditError(
-                "the edit was rolled back, or its model was deleted: save it while it is in the model"
+                "the edit was rolled back, or its model is gone: save it while it is in the model"
             )
         about = {
             "base": describe_base(self.entry, self.targets, whole),

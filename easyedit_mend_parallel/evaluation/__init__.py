@@ -1,8 +1,8 @@
-"""How good edits are: facts with the texts that judge them, and the measures.
+"""Measures edits: reads facts with the texts that test them, and computes the figures.
 
-`record` asks a model before an edit, `score` after it, and `figures` makes figures of both;
-`evaluate` does all of it. Knows how a model is called, and how an update is attached; changes no
-weight.
+`record` queries a model before an edit, `score` after it, and `figures` computes the figures from
+both; `evaluate` does all three. Knows how a model is called and how an update is attached. Changes
+no weight.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """A text and an answer whose probability after it is asked for.
+    """A text, and an answer whose probability after the text is measured.
 
-    `kind` is the text's (prompt, rephrase or neighbour), `role` the answer's: "new" is what the
-    edit teaches, "old" what was said before. `request` is the number of the edit's request.
+    `kind` is that of the text (prompt, rephrase or neighbour). `role` is "new" for the edit's
+    target and "old" for the answer before. `request` is the index of the edit's request.
     """
 
     request: int
@@ -39,11 +39,11 @@ class Answer:
 
 
 def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[Answer]:
-    """What `requests` let one ask of `model`, as it is now: before the edit.
+    """The texts and answers of `requests`. `model` must not have the edit yet.
 
-    Of prompt and rephrases the new answer and the old one (`ground_truth`, where a request has
-    it); of neighbours the right answer where it is known, otherwise the model's own next token.
-    Rephrases and neighbours are read as `example_of` reads them.
+    Prompts and rephrases have the new answer and, if the request has a `ground_truth`, the old one.
+    Neighbours have the right answer if it is known, otherwise the model's own next token.
+    Rephrases and neighbours are read as in `example_of`.
     """
     found: list[Answer] = []
     for number, request in enumerate(requests):
@@ -69,8 +69,8 @@ def answers_of(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
 
 @torch.no_grad()
 def probabilities(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> list[float]:
-    """The probability of each answer after its text, per token (the geometric mean of its
-    tokens'); special tokens that a tokenizer puts around an answer are no part of it."""
+    """The probability of each answer after its text, per token: the geometric mean over the
+    answer's tokens, without special tokens that the tokenizer adds."""
     found: list[float] = []
     for start in range(0, len(answers), AT_ONCE):
         texts = [answer.tokens for answer in answers[start : start + AT_ONCE]]
@@ -82,7 +82,7 @@ def probabilities(model: Any, tokenizer: Any, answers: Sequence[Answer]) -> list
 
 @torch.no_grad()
 def _next(model: Any, tokenizer: Any, prompt: str) -> tuple[str, Tokenized]:
-    """The model's most probable next token that is no special one, as text and after its prompt."""
+    """The model's most probable next token that is not special, as text and after its prompt."""
     text = tokenized(model, tokenizer, prompt)
     logits = batch_of(model, tokenizer, [text]).logits(model)[0, -1]
     logits[list(tokenizer.all_special_ids)] = -torch.inf

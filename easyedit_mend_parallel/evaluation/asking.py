@@ -1,6 +1,6 @@
-"""Questions as a tokenizer has them: plain or in chat form, in batches of like length, checked.
+"""Prepares questions for a model: plain or in chat form, checked, in batches of similar length.
 
-Holds a tokenizer and hidden states that were kept, and no model.
+Has a tokenizer and cached hidden states, and no model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True)
 class Asker:
-    """`chat`: prompts go through the tokenizer's chat template. `trunk`: hidden states below what
-    edits change, from which forward passes are resumed (None: the whole model runs)."""
+    """With `chat`, prompts go through the tokenizer's chat template. `trunk` has the hidden states
+    below the edited weights, from which forward passes resume; with None the whole model runs."""
 
     tokenizer: Any
     chat: bool = False
@@ -63,8 +63,8 @@ class Asker:
     def batches(
         self, model: Any, questions: Sequence[Question], numbers: Sequence[int], tokens: int
     ) -> Iterator[list[int]]:
-        """`numbers` of questions, those of like length together, in batches of at most `tokens`
-        tokens with padding; held text has batches of its own."""
+        """The indices `numbers` of questions, grouped by length into batches of at most `tokens`
+        tokens with padding. Held-out text has its own batches."""
         lengths = {n: len(self.tokenized(model, questions[n]).ids) for n in numbers}
         order = sorted(numbers, key=lambda n: (questions[n].kind == HELD, lengths[n]))
         part: list[int] = []
@@ -88,12 +88,13 @@ class Asker:
             return found.ids, answer
         end = len(found.ids)
         while found.ids[end - 1] in special and found.ids[end - 1] != answer[-1]:
-            end -= 1  # an end-of-text token that the tokenizer puts behind every text
+            end -= 1  # an end-of-text token that the tokenizer appends to every text
         return found.ids[: end - len(answer)], answer
 
 
 def context_of(model: Any) -> int:
-    """How many tokens the model's config says that it can read; very many where it says nothing."""
+    """The length of the model's context in tokens, from its config; very large if not given
+    there."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     return int(limit) if limit else NO_LIMIT

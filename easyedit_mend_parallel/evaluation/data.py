@@ -18,9 +18,9 @@ from easyedit_mend_parallel.forward.requests import Request
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "jsonl", "zsre", "counterfact")
-"""What `read_examples` reads; "auto" looks at the start of the file."""
+"""Formats that `read_examples` reads; "auto" detects the format from the start of the file."""
 DEFAULT_SPLIT = "all"
-"""The label of facts that name none."""
+"""The label of facts without one."""
 
 _EDIT_FIELDS = (
     "prompt",
@@ -40,9 +40,9 @@ _EDIT_FIELDS = (
 class LocalityText:
     """A text that an edit must not change.
 
-    With a `target`, which follows `prompt` after a space (put there where it is missing), only the
-    positions that predict the target are compared. Without one, a neighbour is compared where it
-    ends, an unrelated text at every position. `name` is that of its group in EasyEdit's requests.
+    With a `target`, which follows `prompt` after a space (added if missing), only the positions
+    that predict the target are compared. Without one, a neighbour is compared at its last position
+    and an unrelated text at every position. `name` is its group's name in EasyEdit's requests.
     """
 
     prompt: str
@@ -56,16 +56,17 @@ class LocalityText:
 
 @dataclass(frozen=True)
 class Example:
-    """One edit, with the texts that judge it.
+    """One edit, with the texts that test it.
 
     Attributes:
-        request: the edit; its `other` holds `subject` and `ground_truth` where the file does.
+        request: the edit. Its `other` has `subject` and `ground_truth` if the file has them.
         rephrases: further prompts after which the target is to follow.
         neighbours: prompts about other subjects, whose answers must not change.
         unrelated: texts about anything else, which must not change.
         portability: prompts, with their answers, to which the edit leads in one step of reasoning.
-        subject: whom or what the edit is about.
-        relation: what is asked of the subject; facts of one relation can be neighbours.
+        subject: the person or thing that the edit is about.
+        relation: the property of the subject that the edit changes. Facts of one relation can be
+            neighbours.
         split: the label under which evaluation reports the edit.
     """
 
@@ -82,7 +83,7 @@ class Example:
 def read_examples(
     path: str | PathLike[str], format: str = "auto"
 ) -> tuple[list[Example], list[str]]:
-    """The edits of a file, in its order, and the unrelated texts that stand beside them.
+    """Read the edits of a file, in its order, and its lines of unrelated text.
 
     Args:
         path: a file in UTF-8. JSON lines are read one at a time, a JSON list at once.
@@ -122,7 +123,8 @@ def _plain(record: Record) -> Example | str:
         for name in record.fields:
             if name != "text":
                 raise record.error(
-                    name, "stands beside 'text'; a line is an edit or an unrelated text, not both"
+                    name,
+                    "is there besides 'text'; a line is an edit or an unrelated text, not both",
                 )
         return record.text("text")
     for name in record.fields:
@@ -152,7 +154,7 @@ def _request(record: Record, prompt: str, target: str, truth: str | None) -> Req
 
 
 def _zsre(record: Record) -> Example | None:
-    """A record as EasyEdit's ZsreDataset reads it; None where `alt`, the new target, is empty."""
+    """A record as EasyEdit's ZsreDataset reads it; None if `alt`, the new target, is empty."""
     if record.value("alt") == "":
         return None
     answers = record.texts("answers")
@@ -166,7 +168,7 @@ def _zsre(record: Record) -> Example | None:
 
 
 def _one_hop(record: Record) -> tuple[LocalityText, ...]:
-    """The question that needs the new fact and one more, where the record has it."""
+    """The question that needs the new fact and one more, if the record has one."""
     if not isinstance(record.fields.get("portability"), dict):
         return ()
     hop = record.inner("portability")
@@ -191,7 +193,7 @@ def _original_counterfact(record: Record) -> Example:
     rewrite = record.inner("requested_rewrite")
     prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
     if "{}" not in prompt:
-        raise rewrite.error("prompt", f"has no {{}} where the subject stands: {prompt!r}")
+        raise rewrite.error("prompt", f"has no {{}} in place of the subject: {prompt!r}")
     truth = rewrite.inner("target_true").text("str")
     return Example(
         request=Request(

@@ -1,4 +1,4 @@
-"""Requests, as users and EasyEdit write them, read as examples with the texts that judge them.
+"""Reads requests, as users and EasyEdit write them, as examples with the texts that test them.
 
 Knows the fields of EasyEdit's request dictionaries; knows no file, no tokenizer and no model.
 """
@@ -29,7 +29,7 @@ def as_examples(requests: Sequence[Asking]) -> list[Example]:
 
 
 def example_of(request: Request) -> Example:
-    """A request with the texts that judge it.
+    """A request with the texts that test it.
 
     Rephrases and neighbours are read from its `rephrases` and `neighbours` (lists), or from
     EasyEdit's `rephrase_prompt` and `locality`; `portability` from either form. Raises
@@ -56,8 +56,8 @@ def example_of(request: Request) -> Example:
 
 
 def with_texts(example: Example) -> Request:
-    """The request, with everything that judges it among its other fields (`example_of` reads it
-    again), so that a saved edit can be judged without the file it came from."""
+    """The request, with all texts that test it in its other fields, where `example_of` finds them.
+    A saved edit can then be evaluated without the original file."""
     told = {
         "rephrases": list(example.rephrases),
         "neighbours": _as_fields(example.neighbours),

@@ -1,5 +1,6 @@
-"""Figures of what was asked before an edit and after it, each with its 95 % interval, and the
-record of every single answer. Knows no model.
+"""Computes figures from the answers before and after an edit, each with its 95 % interval.
+
+Also lists every single answer. Knows no model.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ PERPLEXITY = "perplexity"
 NAMES = {
     EDIT: "share of prompts after which every token of the target is the most probable one",
     REPHRASE: "the same after other wordings",
-    NEIGHBOURS: "share of prompts about others whose next token (or answer) is unchanged",
-    UNRELATED: "share of the tokens of other texts whose most probable next one is unchanged",
-    PORTABILITY: "share of prompts that need the new fact and one more, answered rightly",
+    NEIGHBOURS: "share of prompts about other subjects whose next token (or answer) is unchanged",
+    UNRELATED: "share of positions of unrelated texts whose most probable token is unchanged",
+    PORTABILITY: "share of prompts answered correctly that need the new fact and one more",
     FIRST: "share of free texts that begin with the answer",
-    ONCE: "the same, and the answer comes no second time before the text's natural stop",
+    ONCE: "the same, and the answer is not repeated before the text's natural stop",
     f"{REPHRASE}_first": "`answer_first` after other wordings",
     f"{REPHRASE}_once": "`answer once` after other wordings",
-    REPETITION: "share of a free text's bigrams that were there before",
-    LIKELIHOOD: "mean log-likelihood of what follows the answer, to the unedited model",
-    ENDS: "share of free texts that come to a natural stop",
-    PERPLEXITY: "of held text",
-    "rewrite_acc": "EasyEdit's: mean share of the target's tokens that are right",
+    REPETITION: "share of a free text's bigrams that occurred before in it",
+    LIKELIHOOD: "mean log-likelihood of the text after the answer, by the unedited model",
+    ENDS: "share of free texts with a natural stop",
+    PERPLEXITY: "perplexity of held-out text",
+    "rewrite_acc": "EasyEdit's: mean share of correct tokens of the target",
     "rephrase_acc": "EasyEdit's, after other wordings",
 }
-"""Every figure with a name of its own, and what it is. EasyEdit's `locality` and `portability` come
-besides, by the names that the requests give them: `locality.NAME_acc`, `portability.NAME_acc`."""
+"""{figure: its meaning}. EasyEdit's `locality` and `portability` are further figures, with the
+names of the requests' groups: `locality.NAME_acc`, `portability.NAME_acc`."""
 
 
 def figures(recorded: Recorded, answers: Answers) -> dict[str, Score]:
-    """Every figure for which there were texts, in the order of `NAMES`."""
+    """{name: figure} for every figure that has texts, in the order of `NAMES`."""
     found: dict[str, list[float]] = {}
     shares: dict[tuple[str, int], list[float]] = {}
     for number, said in answers.said.items():
@@ -66,7 +67,7 @@ def figures(recorded: Recorded, answers: Answers) -> dict[str, Score]:
         if name and question.target:
             share = _of(accuracy, recorded, number, said)
             shares.setdefault((name, question.request), []).append(share)
-    for (name, _), of_request in shares.items():  # EasyEdit's mean is one of means of requests
+    for (name, _), of_request in shares.items():  # EasyEdit averages the means of requests
         found.setdefault(name, []).append(sum(of_request) / len(of_request))
     for name, values in _written(recorded, answers.texts).items():
         found[name] = values
@@ -83,7 +84,7 @@ def figures(recorded: Recorded, answers: Answers) -> dict[str, Score]:
 
 
 def given_figures(recorded: Recorded) -> dict[str, Score]:
-    """How the unedited model goes on where it is given the answer: figures of free text."""
+    """The figures of the free text that the unedited model writes after prompt and answer."""
     values = _written(recorded, recorded.given)
     return {
         name: Score.of_numbers(some) if name == LIKELIHOOD else Score.of(some)
@@ -93,7 +94,7 @@ def given_figures(recorded: Recorded) -> dict[str, Score]:
 
 
 def answer_lines(recorded: Recorded, answers: Answers, decode: Any) -> Iterator[dict[str, Any]]:
-    """Every single answer, before and after, as JSON can say it. `decode` makes ids text."""
+    """Every single answer, before and after, as JSON values. `decode` turns ids into text."""
     for number, after in answers.said.items():
         question, before = recorded.questions[number], recorded.answers.said[number]
         example = recorded.examples[question.request]
@@ -160,7 +161,7 @@ def _easyedits_name(kind: str, group: str) -> str:
 
 
 def _written(recorded: Recorded, texts: dict[int, FreeText]) -> dict[str, list[float]]:
-    """Values of the figures of free text, each from one text."""
+    """{figure of free text: its values}, one value for each text."""
     found: dict[str, list[float]] = {}
     for number, text in texts.items():
         judgement = text.judgement

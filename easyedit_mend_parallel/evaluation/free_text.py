@@ -1,5 +1,5 @@
-"""What a text is worth that a model wrote by itself after a prompt: the answer first, and once;
-how much it repeats; whether it comes to an end. Knows texts and token ids, and no model.
+"""Judges text that a model wrote after a prompt: whether the answer comes first and only once, how
+much the text repeats, and whether it ends. Knows texts and token ids, and no model.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _STOP = re.compile(r"[.!?](?=[\s\"')\]]|$)|[。！？]|\n")
-"""Where a text stops of itself: after a sentence, or at the end of a line."""
+"""The natural stops of a text: the end of a sentence or of a line."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """`first`: the text begins with the answer. `once`: that, and the answer comes no second time
-    before the text's natural stop. `ends`: there is one, or an end-of-text token. `repetition`: the
-    share of bigrams of tokens that were there before."""
+    """The judgement of one text.
+
+    `first`: the text begins with the answer. `once`: it also does not repeat the answer before its
+    natural stop. `ends`: it has a natural stop or an end-of-text token. `repetition`: the share of
+    its token bigrams that occurred before in it."""
 
     first: bool
     once: bool
@@ -29,16 +31,16 @@ class Judgement:
 def judged(text: str, answer: str, ids: Sequence[int], *, ended: bool) -> Judgement:
     """Judge `text`, whose tokens are `ids` (without the end-of-text token; `ended`: there was one).
 
-    An answer is found as whole words: `Rome` does not stand in `Romeo`. The natural stop is the
-    first end of a sentence or line behind the answer (the first of all where the answer does not
-    begin the text), as users of generated text cut it (arXiv 2502.11177); an answer of several
-    sentences is so left whole.
+    An answer is matched as whole words: `Romeo` does not contain `Rome`. The natural stop is the
+    first end of a sentence or line after the answer, or of the text if it does not begin with the
+    answer, as users of generated text cut it (arXiv 2502.11177). An answer of several sentences
+    therefore stays whole.
     """
     said, answer = text.lstrip(), answer.strip()
     found = list(_places(said, answer))
     first = found[:1] == [0]
     behind = len(answer) if first else 0
-    # An answer that has its full stop itself ends its sentence.
+    # An answer that includes its full stop ends its sentence.
     stop = _STOP.search(said, max(0, behind - 1)) if behind else _STOP.search(said)
     end = stop.end() if stop else len(said)
     once = first and sum(place < end for place in found) == 1
@@ -46,14 +48,14 @@ def judged(text: str, answer: str, ids: Sequence[int], *, ended: bool) -> Judgem
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The share of the bigrams of `ids` that were there before; 0 where there is no bigram."""
+    """The share of the bigrams of `ids` that occurred before; 0 without any bigram."""
     bigrams = list(pairwise(ids))
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
 def answer_tokens(pieces: Iterable[str], answer: str) -> int:
-    """How many tokens a text begins with until its answer is whole: the n-th of `pieces` is the
-    text of its first n tokens."""
+    """The number of tokens at the start of a text that contain its answer. The n-th of `pieces` is
+    the text of the first n tokens."""
     answer, many = answer.strip(), 0
     for piece in pieces:
         many += 1
@@ -63,7 +65,7 @@ def answer_tokens(pieces: Iterable[str], answer: str) -> int:
 
 
 def _places(text: str, answer: str) -> list[int]:
-    """Where `answer` begins in `text` as whole words."""
+    """The offsets in `text` where `answer` begins as whole words."""
     found, at = [], text.find(answer)
     while at >= 0:
         end = at + len(answer)
@@ -74,8 +76,8 @@ def _places(text: str, answer: str) -> list[int]:
 
 
 def _joined(one: str, other: str) -> bool:
-    """Whether two neighbouring characters are of one word. Letters without case (Chinese, Thai)
-    are words of their own, since many such scripts write no spaces."""
+    """Whether two adjacent characters belong to one word. Letters without case (Chinese, Thai) are
+    separate words, since many such scripts have no spaces."""
     return bool(one and other) and all(
         char.isalnum() and unicodedata.category(char) != "Lo" for char in (one, other)
     )

@@ -1,6 +1,6 @@
-"""Greedy text of a model after many prompts at once, with a cache: transformers' own `generate`.
+"""Generates greedy text after many prompts in batches, with transformers' own `generate`.
 
-Knows token ids and nothing of what a text is judged by.
+Knows token ids, and nothing of how a text is judged.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from transformers import GenerationConfig
 from easyedit_mend_parallel.forward.calling import called_with
 
 AT_ONCE = 64
-"""Texts that are written together."""
+"""Maximum number of texts that are generated together."""
 
 Feeling = Callable[[Sequence[int]], AbstractContextManager[None]]
-"""Numbers of the sequences of a batch, in order, to a context in which the model is called."""
+"""From the indices of a batch's sequences, in order, to a context in which the model is called."""
 
 
 def feeling_nothing(_numbers: Sequence[int]) -> AbstractContextManager[None]:
-    """Call the model as it is."""
+    """Call the model without any edit."""
     return nullcontext()
 
 
@@ -36,14 +36,13 @@ def written(
     begun: Sequence[Sequence[int]] = (),
     feeling: Feeling = feeling_nothing,
 ) -> list[tuple[list[int], bool]]:
-    """The token ids that `model` writes after each prompt, the most probable one each time, and
-    whether an end-of-text token (which is not among them) came behind them.
+    """Generate text after each prompt, always with the most probable token. Returns the token ids,
+    and whether an end-of-text token (not included) followed.
 
-    At most `limits` (one for each prompt) are written, so a text that would never stop is cut.
-    `begun` are ids that each text begins with, after its prompt; they are not among those
-    returned. Prompts of like length go together, padded on the
-    left, `AT_ONCE` in a batch; `feeling` is given their numbers. Whatever the model's generation
-    config says of sampling, penalties and stops is left out.
+    `limits` are the maximum numbers of tokens, one for each prompt. `begun` are ids with which each
+    text begins after its prompt; they are not returned. Prompts of similar length are padded on the
+    left and generated together, `AT_ONCE` in a batch; `feeling` gets their indices. Sampling,
+    penalties and stop rules of the model's generation config are ignored.
     """
     starts = [[*ids] for ids in begun] or [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda one: len(prompts[one]) + len(starts[one]))
@@ -70,8 +69,8 @@ def written(
 def continuations(
     model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = 24
 ) -> list[str]:
-    """How `model` goes on after each prompt, greedily: the text of at most `new_tokens` tokens,
-    without special ones."""
+    """The text that `model` generates greedily after each prompt: at most `new_tokens` tokens,
+    without special tokens."""
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     found = written(model, tokenizer, ids, [new_tokens] * len(ids))
     return [tokenizer.decode(own, skip_special_tokens=True) for own, _ in found]
@@ -79,8 +78,8 @@ def continuations(
 
 @contextmanager
 def greedy(model: Any, tokenizer: Any) -> Iterator[set[int]]:
-    """While the context lasts `model.generate` is greedy and nothing else; gives the ids that end
-    a text: the model's, or else the tokenizer's."""
+    """While the context lasts, `model.generate` is purely greedy. Yields the ids that end a text:
+    the model's, or else the tokenizer's."""
     before = model.generation_config
     ends = before.eos_token_id if before is not None else None
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -109,7 +108,7 @@ def _start(model: Any, config: Any) -> int | None:
 def _batch(
     model: Any, prompts: list[Sequence[int]], starts: list[list[int]], limit: int
 ) -> list[list[int]]:
-    """What is written after each prompt and what begins its text; padding behind an end."""
+    """The ids generated after each prompt and the start of its text, padded after an end."""
     decodes_alone = model.config.is_encoder_decoder
     read = prompts if decodes_alone else [[*p, *s] for p, s in zip(prompts, starts, strict=True)]
     padding = model.generation_config.pad_token_id

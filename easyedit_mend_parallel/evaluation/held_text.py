@@ -1,6 +1,7 @@
-"""Held-out text, whose perplexity is measured before and after edits: one line per paragraph.
+"""Reads held-out text, one paragraph per line, whose perplexity is measured before and after edits.
 
-It was written for this project. It is neither training data nor preserved text.
+The text that ships was written for this project. It is neither training data nor preserved text.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -20,4 +21,4 @@ def held_text(path: str | Path | None = None) -> tuple[str, ...]:
     Raises DataError if the file cannot be read or holds no text.
     """
     shipped = resources.files("easyedit_mend_parallel.evaluation").joinpath(SHIPPED)
-    return text_lines(shipped if path is None else Path(path), "held text", DataError)
+    return text_lines(shipped if path is None else Path(path), "held-out text", DataError)

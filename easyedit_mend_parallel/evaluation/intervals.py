@@ -1,4 +1,4 @@
-"""A figure with its 95 % interval: shares, means and perplexities. Knows nothing of models."""
+"""Computes figures with 95 % intervals: shares, means and perplexities. Knows no models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Score:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Score:
-        """The mean of shares. Where all are 0 or 1, with Wilson's interval; else the normal one,
-        cut at 0 and 1."""
+        """The mean of shares. The interval is Wilson's if all are 0 or 1, and otherwise the normal
+        one, cut at 0 and 1."""
         if not all(value in (0.0, 1.0) for value in values):
             found = cls.of_numbers(values)
             return cls(found.mean, max(0.0, found.low), min(1.0, found.high), found.n)
@@ -43,9 +43,9 @@ class Score:
 
     @classmethod
     def of_perplexity(cls, losses: Sequence[float], tokens: Sequence[int]) -> Score:
-        """exp(Σ losses / Σ tokens): of each text, the sum of its tokens' negative log-likelihoods
-        and their number. The interval is that of a ratio of sums, whose unit is the text, since
-        the tokens of one text are no independent ones."""
+        """exp(Σ losses / Σ tokens). `losses` are the sums of each text's negative log-likelihoods,
+        `tokens` the numbers of its tokens. The interval is that of a ratio of sums over texts,
+        since the tokens of one text are not independent."""
         n, total = len(losses), sum(tokens)
         mean = sum(losses) / total
         squares = sum((loss - mean * size) ** 2 for loss, size in zip(losses, tokens, strict=True))

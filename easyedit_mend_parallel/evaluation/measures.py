@@ -1,9 +1,9 @@
-"""Training's validation: the four measures of edits that are tried and not written, and losses.
+"""Validates a network during training: the four measures and the losses of edits, none written.
 
-edit and rephrase: the share of requests of which every target token is the argmax, after the
-prompt and after another wording of it. neighbours: the share of prompts about other subjects
-whose next token is unchanged. unrelated: the mean share of a text's argmax tokens that are
-unchanged (`questions.value`). Every request is edited by itself.
+edit and rephrase: the share of requests whose target tokens are all the argmax, after the prompt
+and after another wording of it. neighbours: the share of prompts about other subjects whose next
+token is unchanged. unrelated: the mean share of unchanged argmax tokens of a text
+(`questions.value`). Every request is edited by itself. Knows no files and no hyperparameters.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 MEASURES = (EDIT, REPHRASE, NEIGHBOURS, UNRELATED)
 Editing = Callable[[Sequence[Text]], dict[str, LowRankUpdate]]
-"""Requests in, {target name: update} out, each row with the number of its request."""
+"""From requests to {target name: update}, each row with the index of its request."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One split's scores, those of `MEASURES` for which there were texts; and the losses that
-    training minimises, means over the same texts (`edit_loss` of the rephrases, or the prompts
-    where there are none; `locality_loss` of neighbours and unrelated texts)."""
+    """One split's scores, for those of `MEASURES` that have texts, and the losses that training
+    minimises, as means over the same texts: `edit_loss` of the rephrases (or of the prompts, if
+    there are none), `locality_loss` of neighbours and unrelated texts."""
 
     split: str
     scores: dict[str, Score]
@@ -52,11 +52,11 @@ class Scores:
 
     @property
     def total(self) -> float:
-        """The sum of the means: what a choice on validation data may go by."""
+        """The sum of the means, one figure for choices on validation data."""
         return sum(score.mean for score in self.scores.values())
 
     def flat(self) -> dict[str, float]:
-        """Every figure under a name of its own: `edit`, `edit_low`, `edit_high`, ..."""
+        """{name: figure}: `edit`, `edit_low`, `edit_high`, ..."""
         figures = {"edit_loss": self.edit_loss, "locality_loss": self.locality_loss}
         for name, score in self.scores.items():
             figures |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
@@ -74,13 +74,13 @@ def evaluate(
     unrelated: Sequence[str],
     **options: Any,
 ) -> list[Scores]:
-    """The scores of each split among `examples`; see `measure_edits`, which takes the `options`."""
+    """The scores of each split of `examples`; the `options` are those of `measure_edits`."""
     return scores_of(measure_edits(texts, targets, editing, examples, unrelated, **options))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of one text: which of `MEASURES` it belongs to, its value there (0 to 1), and its loss."""
+    """One text: its `kind`, one of `MEASURES`, its value (0 to 1), and its loss."""
 
     split: str
     kind: str
@@ -99,11 +99,11 @@ def measure_edits(
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Measurement]:
-    """Edit each example by itself and measure it on its own texts.
+    """Edit each example by itself and measure the edit on the example's texts.
 
     `editing` is a trained network, or a function from requests to updates. Each example is
-    also compared on one of its unrelated texts, or else one of `unrelated`, in turn. With
-    `share` (i, n) only every n-th example from the i-th on is measured: the part of process i.
+    also compared on one of its unrelated texts, or else on one of `unrelated`, in turn. With
+    `share` (i, n), only every n-th example from the i-th on is measured: the part of process i.
     """
     if isinstance(editing, Hypernetwork):
         network = editing
@@ -147,7 +147,7 @@ def _measured(
     part: Sequence[tuple[int, Example]],
     unrelated: Sequence[str],
 ) -> list[Measurement]:
-    """Every measurement of some examples, from one edited and one unedited forward."""
+    """The measurements of some examples, from one edited and one unedited forward pass."""
     rows = [
         (row, question)
         for row, (number, example) in enumerate(part)

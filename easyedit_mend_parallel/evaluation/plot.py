@@ -1,6 +1,7 @@
-"""An evaluation as a picture: every share, before and after, with its interval.
+"""Draws an evaluation: every share, before and after the edits, with its interval.
 
-Draws what it is given. Needs matplotlib (`pip install "easyedit-mend-parallel[train]"`).
+Knows no model and computes no figures. Needs matplotlib (`pip install
+"easyedit-mend-parallel[train]"`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def draw_figures(
     given: Mapping[str, Score],
     title: str,
 ) -> Path:
-    """Draw the figures that are shares, 0 to 1, to a PNG file, which is written whole."""
+    """Draw the figures that are shares (0 to 1) to a PNG file, written whole or not at all."""
     from matplotlib.figure import Figure
 
     names = [name for name in after if name not in NO_SHARES]

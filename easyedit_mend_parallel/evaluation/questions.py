@@ -1,7 +1,7 @@
-"""The texts on which an edit is judged, the positions at which they are, and what is counted there.
+"""Defines the measures: the texts that test an edit, their positions, and what is counted there.
 
-The one place that says what each measure is, for training's validation and for every evaluation.
-Knows how a model is called; does not know whether, or how, it was edited.
+Training's validation and every evaluation use these definitions. Knows how a model is called, and
+not whether or how it was edited.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from easyedit_mend_parallel.forward.texts import Text, Texts, as_index, target_p
 EDIT, REPHRASE, NEIGHBOURS, UNRELATED = "edit", "rephrase", "neighbours", "unrelated"
 PORTABILITY, HELD = "portability", "held"
 LEARNT = (EDIT, REPHRASE, PORTABILITY)
-"""Kinds of texts after which an answer is to follow; the others are not to change."""
+"""Kinds of texts that the edit's target must follow. The predictions in all others must not
+change."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text on which the edit of the request of that number is judged.
+    """A text that tests the edit of the request with index `request`.
 
-    `target` has its leading space; a text without one is judged where it ends (a neighbour) or at
-    every position. `name` is what EasyEdit's request calls the text's group (`locality`,
+    `target` includes its leading space. A text without a target is judged at its last position (a
+    neighbour) or at every position. `name` is the text's group in EasyEdit's request (`locality`,
     `portability`).
     """
 
@@ -48,8 +49,8 @@ def questions_of(
 ) -> list[Question]:
     """Every text on which an example's edit is measured.
 
-    Of its unrelated texts, the first `most_unrelated` (None: all); where it has none, one of
-    `unrelated`, in turn.
+    They include its first `most_unrelated` unrelated texts (None: all). If it has none, they
+    include one of `unrelated`, in turn.
     """
     request = example.request
     others = list(example.unrelated[:most_unrelated])
@@ -70,9 +71,9 @@ def _judged(number: int, kind: str, texts: Sequence[LocalityText]) -> list[Quest
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions as a batch: `sequence` (n,) and `position` (n,) say where they are judged, `sizes`
-    how many positions each has, `labels` (n,) what is to be predicted there (-100: nothing);
-    `ids` are each text's own, without padding."""
+    """Questions as a batch. `sequence` (n,) and `position` (n,) are the positions at which they are
+    judged, and `sizes` the number of positions of each. `labels` (n,) are the expected tokens there
+    (-100: none). `ids` are the token ids of each text, without padding."""
 
     batch: Batch
     ids: list[tuple[int, ...]]
@@ -83,8 +84,8 @@ class Asked:
 
     @classmethod
     def of(cls, texts: Texts, questions: Sequence[Question]) -> Asked:
-        """Raises RequestError where a text cannot be asked."""
-        # A special token among the labels (a BOS) is no part of the answer.
+        """Make the batch. Raises RequestError if a text cannot be asked."""
+        # A special token among the labels (a BOS) is not part of the answer.
         batch = texts.batch([one.text for one in questions]).answers(
             texts.tokenizer.all_special_ids
         )
@@ -98,7 +99,7 @@ class Asked:
         return cls(batch, ids, sequence, position, [len(one) for one in found], labels)
 
     def logits(self, model: torch.nn.Module) -> list[Tensor]:
-        """What `model` predicts for each question: (positions, vocabulary), fp32."""
+        """The logits of `model` for each question: (positions, vocabulary), fp32."""
         logits = self.batch.predictions(model, self.sequence, self.position).float()
         return list(torch.split(logits, self.sizes))
 
@@ -107,7 +108,7 @@ class Asked:
         return list(torch.split(self.labels, self.sizes))
 
     def held_losses(self, model: torch.nn.Module) -> list[tuple[float, int]]:
-        """Of each text without a target: the sum of the negative log-likelihoods of its tokens
+        """For each text without a target: the sum of the negative log-likelihoods of its tokens
         after the first, and their number."""
         sums = []
         for ids, logits in zip(self.ids, self.logits(model), strict=True):
@@ -118,10 +119,11 @@ class Asked:
 
 
 def value(kind: str, said: Tensor, label: Tensor, before: Tensor) -> float:
-    """A question's value, 0 to 1, from the tokens `said` (argmax), expected, and said `before`.
+    """A question's value, 0 to 1. `said` are the argmax tokens, `label` the expected tokens, and
+    `before` the argmax tokens of the unedited model.
 
-    edit, rephrase, portability: 1 where every token of the target is said. neighbours: 1 where
-    everything said is unchanged. unrelated: the share of positions that are unchanged.
+    edit, rephrase, portability: 1 if all tokens of the target are the argmax. neighbours: 1 if all
+    argmax tokens are unchanged. unrelated: the share of positions whose argmax is unchanged.
     """
     if kind in LEARNT:
         return float(bool((said == label).all()))
@@ -130,6 +132,6 @@ def value(kind: str, said: Tensor, label: Tensor, before: Tensor) -> float:
 
 
 def accuracy(kind: str, said: Tensor, label: Tensor, before: Tensor) -> float:
-    """The share of a question's tokens that are right (or, of a text that is not to change,
-    unchanged): what EasyEdit calls `rewrite_acc`, `rephrase_acc`, locality and portability."""
+    """The share of a question's tokens that are correct, or unchanged for a text that must not
+    change. EasyEdit calls it `rewrite_acc`, `rephrase_acc`, locality and portability."""
     return (said == (label if kind in LEARNT else before)).float().mean().item()

@@ -1,7 +1,7 @@
-"""What a model says to the texts that judge edits, recorded before an edit and scored after it.
+"""Records a model's answers to the texts that test edits, before an edit, and again after it.
 
-`record` and `score` only call the model (forward and generate): whatever changed it in between, and
-however, is theirs who changed it.
+`record` and `score` only call the model (forward and generate). They do not know what changed it in
+between.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from easyedit_mend_parallel.forward.tokenizing import Tokenized
 from easyedit_mend_parallel.weights.target import Target
 
 NEW_TOKENS = 24
-"""How many tokens of free text are written beyond those of the answer."""
+"""Maximum number of tokens of free text in addition to those of the answer."""
 TOKENS_AT_ONCE = 1024
-"""How many tokens, padding counted, go through the model in one forward pass."""
+"""Maximum number of tokens in one forward pass, including padding."""
 WRITTEN = (EDIT, REPHRASE)
-"""Kinds of prompts after which free text is written."""
+"""Kinds of prompts after which free text is generated."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a model says where a question is judged: `tokens` (the argmax at each position), and of
-    the `expected` ones the mean log-likelihood (None where nothing is expected). Of held text:
-    `loss`, the sum of its `n` tokens' negative log-likelihoods."""
+    """A model's answer to one question: `tokens` (the argmax at each judged position), and
+    `expected`, the mean log-likelihood of the expected tokens (None if there are none). For
+    held-out text, `loss` is the sum of the negative log-likelihoods of its `n` tokens."""
 
     tokens: tuple[int, ...] = ()
     expected: tuple[int, ...] = ()
@@ -55,10 +55,10 @@ class Said:
 
 @dataclass(frozen=True)
 class FreeText:
-    """What a model writes by itself: `ids` without the end-of-text token, which came where `ended`;
-    `answer` is how many of them are the answer (0: it is not the beginning). `base` is how likely
-    the unedited model finds what follows the answer, given prompt and answer (the mean
-    log-likelihood of its tokens; None where it was not asked or nothing follows)."""
+    """Text that a model generated: `ids` without the end-of-text token; `ended` says if there was
+    one. `answer` is the number of ids at the start that are the answer (0: the text does not begin
+    with it). `base` is the unedited model's mean log-likelihood of the tokens after the answer,
+    given prompt and answer; None if it was not computed or there are none."""
 
     ids: tuple[int, ...]
     text: str
@@ -70,7 +70,7 @@ class FreeText:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says and writes at one time: {number of the question: ...}."""
+    """All answers of a model in one state: {index of the question: its answer or free text}."""
 
     said: dict[int, Said] = field(default_factory=dict)
     texts: dict[int, FreeText] = field(default_factory=dict)
@@ -81,10 +81,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is asked, and what the model answered when it was recorded. Holds no model.
+    """The questions, and the model's answers when it was recorded. References no model.
 
-    `given` is how the model goes on where it is given the answer: what free text after an edit can
-    be compared with.
+    `given` is the text that the model generates after prompt and answer, for comparison with the
+    free text after an edit.
     """
 
     examples: list[Example]
@@ -96,8 +96,8 @@ class Recorded:
     new_tokens: int
 
     def numbers(self, requests: Sequence[int] | None = None) -> list[int]:
-        """The numbers of all questions; or of those about `requests`, and of held text, which is
-        about none, each line once."""
+        """The indices of all questions. With `requests`, only of the questions about them, and of
+        each line of held-out text once."""
         if requests is None:
             return list(range(len(self.questions)))
         chosen, lines = set(requests), set[str]()
@@ -124,22 +124,22 @@ def record(
     targets: Sequence[Target] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Recorded:
-    """Ask `model`, as it is now, everything that judges edits of `requests`.
+    """Ask the unedited `model` every question that tests edits of `requests`.
 
     Args:
         requests: examples, requests, or EasyEdit's dictionaries (`example_of` says what is read).
-        unrelated: texts for requests that have none of their own, one each, in turn.
-        held: lines of text whose perplexity is taken. Each is asked at least once, and each request
-            has at least one, so that edits that are felt one by one have some each.
-        free: also let the model write by itself after prompts and rephrases, greedily, up to
-            `new_tokens` tokens more than the answer has.
-        chat: prompts go through the tokenizer's chat template; unrelated and held text do not.
-        targets: what later edits will change. The blocks below the lowest of them are then run once
-            for each text, and their hidden states kept in memory (1 GiB at most).
-        progress: is told how many questions are answered.
+        unrelated: texts for requests without unrelated texts, one each, in turn.
+        held: lines of held-out text, whose perplexity is measured. Each line is used at least once,
+            and each request has at least one, so that edits can also be measured one by one.
+        free: also generate text greedily after prompts and rephrases, with up to `new_tokens`
+            tokens more than the answer has.
+        chat: put prompts into the tokenizer's chat template; unrelated and held-out text stay.
+        targets: the weights that later edits will change. The blocks below the lowest of them then
+            run once for each text, and their hidden states stay in memory (at most 1 GiB).
+        progress: called with the number of answered questions.
 
-    Raises RequestError, before anything is asked, for a text that cannot be asked: longer than the
-    model's context, a target of special tokens alone, `chat` without a template.
+    Raises RequestError, before the model is called, for a text that cannot be asked: one longer
+    than the model's context, a target of special tokens only, or `chat` without a template.
     """
     examples = as_examples(requests)
     questions = [
@@ -167,14 +167,14 @@ def _asker(
     targets: Sequence[Target],
     chat: bool,
 ) -> Asker:
-    """An asker that keeps hidden states, where there are targets and the model lets it."""
+    """An asker with a trunk, if there are targets and the model has a trunk."""
     plain = Asker(tokenizer, chat)
     plain.check(model, questions)
     if not targets:
         return plain
     try:
         asker = replace(plain, trunk=CachedTrunk(model, targets))
-        # The trunk checks itself on the first batch that it sees: let that be a small one.
+        # The trunk checks itself on its first batch, so that batch should be small.
         shortest = min(questions, key=lambda one: len(plain.tokenized(model, one).ids))
         asker.texts(model).batch([asker.worded(shortest).text])
     except NoTrunkError:
@@ -189,11 +189,11 @@ def score(
     *,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Ask `model`, as it is now, what was recorded: all of it, or what is about `requests` (their
-    numbers) besides every line of held text. `figures` makes figures of it.
+    """Ask the edited `model` the recorded questions: all, or those about the requests with indices
+    `requests` and every line of held-out text. `figures` computes figures from the result.
 
-    Only calls the model. How likely the unedited model finds the free text is for `likelihoods`,
-    which has to be given that model.
+    Only calls the model. `likelihoods` adds the unedited model's likelihood of the free text, and
+    needs that model.
     """
     return answers_to(model, recorded, recorded.numbers(requests), progress=progress)
 
@@ -206,8 +206,8 @@ def answers_to(
     feeling: Feeling = feeling_nothing,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Answers to the numbered questions. `feeling` is given the requests of each batch's sequences,
-    in order, so that it can attach each sequence's own edit."""
+    """Answers to the questions with these indices. `feeling` gets the requests of each batch's
+    sequences, in order, so that it can attach each sequence's own edit."""
     said: dict[int, Said] = {}
     for chosen in recorded.asker.batches(model, recorded.questions, numbers, TOKENS_AT_ONCE):
         with feeling([recorded.questions[number].request for number in chosen]):
@@ -222,10 +222,11 @@ def answers_to(
 
 @torch.no_grad()
 def likelihoods(model: Any, recorded: Recorded, texts: dict[int, FreeText]) -> dict[int, FreeText]:
-    """`texts` with how likely `model` finds what follows the answer, given prompt and answer.
+    """`texts` with the likelihood, by `model`, of the tokens after the answer, given prompt and
+    answer.
 
-    `model` is the one that was recorded, unedited. A text that does not begin with the answer, or
-    ends with it, is left as it is.
+    `model` must be the recorded model, without edits. A text that does not begin with the answer,
+    or ends with it, is returned unchanged.
     """
     asker, found = recorded.asker, dict(texts)
     open_ends = [n for n, text in texts.items() if text.answer and len(text.ids) > text.answer]
@@ -272,8 +273,8 @@ def _texts(
     given: bool = False,
     feeling: Feeling = feeling_nothing,
 ) -> dict[int, FreeText]:
-    """Free text after the numbered prompts; with `given`, after prompt and answer, which then is
-    the beginning of the text."""
+    """Free text after the prompts with these indices. With `given`, it is generated after prompt
+    and answer, and begins with the answer."""
     asker = recorded.asker
     asked = [asker.prompt_and_answer(model, recorded.questions[number]) for number in numbers]
     room = context_of(model)

@@ -1,6 +1,6 @@
-"""JSON objects of a file, each of which knows where it stands, so that every complaint says so.
+"""Reads the JSON objects of a file. Each knows its line, so that every error can name it.
 
-Knows UTF-8, JSON and the types of fields; does not know what any field means.
+Knows UTF-8, JSON and the types of fields, and not the meaning of any field.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _JSON_TYPES = {
 
 
 def is_list(file: BinaryIO, path: Path) -> bool:
-    """Whether the file begins as a JSON list does; it is then at its start again.
+    """Whether the file begins as a JSON list. Afterwards it is at its start again.
 
     Raises:
-        DataError: there is nothing in the file.
+        DataError: the file is empty.
     """
     start = file.read(len(_BYTE_ORDER_MARK))
     character = start.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1]
@@ -42,7 +42,7 @@ def is_list(file: BinaryIO, path: Path) -> bool:
 
 
 def from_lines(file: BinaryIO, path: Path) -> Iterator[Record]:
-    """The object of each line, read one at a time; blank lines are left out.
+    """The object of each line, read one at a time. Blank lines are skipped.
 
     Raises:
         DataError: a line is not UTF-8, not JSON, or not an object.
@@ -53,7 +53,7 @@ def from_lines(file: BinaryIO, path: Path) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where} is not JSON ({_reason(error)}); "
-                "each line has to be one whole object: {...}"
+                "each line must be one whole object: {...}"
             ) from None
         yield Record(fields, where)
 
@@ -69,11 +69,11 @@ def from_list(file: BinaryIO, path: Path) -> list[Record]:
 
 
 class Record:
-    """One JSON object, and where it stands, so that every complaint says so."""
+    """One JSON object and its position in the file, which every error names."""
 
     def __init__(self, fields: object, where: str) -> None:
         if not isinstance(fields, dict):
-            raise DataError(f"{where} is {_kind(fields)}; each record has to be an object: {{...}}")
+            raise DataError(f"{where} is {_kind(fields)}; each record must be an object: {{...}}")
         self.fields: dict[str, Any] = fields
         self.where = where
 
@@ -90,18 +90,18 @@ class Record:
         return self.fields[name]
 
     def text(self, name: str) -> str:
-        """A string that says something."""
+        """A string that is not blank."""
         text = self._as_text(name, self.value(name))
         if not text.strip():
             raise self.error(name, "is empty; fill it, or leave the record out")
         return text
 
     def optional(self, name: str) -> str | None:
-        """A string, or None where the field is absent or null."""
+        """A string, or None if the field is absent or null."""
         return None if self.fields.get(name) is None else self.text(name)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """The strings of a list, none where the field is absent."""
+        """The strings of a list; none if the field is absent."""
         found = self.fields.get(name, [])
         if not isinstance(found, list):
             raise self.error(name, f'is {_kind(found)}; write a list of strings: ["...", "..."]')
@@ -115,11 +115,11 @@ class Record:
         """An object inside this one."""
         value = self.value(name)
         if not isinstance(value, dict):
-            raise self.error(name, f"is {_kind(value)}, and has to be an object: {{...}}")
+            raise self.error(name, f"is {_kind(value)}, and must be an object: {{...}}")
         return Record(value, f"{self.where}, in {name!r}")
 
     def inners(self, name: str) -> list[Record]:
-        """The objects of a list, none where the field is absent."""
+        """The objects of a list; none if the field is absent."""
         found = self.fields.get(name, [])
         if not isinstance(found, list):
             raise self.error(name, f"is {_kind(found)}; write a list of objects: [{{...}}]")
@@ -127,17 +127,17 @@ class Record:
 
     def _as_text(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise self.error(name, f"is {_kind(value)}, and has to be a string")
+            raise self.error(name, f"is {_kind(value)}, and must be a string")
         if not value.isascii():
             try:
                 value.encode()
-            except UnicodeEncodeError:  # "\ud83d" alone, which no tokenizer takes
+            except UnicodeEncodeError:  # "\ud83d" alone, which no tokenizer accepts
                 raise self.error(name, "holds half of a surrogate pair; write it whole") from None
         return value
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
-    """Where each line stands, and its text; blank lines are left out."""
+    """The position and the text of each line. Blank lines are skipped."""
     for number, raw in enumerate(file, start=1):
         where = f"{path}, line {number}"
         if number == 1:
@@ -162,11 +162,11 @@ def _json_list(raw: bytes, path: Path) -> list[Any]:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{path}{where} is not JSON ({_reason(error)}); "
-            "the file has to be one list of records: [{...}, {...}]"
+            "the file must be one list of records: [{...}, {...}]"
         ) from None
     if not isinstance(records, list):
         raise DataError(
-            f"{path} is {_kind(records)}, and has to be a list of records: [{{...}}, {{...}}]; "
+            f"{path} is {_kind(records)}, and must be a list of records: [{{...}}, {{...}}]; "
             "one object per line is format 'jsonl'"
         )
     return records

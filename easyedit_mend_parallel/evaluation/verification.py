@@ -15,15 +15,15 @@ from easyedit_mend_parallel.forward.batch import IGNORED, make_batch
 from easyedit_mend_parallel.forward.requests import Request
 
 AT_ONCE = 32
-"""Requests in one forward pass."""
+"""Maximum number of requests in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model answers to one request, given the target's tokens so far.
+    """The model's answer to one request, given the target's previous tokens at each position.
 
-    `answer` is the text of its most probable token at each token of the target, `probability` that
-    of the target per token (the geometric mean), and `holds` whether every one is the target's.
+    `answer` is the text of the most probable tokens, `probability` that of the target per token
+    (the geometric mean). `holds` is true if all most probable tokens are those of the target.
     """
 
     request: Request
@@ -34,9 +34,9 @@ class Verdict:
 
 @torch.no_grad()
 def verify(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[Verdict]:
-    """A verdict on each request, in their order, from the model as it is now.
+    """A verdict on each request, in their order, by the model in its current state.
 
-    Special tokens that a tokenizer puts around a target are no part of the answer.
+    Special tokens that the tokenizer adds to a target are not part of the answer.
     """
     order = sorted(range(len(requests)), key=lambda n: len(requests[n].prompt))
     found: dict[int, Verdict] = {}

@@ -1,6 +1,6 @@
-"""An evaluation as a whole: recorded, edited, scored, and the model given back to the bit.
+"""Runs a whole evaluation: records the model, edits it, scores it, and undoes the edits to the bit.
 
-Knows an edit only as something with a way back; what makes it is given.
+Knows of an edit only that it can be undone. The caller gives the function that makes edits.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 ONE_BY_ONE, SEQUENCE, BATCH = "one-by-one", "sequence", "batch"
 HOW = (ONE_BY_ONE, SEQUENCE, BATCH)
-"""Each request edited by itself and taken back; all one after the other; all in one update."""
+"""Ways to edit: each request by itself, undone before the next; one after another; in one
+update."""
 TOGETHER = 32
-"""Number of single edits that are measured together, each on its own texts."""
+"""Maximum number of single edits that are measured together, each on its own texts."""
 
 
 class Edited(Protocol):
-    """An edit in a model, with a way back. Where it also has `updates` {target name: LowRankUpdate}
-    and `targets` {name: Target}, as an `EditResult`, single edits are judged together."""
+    """An edit in a model that can be undone. If it also has `updates` {target name: LowRankUpdate}
+    and `targets` {name: Target}, like an `EditResult`, single edits are measured together."""
 
     def rollback(self) -> None: ...
 
@@ -49,8 +50,8 @@ Editing = Callable[[Sequence[Request]], Edited]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was recorded before, the `answers` after, and `refused`: {number of a request: why its
-    edit was not made}. A refused edit is judged as none."""
+    """The recorded answers before the edits, the `answers` after them, and `refused`: {index of a
+    request: why its edit was refused}. A refused edit counts as no edit."""
 
     recorded: Recorded
     answers: Answers
@@ -66,11 +67,11 @@ class Evaluation:
 
     @property
     def given(self) -> dict[str, Score]:
-        """How the unedited model goes on where it is given the answer."""
+        """The figures of the text that the unedited model generates after prompt and answer."""
         return given_figures(self.recorded)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Every single answer, as JSON can say it."""
+        """Every single answer, as JSON values."""
         decode = self.recorded.asker.tokenizer.decode
         for line in answer_lines(self.recorded, self.answers, decode):
             refused = self.refused.get(line["request"])
@@ -93,20 +94,20 @@ def evaluate(
     at_outputs: bool = True,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Evaluation:
-    """Record `model`, edit it, score it, and take the edits out again, to the bit.
+    """Record `model`, edit it, score it, and undo the edits to the bit.
 
     Args:
         edit: makes an edit of some requests in `model`: `MendParallel(...).edit`, or any other
-            method with a way back. An update that it refuses with WorseError counts as none.
+            method that can undo its edits. An edit that raises WorseError counts as none.
         how: one of `HOW`.
-        at_outputs: single edits that have low-rank updates are taken out of the weights and judged
-            together, each added to the outputs of its own texts alone, which gives the logits of
-            the edited weights within rounding. False: each is judged in the weights; also for edits
-            that are more than their update (a scope).
-        progress: is told what is done, how far it is, and how much there is of it.
+        at_outputs: measure single edits together: their low-rank updates are removed from the
+            weights and each is added to the outputs for its own texts, which gives the logits of
+            the edited weights within rounding. With False each edit is measured in the weights;
+            needed for edits that are more than their update (a scope).
+        progress: called with the current task, the number of finished parts, and their total.
 
     The other arguments are those of `record`. Raises what `record` and `edit` raise, and
-    RequestError for another `how`; the model is then as it was, too.
+    RequestError for another `how`. The edits are then undone, too.
     """
     if how not in HOW:
         raise RequestError(
@@ -134,7 +135,7 @@ def evaluate(
 
 
 class _Run:
-    """The edits of one evaluation, and what the model answered with them."""
+    """The edits of one evaluation, and the answers of the model with them."""
 
     def __init__(
         self,
@@ -205,7 +206,7 @@ class _Waiting:
         self._parts: dict[str, list[LowRankUpdate]] = {}
 
     def add(self, number: int, edited: Any) -> None:
-        """The edit of that request; None for one that was refused."""
+        """Add the edit of the request with index `number`; None if it was refused."""
         self.numbers.append(number)
         if edited is None:
             return
