@@ -22,6 +22,7 @@ from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_repla
 from easyedit_mend_parallel.errors import RequestError, UpdateError
 from easyedit_mend_parallel.evaluation.verification import Verdict, verify
 from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.calling import refuse_uncallable
 from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
@@ -85,6 +86,7 @@ class MendParallel:
         self._overlay_limit = hparams.overlay_bytes
         self._scope_limit = hparams.scope_bytes
         with Ranks.of(model).agree("prepare the editor"):
+            refuse_uncallable(model)
             if isinstance(network, Hypernetwork):
                 network = Trained(network)
             names, config = (

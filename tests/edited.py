@@ -45,4 +45,4 @@ def logits_on_facts(model: Any, call: Any = None) -> torch.Tensor:
     """What `model` (or `call`, a wrapper of it) predicts for `FACTS`, on the CPU."""
     with torch.no_grad():
         batch = make_batch(model, tokenizer_for(model), as_requests(FACTS))
-        return batch.logits(call or model).cpu()
+        return batch.logits(model if call is None else call).cpu()

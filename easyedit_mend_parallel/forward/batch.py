@@ -26,6 +26,7 @@ from easyedit_mend_parallel.forward.tokenizing import (
     say_other_labels,
     tokenized,
 )
+from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.sharding import whole_logits
 
 if TYPE_CHECKING:
@@ -189,8 +190,12 @@ class Batch:
         return torch.bincount(missed, minlength=self.n_requests) == 0
 
     def call(self, model: nn.Module) -> Any:
-        """Run the model on this batch. Every forward of this package goes through here."""
-        return model(**self.inputs)
+        """Run the model on this batch. Every forward of this package goes through here.
+
+        A compiled model runs as it is written: its graphs would not run the hooks of an edit.
+        """
+        with uncompiled():
+            return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:
         """Where the labels are: the sequence (n,) of each and the position in it (n,)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import RequestError
+from easyedit_mend_parallel.errors import RequestError, TargetError
 from easyedit_mend_parallel.weights.placement import input_device
 
 if TYPE_CHECKING:
@@ -37,6 +37,30 @@ def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
     if takes(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
+
+
+def refuse_uncallable(model: nn.Module) -> None:
+    """Raise TargetError for what is called as a model but is not the transformers model itself,
+    and for weights through which torch can take no gradient."""
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise TargetError(
+            "this is the wrapper that torch.compile returns: give the model in it "
+            "(model._orig_mod). The wrapper has the edits too"
+        )
+    if not hasattr(model, "config"):
+        inner = _wrapped(model)
+        inside = "" if inner is None else f", such as the {type(inner).__name__} inside it"
+        raise TargetError(
+            f"{kind} is no transformers model: it has no config. Give the model itself{inside} "
+            "(of DataParallel and DistributedDataParallel: model.module)"
+        )
+    frozen = [name for name, weight in model.named_parameters() if weight.is_inference()]
+    if frozen:
+        raise TargetError(
+            f"{frozen[0]} was made inside torch.inference_mode(), and torch gives no gradient "
+            "through such a weight: load the model outside of it (using it there later is fine)"
+        )
 
 
 def takes(model: nn.Module, argument: str) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.quantized import differentiable
+from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.sharding import shard_of
 from easyedit_mend_parallel.weights.target import Target
 
@@ -179,12 +180,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, the model is in eval mode, so an edit does not depend on dropout."""
+    """While the context lasts, the model is in eval mode, so an edit does not depend on dropout,
+    and it runs uncompiled, so its hooks run."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easyedit_mend_parallel.weights.compiled import never_traced
 from easyedit_mend_parallel.weights.reading import Reading
 from easyedit_mend_parallel.weights.scope import ScopedRequest
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
@@ -50,6 +51,7 @@ class Gate:
     """The hooks of one model for its `memory`; `remove` takes them off."""
 
     def __init__(self, model: nn.Module, memory: ScopedMemory) -> None:
+        never_traced(Gate, "_enter", "_leave", "_see")
         self.memory = memory
         self._open: dict[int, list[Decision | None]] = {}
         self._silent: dict[int, int] = {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
@@ -132,6 +133,7 @@ class OutputStore(LayerReference):
     def hang(self, key: object, update: LowRankUpdate, position: int | None) -> None:
         edits = OutputEdits.on(self.layer) or OutputEdits(self.layer)
         edits.hang(key, update, position)
+        drop_compiled_graphs()
         model = self._model()
         if model is not None and not hasattr(model, _NOTICE):
             _give_notice(model)
@@ -143,6 +145,7 @@ class OutputStore(LayerReference):
             return None
         position = edits.position(key)
         edits.take(self.layer, key)
+        drop_compiled_graphs()
         model = self._model()
         if model is not None and hasattr(model, _NOTICE) and not edited_outputs(model):
             getattr(model, _NOTICE).remove()

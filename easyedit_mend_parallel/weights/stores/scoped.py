@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs, never_traced
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
@@ -45,6 +46,7 @@ class ScopedRows:
     """
 
     def __init__(self, layer: nn.Module, target: str, gate: Gate) -> None:
+        never_traced(ScopedRows, "__call__")
         self._target, self._gate = target, gate
         self._handle = layer.register_forward_hook(self, prepend=True)
         setattr(layer, _HOOK, self)
@@ -116,6 +118,7 @@ class ScopedStore(LayerReference):
             gate = Gate(self.model, ScopedMemory(scope, read))
         if not hasattr(self.layer, _HOOK):
             ScopedRows(self.layer, self.target.name, gate)
+            drop_compiled_graphs()
         serial = gate.memory.next_serial() if serial is None else serial
         for request, own in rows:
             gate.memory.add(request, self.target.name, own, serial)
@@ -130,6 +133,7 @@ class ScopedStore(LayerReference):
         taken = [(one, gate.memory.take(one, self.target.name)) for one in requests]
         if not gate.memory.holds(self.target.name) and hasattr(self.layer, _HOOK):
             getattr(self.layer, _HOOK).remove(self.layer)
+            drop_compiled_graphs()
         if not len(gate.memory):
             gate.remove(self.model)
         return [(request, rows) for request, rows in taken if rows is not None]
