@@ -99,7 +99,7 @@ class Batch:
     def taken(self, sequences: Tensor, request: Tensor) -> Batch:
         """The batch of the numbered sequences, in that order, with `request` as their requests'."""
         inputs = {
-            name: value[sequences.to(value.device)] if self._is_of_sequences(value) else value
+            name: value[sequences.to(value.device)] if self.is_of_sequences(value) else value
             for name, value in self.inputs.items()
         }
         return replace(self, inputs=inputs, labels=self.labels[sequences], request=request)
@@ -111,14 +111,14 @@ class Batch:
     @property
     def width(self) -> int:
         """How many tokens the longest side of a request has, padding included."""
-        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        values = [value for value in self.inputs.values() if self.is_of_sequences(value)]
         longest: int = max(value.shape[1] for value in (*values, self.labels))
         return longest * -(-len(self.labels) // self.n_requests)
 
     @property
     def n_tokens(self) -> int:
         """How many tokens a target sees and `token_mask` counts, at most."""
-        values = [value for value in self.inputs.values() if self._is_of_sequences(value)]
+        values = [value for value in self.inputs.values() if self.is_of_sequences(value)]
         lengths = {value.shape[1] for value in (*values, self.labels)}
         return max(int(self.token_mask(length).sum()) for length in lengths)
 
@@ -128,7 +128,8 @@ class Batch:
         counts.index_add_(0, self.request, (self.labels != IGNORED).sum(1).float())
         return counts / counts.sum()
 
-    def _is_of_sequences(self, value: Any) -> bool:
+    def is_of_sequences(self, value: Any) -> bool:
+        """Whether an input has an entry for each sequence and token: (B, T, ...)."""
         return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.labels)
 
     def fingerprint(self) -> int:

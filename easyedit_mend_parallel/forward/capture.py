@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.layout import refuse_other_layout
 from easyedit_mend_parallel.forward.quantized import differentiable
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.sharding import shard_of
@@ -73,6 +74,8 @@ def capture(
         with watched(model, targets) as seen:
             losses = batch.losses_on(model)
         _refuse_unreached(targets, seen)
+        inputs = {name: [x for x, _ in found] for name, found in seen.items()}
+        refuse_other_layout(model, targets, inputs, batch)
         passes = [(target.name, x, output) for target in targets for x, output in seen[target.name]]
         deltas = torch.autograd.grad(
             losses.sum(), [output for _, _, output in passes], allow_unused=True
@@ -113,6 +116,9 @@ def layer_rows(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dic
             stack.callback(layer.register_forward_hook(keep(target.name)).remove)
         batch.losses_on(model)
     _refuse_unreached(targets, seen)
+    with evaluating(model):
+        inputs = {name: [x for x, _ in passes] for name, passes in seen.items()}
+        refuse_other_layout(model, targets, inputs, batch)
     found = {}
     for target in targets:
         shard, parts = shard_of(model, target), []

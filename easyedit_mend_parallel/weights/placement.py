@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.hooks import AlignDevicesHook
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.weights.offload import (
@@ -25,7 +26,7 @@ from easyedit_mend_parallel.weights.offload import (
     hooks_of,
     tied_names,
 )
-from easyedit_mend_parallel.weights.target import Target, highest
+from easyedit_mend_parallel.weights.target import Target, highest, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,17 @@ def refuse_split_tie(model: nn.Module, target: Target, placement: Placement) -> 
                 "two names, but are stored in two places: an edit of one would not change the "
                 "other. Give both modules one place in device_map and load the model again"
             )
+
+
+def refuse_shared(model: nn.Module, target: Target) -> None:
+    """Raise TargetError for a weight that is declared to be tied to another linear layer's.
+
+    `find_targets` finds the ties of weights that have values; this finds those of offloaded ones.
+    """
+    for name in sorted(tied_names(model, target.name) - {target.name}):
+        other = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(other, (nn.Linear, Conv1D)) and other is not target.layer(model):
+            raise shared(target.name, target.layer_name, name.rpartition(".")[0])
 
 
 def network_home(

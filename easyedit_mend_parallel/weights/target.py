@@ -61,7 +61,35 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
         other = seen.setdefault(id(weight), target.name)
         if other != target.name:
             raise TargetError(f"{target.name} and {other} are one tied weight: name one of them")
+    _refuse_shared(model, targets)
     return targets
+
+
+def _refuse_shared(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Raise TargetError for a weight that other linear layers have, too.
+
+    Token rows and an update of the output are those of one layer, and the weight would change in
+    all of them. Tied embeddings are no linear layer.
+    """
+    mine = {id(target.layer(model)._parameters.get("weight")): target for target in targets}
+    layers: dict[int, str] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or id(weight) not in mine:
+            continue
+        other = layers.setdefault(id(weight), name)
+        both = (module, model.get_submodule(other))
+        if other != name and all(isinstance(one, (nn.Linear, Conv1D)) for one in both):
+            raise shared(mine[id(weight)].name, other, name)
+
+
+def shared(name: str, layer: str, other: str) -> TargetError:
+    """The error of a target whose weight is that of two linear layers."""
+    return TargetError(
+        f"{name} is shared: {layer} and {other} are two layers with one weight (blocks that are "
+        "used at several depths). MEND sees the tokens of one of them and would change both: take "
+        "it out of inner_params and name weights that belong to one layer"
+    )
 
 
 def find_target(model: nn.Module, name: str) -> Target:

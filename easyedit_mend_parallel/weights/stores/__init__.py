@@ -13,7 +13,12 @@ from torch import nn
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
-from easyedit_mend_parallel.weights.placement import Placement, place, refuse_split_tie
+from easyedit_mend_parallel.weights.placement import (
+    Placement,
+    place,
+    refuse_shared,
+    refuse_split_tie,
+)
 from easyedit_mend_parallel.weights.stores import output, overlay, ram, resident, scoped, sharded
 from easyedit_mend_parallel.weights.stores.memory import free_spare_memory
 from easyedit_mend_parallel.weights.stores.overlay import limit_overlays
@@ -67,8 +72,10 @@ def prepare(
 
     `apply` as in `WeightPlace`. `overlay_limit` (bytes) limits the memory for edited weights whose
     files are on disk; None: no limit. Raises PlacementError if no store supports a weight, or if
-    files of the model are gone or have changed.
+    files of the model are gone or have changed; TargetError for a weight that two layers share.
     """
     refuse_lost_files(model)
     limit_overlays(model, overlay_limit)
+    for target in targets:
+        refuse_shared(model, target)
     return {target.name: _offered(model, target, apply)[0] for target in targets}

@@ -1,0 +1,95 @@
+"""Whether the rows that a layer sees are the tokens of a batch's sequences, one sequence after the
+other. Asks shapes, and where they do not tell, the model; never its name.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_mend_parallel.errors import TargetError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.weights.target import Target
+
+SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Maximum difference of the rows of one sequence at two places of a batch, relative to the largest;
+half: 5e-2."""
+_in_order: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+"""What was found by asking: whether a layer's rows are in order."""
+
+
+def refuse_other_layout(
+    model: nn.Module, targets: Sequence[Target], seen: Mapping[str, Sequence[Tensor]], batch: Batch
+) -> None:
+    """Raise TargetError where rows of a batch of several sequences cannot be told apart.
+
+    `seen` {target name: the inputs (..., in) of each pass through its layer} are those of a forward
+    pass of `batch`. In order are inputs (B, T, in), and (B × T, in) where a forward pass of three
+    sequences shows it, which each layer needs once.
+    """
+    n_sequences = len(batch.labels)
+    if n_sequences == 1:
+        return
+    lengths = {value.shape[1] for value in batch.inputs.values() if batch.is_of_sequences(value)}
+    lengths.add(batch.labels.shape[1])
+    unknown = []
+    for target in targets:
+        for x in seen[target.name]:
+            if x.dim() > 2 and x.shape[0] == n_sequences != x.shape[1]:
+                streams = x.shape[1] // batch.labels.shape[1]
+                if x.shape[1] not in lengths and streams * batch.labels.shape[1] == x.shape[1]:
+                    raise _mixed(target, f"sees {streams} rows for each token")
+            elif x.dim() > 2 and x.shape[0] in lengths and x.shape[1] == n_sequences:
+                if x.shape[0] != n_sequences:
+                    raise _mixed(target, "takes tokens first and sequences second")
+                unknown.append(target)
+            elif x.shape[:-1].numel() % n_sequences:
+                raise _mixed(target, f"sees {x.shape[:-1].numel()} rows, not those of each token")
+            else:
+                unknown.append(target)
+    _ask(model, unknown, batch)
+
+
+def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
+    """Let the model read one sequence at two places of a batch: its rows have to be the same."""
+    new = {target.name: target for target in targets if target.layer(model) not in _in_order}
+    ids = batch.inputs.get("input_ids")
+    if new and ids is not None:  # a batch that starts from hidden states was checked whole
+        seen: dict[str, Tensor] = {}
+        others = [n for n in range(1, len(ids)) if not torch.equal(ids[n], ids[0])]
+        chosen = torch.tensor([0, *(others or [1])[:1], 0])
+        with torch.no_grad(), ExitStack() as stack:
+            for name, target in new.items():
+
+                def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    seen[name] = inputs[0].detach().flatten(0, -2)
+
+                layer = target.layer(model)
+                stack.callback(layer.register_forward_pre_hook(keep).remove)
+            batch.taken(chosen, torch.arange(3)).call(model)
+        for name, target in new.items():
+            _in_order[target.layer(model)] = name in seen and _same_ends(seen[name])
+    for target in targets:
+        if not _in_order.get(target.layer(model), True):
+            raise _mixed(target, "does not see the tokens of one sequence after those of another")
+
+
+def _same_ends(rows: Tensor) -> bool:
+    """Whether the first third of `rows` (n, in) is the last."""
+    n = len(rows) // 3
+    if len(rows) != 3 * n:
+        return False
+    apart = (rows[:n] - rows[2 * n :]).abs().max()
+    return bool(apart <= SAME.get(rows.dtype, 5e-2) * rows.abs().max())
+
+
+def _mixed(target: Target, how: str) -> TargetError:
+    return TargetError(
+        f"the layer of {target.name} {how}, so one request of a batch would get the rows of "
+        "another. Nothing was changed. Edit the requests one after the other, each in an edit of "
+        "its own, with `sequence: add`"
+    )
