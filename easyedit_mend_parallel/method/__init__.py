@@ -1,1 +1,1 @@
-"""MEND: token rows in, low-rank updates out; one request or many. Writes nothing."""
+"""MEND: turns token rows into low-rank updates, of one request or many. Writes nothing."""

@@ -1,6 +1,6 @@
-"""Trained hypernetworks on disk, in EasyEdit's format or one without pickle; reading runs no code.
+"""Reads and writes trained hypernetworks, in EasyEdit's format or in one without pickle.
 
-Knows a hypernetwork's state and nothing of the model it edits.
+Reading runs no code. Knows a hypernetwork's state, and nothing of the model that it edits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from easyedit_mend_parallel.weights.scope import Scope
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION, WITH_SCOPE = 1, 2
-"""Of archives without a scope, which older versions of this package read, too, and with one."""
+"""Versions of the format without a scope, which older versions of this package also read, and
+with one."""
 CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+")
 """Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
 OLD_PREFIX, PREFIX = "gtn.", "mend."
@@ -38,17 +39,17 @@ WAYS_OUT = (
     "MEND_PARALLEL, or alg: MEND), or edit without one: set `untrained: true`, with `archive: "
     "null` or with statistics that `mend-parallel calibrate` gathers in minutes"
 )
-"""What somebody can do who has no archive."""
+"""Advice for users without an archive."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A trained hypernetwork as it was read: `state` has EasyEdit's keys, tensors on the CPU.
+    """A trained hypernetwork as read from a file: `state` has EasyEdit's keys, tensors on the CPU.
 
-    `header` is what the archive says of itself: targets, options and base model in a safetensors
-    file, and in both formats how its labels were made and whether it was trained. Where EasyEdit's
-    own trainer wrote the file it is empty. `has_optimizer`: the file also holds what EasyEdit's
-    trainer needs to go on as if it had not stopped. `scope` is the one that was trained for it.
+    `header` says how the labels were made and whether the network was trained; in a safetensors
+    file also its targets, options and base model. It is empty if EasyEdit's own trainer wrote the
+    file. `has_optimizer`: the file also has the state from which EasyEdit's trainer resumes.
+    `scope` is the scope that was trained for the network, or None.
     """
 
     path: Path
@@ -59,17 +60,17 @@ class Archive:
 
     @property
     def trained(self) -> bool:
-        """False where the archive says that only its statistics are of use (`calibrate`)."""
+        """False if the archive has only statistics and no trained network (`calibrate`)."""
         return not self.header.get("untrained", False)
 
     @property
     def special_tokens_in_labels(self) -> bool:
-        """Whether the labels it was trained with had special tokens; EasyEdit's way, where the
-        archive does not say."""
+        """Whether the labels of its training had special tokens. If the archive does not say so,
+        as with EasyEdit's labels: true."""
         return bool(self.header.get("special_tokens_in_labels", True))
 
     def say_other_labels(self, special_tokens_in_labels: bool) -> None:
-        """Log a warning where the hyperparameters make labels otherwise than its training did."""
+        """Log a warning if the hyperparameters make other labels than the archive's training."""
         if self.special_tokens_in_labels != special_tokens_in_labels:
             log.warning(
                 "the archive %s was made with special_tokens_in_labels: %s, and the "
@@ -85,14 +86,14 @@ class Archive:
     def load_into(self, network: Hypernetwork, *, untrained: bool = False) -> None:
         """Copy the archive's tensors into `network`, on the network's device, as fp32.
 
-        Raises ArchiveError where the archive was made for other targets or options, or where it
-        was never trained (unless `untrained` ones may come); the network is then unchanged.
+        Raises ArchiveError if the archive was made for other targets or options, or if it was
+        never trained and `untrained` is false. The network is then unchanged.
         """
         self.refuse_other(self.differences(network))
         if not untrained and (network.config.norm or not self.trained):
             self.refuse_untrained()
-        # A network built on the meta device takes the archive's tensors themselves, so that
-        # nothing of its size is first made and then overwritten: they then share memory.
+        # A network on the meta device takes the archive's tensors themselves and shares their
+        # memory, so that no second copy of that size is allocated.
         empty = network.edit_lrs.is_meta
         state = {name: tensor.float() for name, tensor in self.state.items()}
         network.load_state_dict(state, assign=empty)
@@ -107,13 +108,13 @@ class Archive:
         network.load_state_dict(given, strict=False)
 
     def refuse_other_statistics(self, network: Hypernetwork) -> None:
-        """Raise ArchiveError where the statistics are those of other targets, or no numbers."""
+        """Raise ArchiveError if the statistics are of other targets, or are not numbers."""
         differences = self.differences(network)
         self.refuse_other({name: differences[name] for name in differences if _is_statistic(name)})
         self._refuse_not_finite()
 
     def differences(self, network: Hypernetwork) -> dict[str, str]:
-        """{name of a tensor: how the archive and `network` differ in it}, by shapes alone."""
+        """{name of a tensor: how its shape in the archive differs from that in `network`}."""
         wanted = network.state_dict()
         return {
             name: f"{name} is {_shape(self.state.get(name))} in the archive and "
@@ -123,7 +124,7 @@ class Archive:
         }
 
     def refuse_other(self, differences: Mapping[str, str]) -> None:
-        """Raise ArchiveError where there are `differences`."""
+        """Raise ArchiveError if there are `differences`."""
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise ArchiveError(
@@ -134,7 +135,7 @@ class Archive:
             )
 
     def refuse_untrained(self) -> None:
-        """Raise ArchiveError where the network was never trained: it holds statistics alone, or
+        """Raise ArchiveError if the network was never trained: the archive has only statistics, or
         not even those."""
         if not self.trained:
             raise ArchiveError(
@@ -162,8 +163,8 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
 
     Reading runs no code: safetensors contains only tensors, and a pickle is read with torch's
     `weights_only`, with an inert class instead of transformers' configuration classes.
-    With `shapes_only`, matrices in safetensors stay on disk: they come as tensors without values
-    (on the meta device), which is enough to see whether the archive fits.
+    With `shapes_only`, matrices in safetensors stay on disk: they are tensors without values (on
+    the meta device), which is enough to check whether the archive fits.
 
     Raises ArchiveError for a file that is missing, truncated, no archive, or would run code.
     """
@@ -207,13 +208,13 @@ def save_archive(
 ) -> Path:
     """Write `network` to `path`, whole or not at all.
 
-    A path that ends in `.safetensors` gets the format without pickle, with the targets, the
-    options, `special_tokens_in_labels` (how the labels were made that it was trained with) and
-    `header` (anything JSON can say) in its metadata; `half` then stores matrices in fp16, and
-    statistics, counts and rates in fp32, which fp16 cannot hold. Any other path gets EasyEdit's
-    format, which its executor and trainer read; `model_config` (`model.config.to_dict()`) goes
-    there as a plain dictionary, since torch from 2.6 on refuses to load a pickled configuration
-    object, with the header in it under this package's name.
+    A path that ends in `.safetensors` gets the format without pickle. Its metadata has the targets,
+    the options, `special_tokens_in_labels` (how the labels of its training were made) and `header`
+    (JSON values). `half` then stores matrices in fp16, and statistics, counts and rates in fp32,
+    since fp16 cannot represent them. Any other path gets EasyEdit's format, which EasyEdit's
+    executor and trainer read. It stores `model_config` (`model.config.to_dict()`) as a plain
+    dictionary, since torch 2.6 and later refuses to load a pickled configuration object, with the
+    header in it under this package's name.
     """
     path = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
@@ -268,10 +269,10 @@ class _StandIn:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """While the context lasts `torch.load` reads EasyEdit's archive at `path`, running no code.
+    """While the context lasts, `torch.load` reads EasyEdit's archive at `path` and runs no code.
 
-    torch from 2.6 on refuses the pickled configuration in it; an inert class stands in for that.
-    Raises ArchiveError where the file is no archive or asks for anything else.
+    torch 2.6 and later refuses the pickled configuration in it; an inert class replaces that.
+    Raises ArchiveError if the file is no archive, or names any other class.
     """
     try:
         needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -305,7 +306,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def named_as_today(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under today's names (older archives say `gtn.` for `mend.`)."""
+    """The tensors under the current names (older archives have `gtn.` instead of `mend.`)."""
     tensors = {
         PREFIX + name.removeprefix(OLD_PREFIX) if name.startswith(OLD_PREFIX) else name: tensor
         for name, tensor in state.items()

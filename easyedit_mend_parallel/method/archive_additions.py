@@ -1,6 +1,6 @@
-"""What is written into a trained archive afterwards: options for batches, a scope.
+"""Adds options for batches or a scope to a trained archive.
 
-The network's tensors keep their bits. Knows no training.
+The network's tensors keep their bits. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from easyedit_mend_parallel.weights.scope import Scope
 
 
 def keep_aggregate(path: str | Path, options: Aggregate) -> None:
-    """Write into the archive at `path` how the batches that it edits are combined.
+    """Write into the archive at `path` how batches are combined.
 
-    Editors then use it unless their hyperparameters say otherwise. The file is written again,
+    Editors use these options unless their hyperparameters set others. The file is written again,
     whole or not at all; its tensors keep their bits. Raises ArchiveError for a file that is no
-    safetensors archive: EasyEdit's format has no place for it.
+    safetensors archive: EasyEdit's format cannot store options.
     """
     path = Path(path)
     load_archive(path)
@@ -39,7 +39,7 @@ def keep_aggregate(path: str | Path, options: Aggregate) -> None:
 def keep_scope(path: str | Path, scope: Scope, out: str | Path, **header: Any) -> Path:
     """Write the archive at `path`, of either format, with `scope` to `out`, whole or not at all.
 
-    `header` says what an archive in EasyEdit's format does not (targets, config). The tensors of
+    `header` has what an archive in EasyEdit's format lacks (targets, config). The tensors of
     the network keep their bits. Raises ArchiveError for a file that is no archive, or an `out` that
     does not end in .safetensors.
     """

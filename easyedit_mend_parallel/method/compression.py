@@ -1,6 +1,6 @@
-"""A request's rows made few and half as wide, as far as the request's own answer stays what it was.
+"""Compresses a request's rows, to fewer and in half precision, if the request's answer stays.
 
-Knows updates and batches; writes nothing.
+Knows updates and batches. Writes nothing into the model.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 ERRORS = (0.1, 0.03, 0.0)
-"""How far a request's compressed update may be from it, as a share of its norm (Frobenius): the
-first with which the answer stays is taken; 0 keeps every direction."""
+"""Relative errors (Frobenius) of a request's compressed update. The first one with which the answer
+stays is used; 0 keeps every direction."""
 SAME_ANSWER = 0.05
-"""How far apart the log-probabilities of a label may be, with the rows and with fewer of them."""
+"""Maximum difference of a label's log-probability with all rows and with the compressed rows."""
 KEPT_AS = torch.float16
 
 
@@ -33,10 +33,10 @@ def compressed(
 ) -> dict[str, LowRankUpdate]:
     """`updates` of the requests of `batch` with fewer rows for each request, in half precision.
 
-    Of each request's update the largest directions are kept (Eckart and Young 1936), as many as
-    `ERRORS` allow while every label's argmax stays and its log-probability stays within
-    `SAME_ANSWER`, seen in a forward in which each request feels its own. Where no choice of rows
-    in half precision does that, the request keeps its rows as they were.
+    The largest directions of each request's update are kept (Eckart and Young 1936), for the
+    largest error in `ERRORS` with which every label keeps its argmax and, within `SAME_ANSWER`, its
+    log-probability. A forward pass in which each request has its own update checks that. If no
+    choice of rows in half precision passes, the request keeps its rows.
     """
     by_name = {target.name: target for target in targets}
     whole = {name: _split(update, batch.n_requests) for name, update in updates.items()}
@@ -53,7 +53,7 @@ def compressed(
         now = _joined([tried.get(number, choice[number]) for number in range(batch.n_requests)])
         found, found_best = _labels(model, by_name, batch, now)
         apart = (found - wanted).abs() > SAME_ANSWER
-        # finite, too: half precision can overflow
+        # also checks that it is finite: half precision can overflow
         bad = apart | (found_best != wanted_best) | ~torch.isfinite(found)
         sequence, _ = (batch.labels != IGNORED).nonzero(as_tuple=True)
         failed = set(batch.request[sequence[bad]].tolist())
@@ -67,8 +67,8 @@ def compressed(
 
 @torch.no_grad()
 def fewer_rows(update: LowRankUpdate, error: float) -> LowRankUpdate:
-    """One request's update with its largest directions alone: the least rank that is within
-    `error` of it, relative (Frobenius), at least one row, in `KEPT_AS`."""
+    """One request's update with its largest directions only, in `KEPT_AS`: the smallest rank, at
+    least 1, whose relative error (Frobenius) is at most `error`."""
     live = (update.keys != 0).any(1) & (update.values != 0).any(1)
     keys, values = update.keys[live].double(), update.values[live].double()
     if not len(keys):
@@ -93,7 +93,7 @@ def fewer_rows(update: LowRankUpdate, error: float) -> LowRankUpdate:
 
 
 def _split(update: LowRankUpdate, n_requests: int) -> list[LowRankUpdate]:
-    """The rows of each request, each with its number."""
+    """The updates of the single requests, in their order."""
     parts = []
     for number in range(n_requests):
         mine = update.request == number
@@ -102,7 +102,7 @@ def _split(update: LowRankUpdate, n_requests: int) -> list[LowRankUpdate]:
 
 
 def _joined(of_requests: Sequence[Mapping[str, LowRankUpdate]]) -> dict[str, LowRankUpdate]:
-    """The updates of all requests as one for each target, in the widest dtype among them."""
+    """One update for each target with the rows of all requests, in the widest of their dtypes."""
     joined = {}
     for name in of_requests[0]:
         parts = [updates[name] for updates in of_requests]
@@ -120,8 +120,8 @@ def _labels(
     batch: Batch,
     updates: Mapping[str, LowRankUpdate],
 ) -> tuple[Tensor, Tensor]:
-    """Each label's log-probability (n,), and the token predicted there, where each request feels
-    its own rows; on the CPU."""
+    """Each label's log-probability (n,) and the token predicted there (n,), on the CPU, from a
+    forward pass in which each request has its own rows."""
     sequence, position = (batch.labels != IGNORED).nonzero(as_tuple=True)
     wide = {
         name: LowRankUpdate(one.keys.float(), one.values.float(), one.request)

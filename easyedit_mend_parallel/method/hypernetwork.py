@@ -26,14 +26,14 @@ EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class HypernetworkConfig:
-    """The network's options, under EasyEdit's names. Raises HparamsError where they clash.
+    """The network's options, under EasyEdit's names. Raises HparamsError if they contradict.
 
-    `rank` bounds the rank of each layer, of which there are `n_hidden` + 1. `combine`: one
-    network transforms x and δ together; otherwise one each, of which `one_sided` keeps that of
-    the narrower side, `x_only` and `delta_only` the one they name. `shared`: targets of one
-    shape share a network, told apart by a learned shift and scale. `norm`: rows are normalised
-    by running statistics. `edit_lr` is the first value of each target's learned rate, and
-    `lr_scale` multiplies all of them.
+    `rank` is the maximum rank of each of the `n_hidden` + 1 layers. `combine`: one network
+    transforms x and δ together; otherwise each has its own network. Of these two, `one_sided`
+    keeps only that of the narrower side, `x_only` only that of x, `delta_only` only that of δ.
+    `shared`: targets of the same shape share a network, with a learned shift and scale for each.
+    `norm`: rows are normalised by running statistics. `edit_lr` is the initial value of each
+    target's learned rate, and `lr_scale` multiplies all of them.
     """
 
     rank: int
@@ -57,7 +57,7 @@ class HypernetworkConfig:
             )
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
             raise HparamsError(
-                f"rank is {self.rank!r}; it has to be a positive number (EasyEdit itself stops "
+                f"rank is {self.rank!r}; it must be a positive number (EasyEdit itself stops "
                 "with a TypeError on rank: null)"
             )
         if self.init not in ("id", "xavier"):
@@ -70,10 +70,10 @@ class HypernetworkConfig:
 
 
 class LowRankLayer(nn.Module):
-    """x ↦ max(0, u v x + bias), plus x itself where `init` is "id" (EasyEdit's `LRLinear`).
+    """x ↦ max(0, u v x + bias), plus x itself if `init` is "id" (EasyEdit's `LRLinear`).
 
-    With `n_modes` the sum is scaled and shifted by what was learned for each row's mode before
-    it is clamped. EasyEdit clamps in the last layer too, and archives are trained so.
+    With `n_modes`, the sum is scaled and shifted by learned values of each row's mode before it is
+    clamped. EasyEdit clamps in the last layer too, and archives were trained in this way.
     """
 
     def __init__(self, width: int, rank: int, init: str, n_modes: int | None) -> None:
@@ -117,11 +117,11 @@ class LowRankMLP(nn.Module):
 
 
 class GradientTransform(nn.Module):
-    """The network of one shape: rows (x, δ) normalised, then transformed (sections 3.1-3.2).
+    """The network of one shape: normalises and transforms rows (x, δ) (sections 3.1-3.2).
 
     `u` and `v` in the statistics are EasyEdit's names of x and δ: running mean, sum of squared
-    deviations (`_s`), standard deviation, and `k`, the number of rows seen. They are NaN until
-    the first rows were observed.
+    deviations (`_s`), standard deviation, and `k`, the number of observed rows. They are NaN until
+    the first rows are observed.
     """
 
     u_mean: Tensor
@@ -145,7 +145,7 @@ class GradientTransform(nn.Module):
         if config.combine:
             self.mlp = LowRankMLP(x_width + delta_width, config, n_modes)
             return
-        # Where several of these options are set, EasyEdit heeds the first one.
+        # If several of these options are set, EasyEdit uses the first one.
         if config.one_sided:
             of_x, of_delta = x_width <= delta_width, x_width > delta_width
         elif config.x_only:
@@ -158,7 +158,8 @@ class GradientTransform(nn.Module):
             self.mlp2 = LowRankMLP(delta_width, config, n_modes)
 
     def forward(self, x: Tensor, delta: Tensor, mode: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (n, in) and delta (n, out), fp32, and each row's mode (n,): the rows of an update."""
+        """From x (n, in) and delta (n, out), fp32, and each row's mode (n,) to the rows of an
+        update, (n, in) and (n, out), fp32."""
         if self.config.norm:
             x = (x - self.u_mean) / (self.u_std + EPSILON)
             delta = (delta - self.v_mean) / (self.v_std + EPSILON)
@@ -173,8 +174,8 @@ class GradientTransform(nn.Module):
 
     @torch.no_grad()
     def sample(self, x: Tensor, delta: Tensor, live: Tensor) -> Tensor:
-        """What the statistics need of these rows, as one vector: how many are live, and the mean
-        and the sum of squared deviations of x and of δ. Waits for no device."""
+        """One vector for the statistics: the number of live rows, and mean and sum of squared
+        deviations of their x and δ. Does not wait for a device."""
         count = live.sum().to(self.k.dtype)
         parts = [count.reshape(1)]
         for rows in (x, delta):
@@ -187,8 +188,8 @@ class GradientTransform(nn.Module):
     def take(self, sample: Tensor) -> None:
         """Merge a `sample` into the statistics.
 
-        The result is what Welford's update gives row by row, as EasyEdit does it (Chan et al.
-        1979, formula 2.1, for merging two samples).
+        The result equals Welford's update row by row, which EasyEdit uses (Chan et al. 1979,
+        formula 2.1, for merging two samples).
         """
         x_width, delta_width = self.widths
         widths = [1, x_width, x_width, delta_width, delta_width]
@@ -211,7 +212,7 @@ class Hypernetwork(nn.Module):
 
     `state_dict()` has the keys of EasyEdit's archives: `edit_lrs` and `mend.<key>...`, where the
     key is `str((in, out))` when networks are shared, else the target's name with `#` for `.`.
-    Lives on one device, whichever it is; only rows travel to it and back. fp32.
+    It is on one device, in fp32; only rows are sent to it and back.
     """
 
     def __init__(self, targets: Sequence[Target], config: HypernetworkConfig) -> None:
@@ -264,8 +265,8 @@ class Hypernetwork(nn.Module):
     ) -> None:
         """Take every target's live rows into the statistics of its network.
 
-        Where several processes observe, `gather` returns the samples (see
-        `GradientTransform.sample`) of all of them for this process's own, in one order for all.
+        If several processes observe, `gather` takes this process's sample (see
+        `GradientTransform.sample`) and returns those of all processes, in the same order on each.
         """
         for key, group in self.groups.items():
             x, delta, live, _ = self._gathered(group, rows)

@@ -1,7 +1,7 @@
-"""Edits made in several steps, each on the model as the steps before would leave it.
+"""Computes an edit in several steps, each on the model with the previous steps.
 
-For targets of many tokens, of which one step brings only some. Nothing is written: the steps so
-far are added to the layers' outputs, and what comes out is one low-rank update.
+For targets of many tokens, of which one step yields only some. Writes nothing: the previous steps
+are added to the layers' outputs. The result is one low-rank update. Knows no hyperparameters.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 class InnerSteps:
-    """`OwnUpdates` of `steps` steps (Finn et al. 2017, section 2.2, with MEND's update for each).
+    """An `OwnUpdates` of `steps` steps (Finn et al. 2017, section 2.2, with MEND's update in each).
 
-    Costs a forward and a backward pass for every step after the first, and gives `steps` times the
-    rows. Only its own steps apply to a request.
+    Every step after the first costs a forward and a backward pass. The update has `steps` times the
+    rows. Each request has only its own steps.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A trained scope as an archive keeps it: tensors under names of its own, and its numbers.
+"""Converts a trained scope to the tensors and numbers that an archive stores, and back.
 
-Knows names and numbers; reads no file.
+Knows their names. Reads no file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from easyedit_mend_parallel.errors import ArchiveError
 from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 
 PREFIX, HEADER = "scope.", "scope"
-"""What the names of its tensors begin with, and where in the archive's header its numbers are."""
+"""The prefix of its tensors' names, and the key of its numbers in the archive's header."""
 TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
 HALVED = ("projection",)
-"""What is stored in half precision: its error is far below that of the states it meets."""
+"""Tensors stored in half precision: the error is far below that of the hidden states."""
 
 
 def scope_tensors(scope: Scope) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def scope_tensors(scope: Scope) -> dict[str, Tensor]:
 
 
 def scope_header(scope: Scope) -> dict[str, Any]:
-    """What JSON can say of it."""
+    """The scope's numbers, as JSON values."""
     return {
         "blocks_name": scope.blocks_name,
         "blocks": list(scope.blocks),
@@ -45,9 +45,10 @@ def scope_header(scope: Scope) -> dict[str, Any]:
 def without_scope(
     state: Mapping[str, Tensor], header: Mapping[str, Any], path: object
 ) -> tuple[dict[str, Tensor], Scope | None]:
-    """The tensors of an archive that are not its scope's, and the scope, if there is one.
+    """Split the tensors of an archive: those without its scope's, and the scope (None if it has
+    none).
 
-    Raises ArchiveError where a part of it is missing or does not fit the rest.
+    Raises ArchiveError if a part of the scope is missing or does not fit the rest.
     """
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
     about = header.get(HEADER)

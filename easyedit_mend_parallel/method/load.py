@@ -1,6 +1,6 @@
-"""What an editor reads for one model: the network, and how its archive wants batches combined.
+"""Reads an editor's network for one model, and the archive's options for batches.
 
-Knows archives; edits nothing.
+Knows archives. Edits nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from easyedit_mend_parallel.weights.target import Target
 
 @dataclass
 class Trained:
-    """What was read for one model: its network, what its archive keeps for batches (`Aggregate`'s
-    options), the inputs of preserved text, once gathered, with their token ids and the edits that
-    were in the model then (`Ledger.state`), and the scope that was trained for it, if any was."""
+    """The network of one model, with its archive's options for batches (`Aggregate`'s options) and
+    its trained scope (or None). `preserved` has the inputs of preserved text, once gathered, with
+    their token ids and the edits in the model at that time (`Ledger.state`)."""
 
     network: Hypernetwork
     aggregate: Mapping[str, Any] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Trained:
 
     @property
     def target_names(self) -> list[str]:
-        """The names of the targets that the network was made for."""
+        """The names of the targets of the network."""
         return [target.name for target in self.network.targets]
 
     @cached_property
     def fingerprint(self) -> int:
-        """A number that tells this network from another, whatever object holds it."""
+        """A number that identifies this network, computed from its parameters."""
         code = 0
         for _, tensor in sorted(self.network.state_dict().items()):
             numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -63,9 +63,9 @@ def read_trained(
 ) -> Trained:
     """The network in the archive at `path`, or with `untrained` the identity.
 
-    It is built as `config` says and lies on `device` (None: beside the highest target), in eval
-    mode, frozen. An archive whose labels were made in another way than `special_tokens_in_labels`
-    says so in the log. Raises ArchiveError.
+    It has the options of `config` and is on `device` (None: that of the highest target), in eval
+    mode and frozen. A warning is logged if the archive's labels were made otherwise than
+    `special_tokens_in_labels` says. Raises ArchiveError.
     """
     archive = None if path is None else load_archive(path)
     kept: Mapping[str, Any] = {}

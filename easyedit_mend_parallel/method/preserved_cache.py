@@ -1,7 +1,7 @@
-"""The inputs of preserved text, kept on disk for each base model: gathering them takes a forward
-pass of all its lines, half a minute for a small model on a CPU.
+"""Caches the inputs of preserved text on disk, for each base model.
 
-Knows how a base is recognised, and nothing of what the inputs are for.
+Gathering them takes a forward pass of all lines: half a minute for a small model on a CPU. Knows
+how a base is recognised, and nothing of how the inputs are used.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ log = logging.getLogger(__name__)
 
 KIND, FORMAT_VERSION = "preserved inputs", 1
 SAMPLED = 4096
-"""Entries of each weight that tell one base from another."""
+"""Number of entries of each weight by which a base is recognised."""
 
 
 def gathered_once(
     model: Any, targets: Sequence[Target], ids: Sequence[tuple[int, ...]], limit: int
 ) -> PreservedInputs:
-    """What the targets see of texts with these token `ids`, read from the cache or gathered.
+    """The targets' inputs for texts with these token `ids`, read from the cache or gathered.
 
-    The base is known by its parameters' names, shapes and dtypes and by `SAMPLED` entries of each.
-    Rows and Gram matrices are rounded to fp32, so that what is read equals what was gathered. A
-    cache that cannot be read or written is left alone, and a model that several processes hold is
-    not cached. Texts pass the model in parts whose rows stay within `limit` bytes.
+    The base is recognised by its parameters' names, shapes and dtypes and by `SAMPLED` entries of
+    each. Rows and Gram matrices are rounded to fp32, so that cached and gathered ones are equal. If
+    the cache cannot be read or written, the inputs are gathered. For a model that is split between
+    processes nothing is cached. Texts go through the model in parts whose rows take at most `limit`
+    bytes.
     """
     ranks = Ranks.of(model)
     path = None
@@ -48,7 +49,7 @@ def gathered_once(
         found = read_inputs(path, targets)
         if found is not None:
             return found
-        log.info("gathering what the targets see of preserved text, once for this base: %s", path)
+        log.info("gathering the inputs of preserved text, once for this base: %s", path)
     with ranks.agree("make the batch of text to preserve"):
         batch = batch_of_ids(model, ids)
     parts = batch.parts(limit // bytes_for_a_token(targets))
@@ -58,7 +59,7 @@ def gathered_once(
         try:
             write_inputs(path, rounded)
         except OSError as error:
-            log.info("the inputs of preserved text are not kept: %s", error)
+            log.info("the inputs of preserved text are not cached: %s", error)
     return rounded
 
 
@@ -82,7 +83,7 @@ def _rounded(rows: PreservedRows) -> PreservedRows:
 
 
 def write_inputs(path: Path, inputs: PreservedInputs) -> None:
-    """Write what `read_inputs` reads, whole or not at all. Raises OSError."""
+    """Write a file for `read_inputs`, whole or not at all. Raises OSError."""
     tensors: dict[str, Tensor] = {}
     counts: dict[str, Any] = {}
     for name, rows in inputs.of.items():
@@ -95,7 +96,7 @@ def write_inputs(path: Path, inputs: PreservedInputs) -> None:
 
 
 def read_inputs(path: Path, targets: Sequence[Target]) -> PreservedInputs | None:
-    """What the targets see of preserved text; None where the file is missing or damaged."""
+    """The targets' inputs for preserved text; None if the file is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -111,6 +112,6 @@ def read_inputs(path: Path, targets: Sequence[Target]) -> PreservedInputs | None
             exact = None if gram is None else gram.double()
             of[target.name] = PreservedRows(int(header["counts"][target.name]), rows, exact)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s): what it holds is gathered again", path, error)
+        log.warning("%s is damaged (%s): its content is gathered again", path, error)
         return None
     return PreservedInputs(of)

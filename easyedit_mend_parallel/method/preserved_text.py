@@ -1,6 +1,6 @@
-"""Preserved text, which a batch of edits must not change: its lines, and each target's inputs.
+"""Reads preserved text, and gathers the inputs of each target for it.
 
-Knows nothing of edits or systems.
+A batch of edits must not change the outputs for these inputs. Knows nothing of edits or systems.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def lines_of(path: str | Path | None) -> tuple[str, ...]:
 
 
 class PreservedInputs:
-    """What each target of a model sees of the unrelated lines: {target name: inputs}.
+    """The inputs of each target for the lines of preserved text, `of` {target name: inputs}.
 
-    A target that sees more tokens than it has inputs keeps their Gram matrix and no token.
+    If there are more tokens than a target has inputs, only their Gram matrix is kept.
     """
 
     def __init__(self, of: dict[str, PreservedRows]) -> None:
@@ -45,7 +45,7 @@ class PreservedInputs:
     def gathered(
         cls, model: nn.Module, targets: Sequence[Target], batches: Iterable[Batch]
     ) -> PreservedInputs:
-        """From one forward of each batch, with the model as it is. Raises as `layer_rows` does."""
+        """From one forward pass of each batch. Raises what `layer_rows` raises."""
         of: dict[str, PreservedRows] = {}
         for batch in batches:
             seen = layer_rows(model, targets, batch)
@@ -56,7 +56,7 @@ class PreservedInputs:
 
 
 def _more(known: PreservedRows | None, x: torch.Tensor, width: int) -> PreservedRows:
-    """`known` and the rows x (n, in), as rows while they are no more than `width`."""
+    """`known` with the rows x (n, in) added: as rows up to `width` rows, then as Gram matrix."""
     count, rows, gram = len(x), x, None
     if known is not None:
         count += known.count

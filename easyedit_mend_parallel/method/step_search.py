@@ -29,10 +29,10 @@ GROWTH = 2.0
 
 @dataclass(frozen=True)
 class Steps:
-    """What a search found: each request's step (R,), and `updates`, its rows scaled by that.
+    """The result of a search: each request's step (R,), and `updates`, its rows scaled by the step.
 
-    `answered` (R,) says whose answer was reached. Where it was not, the step is the longest one.
-    Steps and answers are on the CPU.
+    `answered` (R,) is true for requests whose target a step yields. For the others the step is the
+    longest one. Both tensors are on the CPU.
     """
 
     updates: dict[str, LowRankUpdate]
@@ -42,8 +42,8 @@ class Steps:
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a batch that a search is for: its R requests, their batch with labels on nothing
-    but the `answers`' own tokens, and the `rows` and `losses` (R,) that `capture` gave for it."""
+    """The part of a batch that is searched: its R requests, their batch `answers` without special
+    tokens in the labels, and the `rows` and `losses` (R,) that `capture` returned for it."""
 
     requests: Sequence[Request]
     answers: Batch
@@ -52,8 +52,8 @@ class Part:
 
 
 class StepSearch(ABC):
-    """Finds the step of each request in a part of a batch. Two methods are left to subclasses:
-    `search`, and `missed`, which decides on the requests for which it found no step."""
+    """Finds the step of each request in a part of a batch. Subclasses define `search`, which tries
+    steps, and `missed`, which handles the requests that no step answers."""
 
     def __init__(self, model: nn.Module, targets: Mapping[str, Target]) -> None:
         self.model, self.targets = model, targets
@@ -69,16 +69,15 @@ class StepSearch(ABC):
 
     @abstractmethod
     def missed(self, part: Part, found: Steps) -> Tensor:
-        """The steps (R,) where `found` has requests that are not answered; may raise instead."""
+        """The steps (R,) if some requests of `found` are not answered; may raise instead."""
 
 
 class SearchedUpdates:
-    """`own`'s updates, each request's as long as `search` found: an `OwnUpdates` of `mend`.
+    """An `OwnUpdates` of `mend`: the updates of `own`, each scaled by the step that `search` found.
 
-    `search` gives the step (R,) of each request along its part of finite updates, and raises what
-    it likes; it is asked once for a part of a batch, however often the update is. `requests` are
-    those of the whole batch, and `special_ids` the tokenizer's tokens that are no part of an
-    answer.
+    `search` is called once for each part of a batch, with finite updates, even if the updates of
+    the part are computed several times. `requests` are those of the whole batch. `special_ids` are
+    the tokenizer's special tokens, which are not part of an answer.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class SearchedUpdates:
     def __call__(
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
     ) -> dict[str, LowRankUpdate]:
-        """Raises UpdateError for an update that is not finite, and what the search raises."""
+        """Raises UpdateError for an update that is not finite, and what `search` raises."""
         updates = self._own(first, batch, rows, losses)
         if first not in self._steps:
             with Ranks.of(self._model).agree("look at every request's update"):
@@ -110,13 +109,13 @@ class SearchedUpdates:
 def downhill(
     updates: Mapping[str, LowRankUpdate], rows: Mapping[str, TokenRows], n_requests: int
 ) -> tuple[dict[str, LowRankUpdate], Tensor]:
-    """`updates` turned so that each goes down its request's loss; and how steeply, (R,), CPU.
+    """`updates` with signs such that each decreases its request's loss, and the slopes (R,), CPU.
 
     To first order, adding ΔW changes a request's loss by ⟨ΔW, G⟩, G = Σ δ xᵀ over its `rows`. An
-    update that is raw rows (x, −δ) is −G: always down. Rows that were normalised are not: centring
-    turns them. So ⟨ΔW, G⟩ is computed, from products between rows, for each request and target, and
-    where it is positive the sign of that part is changed. The result is the sum over targets of
-    −|⟨ΔW, G⟩|: never positive, and zero only where no target's part changes the loss.
+    update of raw rows (x, −δ) is −G, which always decreases the loss. Normalised rows need not,
+    since they were centred. Therefore ⟨ΔW, G⟩ is computed for each request and target, from
+    products between rows; if it is positive, the sign of that part is changed. A slope is the sum
+    over targets of −|⟨ΔW, G⟩|: never positive, and zero only if no target's part changes the loss.
     """
     slopes = torch.zeros(n_requests)
     turned = {}
@@ -137,7 +136,7 @@ def longest(
     factor = torch.full((n_requests,), float("inf"))
     for name, update in updates.items():
         norms = torch.stack([_part(update, request).norm() for request in range(n_requests)]).cpu()
-        factor = torch.minimum(factor, limits[name] / norms)  # a norm of zero limits nothing
+        factor = torch.minimum(factor, limits[name] / norms)  # infinite for a norm of zero
     return torch.where(factor.isfinite(), factor, 0.0)
 
 
@@ -153,15 +152,14 @@ def search_steps(
     growth: float = GROWTH,
     margin: float = 1.0,
 ) -> Steps:
-    """For each request of `batch` a step along its part of `updates` after which every label of
-    `batch` is the model's answer: the first one found, so about the shortest.
+    """Search, for each request of `batch`, a step along its part of `updates` after which all its
+    labels are the argmax. The first such step is taken, which is about the smallest.
 
-    The steps tried are `first` (R,) and, until the answer is there, `growth` times the one before,
-    up to `last` (R,). Where the answer is found, `margin` times the step is tried too, and taken if
-    it is there still. Only its own step applies to a request; all share one forward pass for each
-    trial.
+    The first trial is `first` (R,); each further one is `growth` times the previous, up to `last`
+    (R,). After a success, `margin` times the step is tried too, and taken if it succeeds. Each
+    request has only its own step; every trial is one forward pass of all requests.
 
-    Raises UpdateError where the processes that hold the model together come to other answers.
+    Raises UpdateError if the processes of a split model get different results.
     """
     ranks = Ranks.of(model)
 
@@ -187,7 +185,7 @@ def search_steps(
 
 
 def scaled(updates: Mapping[str, LowRankUpdate], steps: Tensor) -> dict[str, LowRankUpdate]:
-    """`updates` with each request's rows as long as its step of `steps` (R,)."""
+    """`updates` with each request's values multiplied by its step in `steps` (R,)."""
     return {
         name: LowRankUpdate(
             update.keys,

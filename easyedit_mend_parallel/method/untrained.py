@@ -1,6 +1,6 @@
-"""Editing without a trained hypernetwork: the identity network, and a step searched for each edit.
+"""Implements `untrained: true`: the identity as network, and a search for the step of each edit.
 
-What `untrained: true` means. Knows the network and its statistics; writes nothing.
+Knows the network and its statistics. Writes nothing.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 log = logging.getLogger(__name__)
 
 BEGIN = 1 / 4
-"""Where a search begins, as a share of the step that a straight line would take: low, since a loss
-is no straight line, and a step can be too long for the answer as well as too short."""
+"""The first step of a search, as a fraction of the step at which a linear loss would be zero. It is
+small, since losses are not linear, and a step can also be too long to yield the target."""
 
 
 def identity_network(
     targets: Sequence[Target], config: HypernetworkConfig, archive: Archive | None
 ) -> Hypernetwork:
-    """The network that gives back the rows it is given, on the CPU: raw ones without `archive`,
-    and otherwise rows normalised by the archive's statistics, which is all that is taken of it.
+    """The network that returns its input rows, on the CPU. With `archive`, it normalises them by
+    the archive's statistics; nothing else of the archive is used.
 
-    It is that of MEND before training (Mitchell et al. 2022, section 3.2): `init: id`, whose
-    low-rank part starts at zero, so it is made with the least rank. Its rates are 1, since the
-    step is searched. Raises ArchiveError where the statistics are those of other targets.
+    It is MEND's network before training (Mitchell et al. 2022, section 3.2) with `init: id`. Its
+    low-rank part is zero, so the rank is 1. Its rates are 1, since the step is searched. Raises
+    ArchiveError if the statistics are of other targets.
     """
     if config.norm and archive is None:
         log.warning(
@@ -74,10 +74,10 @@ def identity_network(
 
 @dataclass(frozen=True)
 class Reach:
-    """How far an untrained edit may go, and how far past the first answer it does go.
+    """The limits of an untrained edit's step.
 
-    `limits` is the largest ‖ΔW‖ of each target, {name: norm}. `margin` multiplies the step that
-    brings the answer first, as far as the limits allow and the answer stays.
+    `limits` {target name: norm} are the largest allowed ‖ΔW‖. `margin` multiplies the first step
+    that yields the target, as far as the limits allow and the answer stays.
     """
 
     limits: Mapping[str, float]
@@ -85,7 +85,7 @@ class Reach:
 
 
 class Downhill:
-    """`own`'s updates, each turned down its request's loss: an `OwnUpdates` of `mend`."""
+    """An `OwnUpdates` of `mend`: the updates of `own`, with signs that decrease the loss."""
 
     def __init__(self, model: nn.Module, own: OwnUpdates) -> None:
         self._own, self._ranks = own, Ranks.of(model)
@@ -94,15 +94,15 @@ class Downhill:
         self, first: int, batch: Batch, rows: Mapping[str, TokenRows], losses: Tensor
     ) -> dict[str, LowRankUpdate]:
         updates = self._own(first, batch, rows, losses)
-        with self._ranks.agree("turn the update"):
+        with self._ranks.agree("set the sign of the update"):
             return downhill(updates, rows, batch.n_requests)[0]
 
 
 class ShortestSteps(StepSearch):
     """For each request the smallest step down its loss after which the model gives its target.
 
-    The steps tried lie about the one at which a straight line would bring the request's loss to
-    zero (Polyak 1969). Updates that do not go downhill are turned first.
+    Trials are near the step at which a linear loss would be zero (Polyak 1969). The sign of an
+    update that would increase the loss is changed first.
     """
 
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], reach: Reach) -> None:
@@ -136,18 +136,18 @@ class ShortestSteps(StepSearch):
 
 
 def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequence[Request]) -> None:
-    """Log a warning that names the requests whose answer the model, now edited, does not give.
+    """Log a warning that names the requests whose target the edited model does not give.
 
-    `answers` are the parts of the requests' batch. Each request got its own step alone; written
-    together they can disturb each other, and so can the rounding of a weight in half precision.
+    `answers` are the parts of the requests' batch. Each step was searched for one request alone.
+    Written together, updates can disturb each other, and so can rounding in half precision.
     """
     with torch.no_grad(), evaluating(model):
         answered = torch.cat([part.answered(model) for part in answers])
     lost = unanswered(requests, answered)
     if lost:
         log.warning(
-            "%d of %d requests are not answered by the edited model, though each was when it was "
-            "tried out: %s. Edit them one after another (each sees the edits before it); with a "
+            "%d of %d requests are not answered by the edited model, although each was with only its "
+            "own update: %s. Edit them one after another (each sees the edits before it); with a "
             "model in half precision, load it in float32 or set apply: output",
             len(lost),
             len(requests),
@@ -169,7 +169,7 @@ def _unanswered(
     ]
     return UpdateError(
         f"no step within max_relative_norm makes the model answer {'; '.join(missed)}; nothing was "
-        "written. Give `archive` the statistics that `mend-parallel calibrate` gathers (with them "
-        "more answers come within reach), raise max_relative_norm (what the model says of other "
-        "things moves with it), name more weights in inner_params, or train a hypernetwork"
+        "written. Give `archive` the statistics that `mend-parallel calibrate` gathers (they put "
+        "more answers within reach), raise max_relative_norm (which also changes more of what "
+        "the model says of other things), name more weights in inner_params, or train a network"
     )

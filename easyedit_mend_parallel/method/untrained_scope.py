@@ -1,6 +1,6 @@
-"""A scope without training: made from what a model's blocks make of unrelated text.
+"""Makes a scope without training, from a model's hidden states of unrelated text.
 
-Knows states and text; knows no request and no update.
+Knows states and text, and no request or update.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 from easyedit_mend_parallel.weights.target import Target
 
 LINES = 160
-"""How many of the lines are read: the first half for directions, the rest for thresholds."""
+"""Maximum number of lines: the first half is used for directions, the rest for thresholds."""
 ALIKE = 0.99
-"""Two unrelated texts are no more alike than this share of pairs of lines."""
+"""The quantile of the similarity of two unrelated lines from which thresholds are computed."""
 DIMENSIONS = 256
-"""Of the projection, where the states have as many directions."""
+"""Width of the projection, if the states have as many directions."""
 SUBJECT, STATES, ALIAS = 0.0, 0.5, 0.75
 """Where the thresholds lie between the similarity of unrelated lines (0) and that of a text with
 itself (1)."""
 
 
 def scope_blocks(model: nn.Module, targets: Sequence[Target]) -> tuple[str, tuple[int, ...]]:
-    """The list of blocks, and those whose inputs a scope reads: the lowest target's, and one about
-    a third of the way up to it.
+    """The list of blocks, and the indices of those whose inputs a scope reads: the lowest target's
+    block, and one about a third of the way up to it.
 
-    Raises TargetError where nothing lies below the lowest target, and where the model has no such
-    blocks.
+    Raises TargetError if there is no block below the lowest target, or if the model has no such
+    list of blocks.
     """
     try:
         name, lowest = blocks_of(model, targets)
@@ -57,20 +57,20 @@ def scope_blocks(model: nn.Module, targets: Sequence[Target]) -> tuple[str, tupl
 def untrained_scope(
     model: Any, tokenizer: Any, targets: Sequence[Target], lines: Sequence[str] | None = None
 ) -> Scope:
-    """A scope that compares whitened states of the model as it is, for any model and any archive.
+    """A scope that compares whitened hidden states, for any model and any archive.
 
-    `lines` are unrelated text; None: what ships with this package.
+    `lines` are unrelated text; None: the text that ships with this package.
 
-    Its thresholds come from how alike two unrelated lines are (`ALIKE`): where a request names its
-    subject and the text has it, more than that is enough; where it names none, half the way to
-    being the same text; where the text lacks the subject, three quarters.
+    Its thresholds start from the similarity of two unrelated lines (`ALIKE`). If the text contains
+    the request's subject, a higher similarity is enough. If the request names no subject, it must
+    be half way from there to identical texts; if the text lacks the subject, three quarters.
     """
     name, blocks = scope_blocks(model, targets)
     chosen = (lines_of(None) if lines is None else lines)[:LINES]
     ids = [tokenizer(line)["input_ids"] for line in chosen]
     ids = [list(text) for text in dict.fromkeys(map(tuple, ids)) if len(text) > 1]
     if len(ids) < 2:
-        raise HparamsError("a scope needs two lines of unrelated text at least: give more of them")
+        raise HparamsError("a scope needs at least two lines of unrelated text: give more of them")
     with base_of(model):
         found = dict(block_states(model, name, blocks, ids))
     texts = [found[number].float() for number in range(len(ids))]
@@ -97,7 +97,7 @@ def untrained_scope(
 
 
 def _alike(texts: Sequence[torch.Tensor], scope: Scope) -> float:
-    """The logit that few texts have for another one."""
+    """The logit that only few texts have for an unrelated one."""
     encoded = [scope.encoded(text[1:]) for text in texts]
     logits = []
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""An update that makes its own target less likely is refused, or said.
+"""Refuses updates that make their own target less likely, or warns of them.
 
 Knows requests and their losses, and nothing of updates.
 """
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 REFUSE, WARN, IGNORE = "refuse", "warn", "ignore"
 WORSE_BY = 0.01
-"""How much larger a loss has to get (nats for each token) to count: 1 % of a probability. A target
-that was certain before may lose less than that by rounding alone."""
+"""The increase of a loss (nats per token) above which an update is worse: 1 % of a probability. A
+target that was certain can lose less than that by rounding."""
 MOST_NAMED = 8
 
 
@@ -25,8 +25,8 @@ def refuse_worse(
 ) -> None:
     """Compare each request's loss before and after an edit (mean negative log-likelihoods).
 
-    Raises WorseError where a loss is larger than before by more than `WORSE_BY`, or not a number;
-    with `how` "warn" that is only said (logging).
+    Raises WorseError if a loss increased by more than `WORSE_BY`, or is not a number. With `how`
+    "warn" it only logs a warning.
     """
     worse = [
         f"{request.prompt!r} -> {request.target_new!r} ({was:.2f} before, {now:.2f} after)"
@@ -42,9 +42,9 @@ def refuse_worse(
         f"by their mean loss for each token: {named}{more}"
     )
     if how == WARN:
-        log.warning("%s. It was written all the same (on_worse: warn)", found)
+        log.warning("%s. It was written anyway (on_worse: warn)", found)
         return
     raise WorseError(
         f"{found}. Nothing was kept. Leave such requests out, use an archive that was trained on "
-        "targets like these, or set `on_worse: warn` to write the update all the same"
+        "targets like these, or set `on_worse: warn` to write the update anyway"
     )
