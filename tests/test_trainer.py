@@ -101,11 +101,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 def test_a_run_is_not_begun_over_another_and_not_gone_on_with_other_options(tmp_path: Path) -> None:
     trainer(tmp_path).run()
 
-    with pytest.raises(TrainingError, match="holds a run already"):
+    with pytest.raises(TrainingError, match="already has a run"):
         trainer(tmp_path).run()
     with pytest.raises(TrainingError, match="other hyperparameters or data"):
         trainer(tmp_path, resume=True, cedit=0.5).run()
-    with pytest.raises(TrainingError, match="is no checkpoint to go on from"):
+    with pytest.raises(TrainingError, match="is no checkpoint to resume from"):
         trainer(tmp_path / "nothing", resume=True).run()
 
 

@@ -146,7 +146,7 @@ def say_unanswered(model: nn.Module, answers: Sequence[Batch], requests: Sequenc
     lost = unanswered(requests, answered)
     if lost:
         log.warning(
-            "%d of %d requests are not answered by the edited model, although each was with only its "
+            "%d of %d requests are not answered by the edited model, although each was with its "
             "own update: %s. Edit them one after another (each sees the edits before it); with a "
             "model in half precision, load it in float32 or set apply: output",
             len(lost),

@@ -1,1 +1,1 @@
-"""Training of the hypernetwork: parts for any training loop, and this package's own trainer."""
+"""Trains the hypernetwork: parts for any training loop, and this package's own trainer."""

@@ -71,7 +71,7 @@ def load_checkpoint(
         if header["format"] != FORMAT_VERSION:
             raise ValueError(f"its format is {header['format']}, and {FORMAT_VERSION} is read")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is no checkpoint to go on from: {error}") from error
+        raise TrainingError(f"{path} is no checkpoint to resume from: {error}") from error
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER):
@@ -99,7 +99,7 @@ def load_checkpoint(
 
 @contextmanager
 def refusing_full_disks(path: Path) -> Iterator[None]:
-    """Turns an error while `path` is written into a TrainingError that says what remains."""
+    """Turn an error while `path` is written into a TrainingError that says which file is left."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""A picture of a training run, drawn from its metrics file."""
+"""Draws the curves of a training run from its metrics file. Knows no model and no network."""
 
 from __future__ import annotations
 

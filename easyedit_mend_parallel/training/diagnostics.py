@@ -1,7 +1,7 @@
 """Compares an update with the gradient that it was made from: norms, spread and angle.
 
-Everything is computed from products between token rows (n × n), on their device; nothing of a
-weight's size is formed.
+Computes everything from products between token rows (n × n), on their device, and forms nothing of
+a weight's size. Knows no networks and no losses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The data of a training run as its hyperparameters word it, without what is longer than
-`max_length`.
+"""Prepares the data of a training run: the form of its requests, and texts of at most `max_length`.
 
-A text that is too long is left out with its example, and a log message gives their number. Texts
-are never cut, since a cut text would have other labels.
+An example with a longer text is left out, and a log message gives the number of such examples.
+Texts are never cut, since a cut text would have other labels. Knows no files.
 """
 
 from __future__ import annotations
@@ -33,10 +32,11 @@ class Data:
     validation_unrelated: Sequence[str] = ()
 
     def worded(self, tokenizer: Any, hparams: MENDParallelTrainingHparams) -> Data:
-        """The same as `hparams` ask for it: with `target_space` for requests that do not say what
-        theirs is, and, with `chat`, a share of the facts in chat form, drawn by the seed.
+        """The data in the form that `hparams` name: with `target_space` for requests without their
+        own, and with `chat` a share of the facts in chat form, sampled by the seed.
 
-        Those have a split of their own. Raises RequestError for a tokenizer without a template.
+        Facts in chat form have their own split. Raises RequestError for a tokenizer without a
+        template.
         """
 
         def put(examples: Sequence[Example]) -> list[Example]:
@@ -70,10 +70,10 @@ def chat_example(tokenizer: Any, example: Example) -> Example:
 
 
 def fitting_data(data: Data, texts: Texts) -> Data:
-    """What of `data` fits into `texts.max_length` tokens.
+    """The examples of `data` whose texts have at most `texts.max_length` tokens.
 
-    Raises DataError where nothing of a part does, and RequestError for a target that is nothing
-    to the tokenizer.
+    Raises DataError if a part has no such example, and RequestError for a target without any
+    token.
     """
     return Data(
         _fitting(texts, data.train, "training examples"),

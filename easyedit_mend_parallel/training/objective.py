@@ -1,7 +1,7 @@
-"""The loss of a training step: the edits' loss on texts that test them, and the change of texts
-that must not change and of what follows an answer (Mitchell et al. 2022, equation 5).
+"""Computes the losses of a training step (Mitchell et al. 2022, equation 5).
 
-Knows neither optimizers nor processes.
+These are the edits' loss on texts that test them, and the change of predictions in texts that must
+not change and after the answers. Knows neither optimizers nor processes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Compared:
-    """Where predictions are compared with the base model's: `positions` of the sequence `row`, of
-    a text of example `owner`. Those after its answer, or (`after` false) those of any text."""
+    """Positions at which predictions are compared with the base model's: `positions` of sequence
+    `row`, a text of example `owner`. With `after` they are after its answer."""
 
     row: int
     owner: int
@@ -60,7 +60,7 @@ class _Compared:
     after: bool
 
     def all_in(self, batch: Batch, row: int) -> list[int]:
-        """Of which positions of the sequence `row` of `batch`, the same text, they are some."""
+        """All comparable positions of sequence `row` of `batch`, which has the same text."""
         return (continuation_positions if self.after else target_positions)(batch, row)
 
 
@@ -76,9 +76,9 @@ def measure_step(
 ) -> Measured:
     """Edit every example by itself, and measure each edit on its own texts, in one batch.
 
-    `locality_positions` is how many positions of each text are compared at most. `continued` has,
-    for texts that try an edit out, the text with a continuation, of which `n_continued` positions
-    are compared at most. Differentiable in the network's parameters.
+    At most `locality_positions` positions of each locality text are compared. `continued` {text:
+    the same text with a continuation} is for texts that test an edit; at most `n_continued`
+    positions of each continuation are compared. Differentiable in the network's parameters.
     """
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
     updates = propose(texts.model, targets, texts.batch(requests), network).updates
@@ -156,9 +156,9 @@ def measure_step(
 
 @torch.no_grad()
 def _unedited(texts: Texts, batch: Batch, compared: Sequence[_Compared]) -> Tensor:
-    """The base model's logits at the positions of `compared`, which are those of `batch`."""
+    """The base model's logits at the positions of `compared`, computed with `batch`."""
     alone = texts.batch([one.text for one in compared])
-    # The same positions, which padding puts elsewhere in another batch.
+    # The same positions; in another batch, padding shifts them.
     there = []
     for row, one in enumerate(compared):
         of_alone, in_batch = one.all_in(alone, row), one.all_in(batch, one.row)
@@ -167,14 +167,14 @@ def _unedited(texts: Texts, batch: Batch, compared: Sequence[_Compared]) -> Tens
 
 
 def _first_and_some(positions: Sequence[int], limit: int, seed: str) -> list[int]:
-    """At most `limit` of `positions`, the first one always among them."""
+    """At most `limit` of `positions`, always including the first one."""
     if len(positions) <= limit:
         return list(positions)
     return [positions[0], *sorted(random.Random(seed).sample(positions[1:], limit - 1))]
 
 
 def _where(found: Sequence[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
-    """(sequence, position) of positions of numbered sequences."""
+    """The pairs (index of a sequence, its positions) as two tensors (n,), sequence and position."""
     pairs = [(row, position) for row, positions in found for position in positions]
     sequence, position = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
     return sequence, position
@@ -183,9 +183,10 @@ def _where(found: Sequence[tuple[int, Sequence[int]]]) -> tuple[Tensor, Tensor]:
 def _share(
     found: Sequence[Sequence[int]], owners: Sequence[int], n_examples: int | None = None
 ) -> Tensor:
-    """Each position's weight in the mean over examples (those that have texts, or `n_examples`):
-    an example is the mean over its texts, a text the mean over its positions. So a batch is the
-    mean of its parts, however it is split."""
+    """Each position's weight in the mean over examples (those that have texts, or `n_examples`).
+
+    An example counts as the mean over its texts, a text as the mean over its positions. The mean
+    of a batch is therefore the same in whichever parts it is computed."""
     texts = Counter(owners)
     return torch.tensor(
         [

@@ -1,4 +1,7 @@
-"""The optimizer of a run, by name, and its learning rates, which depend only on the step."""
+"""Makes the optimizer of a run, and its learning rates, which depend only on the step.
+
+Knows no losses and no data.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Rates:
             self._factor: Callable[[int], float] = found.lr_lambdas[0]
         except (ValueError, AttributeError, TypeError) as error:
             raise HparamsError(
-                f"lr_schedule is {name!r}; it has to be one of transformers' schedulers whose "
+                f"lr_schedule is {name!r}; it must be one of transformers' schedulers whose "
                 "rates depend only on the step, such as constant, linear or cosine"
             ) from error
 

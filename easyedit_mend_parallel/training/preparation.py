@@ -1,4 +1,7 @@
-"""Work before the first step: hidden states of all texts, and statistics of token rows."""
+"""Prepares a run before its first step: statistics, continuations and cached hidden states.
+
+Knows no losses and no optimizer.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def gather_statistics(
     processes: Processes,
     screen: Screen,
 ) -> None:
-    """Show the network the token rows of the first `statistics_examples` edits.
+    """Add the token rows of the first `statistics_examples` edits to the network's statistics.
 
     Each process captures its share; all processes add the samples of all, before the first step.
     """
@@ -53,8 +56,8 @@ def draw_continuations(
     processes: Processes,
     screen: Screen,
 ) -> dict[Text, Text]:
-    """For the texts that `samples` try their edits on, and that are continued, the text with a
-    continuation; none where `continuation_positions` is 0. Raises what `Continuations` raises."""
+    """{text: the text with a continuation}, for the texts of `samples` that get one. Empty if
+    `continuation_positions` is 0. Raises what `Continuations` raises."""
     if not hparams.continuation_positions:
         return {}
     wanted = {
@@ -106,7 +109,7 @@ def keep_states(
 
 
 def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:
-    """This process's folder for what is computed once, for later runs."""
+    """This process's folder for results that later runs reuse."""
     if hparams.trunk_folder is None:
         return None
     return Path(hparams.trunk_folder) / f"process-{processes.index}"

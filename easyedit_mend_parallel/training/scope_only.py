@@ -1,6 +1,7 @@
-"""Adds a trained scope to an archive: hidden states of the facts once, the encoder, thresholds.
+"""Trains a scope and adds it to an archive: `mend-parallel train --scope-only`.
 
-What `mend-parallel train --scope-only` runs. Trains no hypernetwork.
+Computes the hidden states of the facts once, trains the encoder, and sets thresholds. Trains no
+hypernetwork.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ log = logging.getLogger(__name__)
 
 ARCHIVE = "archive.safetensors"
 COMPETITORS = 700
-"""How many training facts are kept out of training, to fill the memory that sets thresholds."""
+"""Number of training facts that are not trained on, but fill the memory when thresholds are set."""
 FACTS = 2500
-"""How many training facts a scope is trained on, at most: their states are kept in memory."""
+"""Maximum number of facts on which a scope is trained, since their states are in memory."""
 
 
 LARGEST = 60_000.0
-"""States are kept in half precision, which holds no larger number."""
+"""Bound of the states: the largest number of half precision, in which they are stored."""
 
 
 @dataclass(frozen=True)
 class TrainedScope:
-    """What a run made: the archive with the scope in it, and from which logits on that fires."""
+    """The result of a run: the archive with the scope, and the scope's thresholds."""
 
     archive: Path
     thresholds: Thresholds
@@ -61,17 +62,17 @@ def train_scope_only(
     steps: int | None = None,
     quiet: bool = False,
 ) -> TrainedScope:
-    """Train a scope for `model` on the facts of `data` and write it, with the archive that
-    `hparams` name, to `folder`; thresholds are set on the validation facts.
+    """Train a scope for `model` on the facts of `data`, and write the archive that `hparams` name,
+    with the scope, to `folder`. Thresholds are set on the validation facts.
 
-    Raises HparamsError without an archive, TrainingError without validation facts or where the
-    folder holds an archive already, and what `train_scope` and `choose_thresholds` raise.
+    Raises HparamsError without an archive, TrainingError without validation facts or if the folder
+    already has an archive, and what `train_scope` and `choose_thresholds` raise.
     """
     out = folder / ARCHIVE
     if hparams.archive is None:
         raise HparamsError("archive is null: name the archive that the scope is to be added to")
     if out.exists():
-        raise TrainingError(f"{folder} holds a run already: name another folder")
+        raise TrainingError(f"{folder} already has a run: name another folder")
     if not data.validation:
         raise TrainingError(
             "a scope's thresholds are set on validation facts: give some with --eval"
@@ -128,7 +129,7 @@ def _texts(
     others: Sequence[str],
     options: ScopeOptions,
 ) -> list[str]:
-    """Every text whose states a run needs, once."""
+    """Every text whose states a run needs, without repeats."""
     found = dict.fromkeys([*unrelated, *competitors, *others])
     for example in examples:
         found |= dict.fromkeys([example.request.prompt, *example.rephrases[: options.rephrases]])

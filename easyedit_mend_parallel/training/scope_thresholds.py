@@ -1,6 +1,6 @@
-"""From which logit on a scope fires: set on validation facts for a stated rate of false firing.
+"""Sets a scope's thresholds on validation facts, for a stated rate of false firing.
 
-Knows logits of texts for requests; trains nothing.
+Knows the logits of texts for requests. Trains nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from easyedit_mend_parallel.training.scope_training import States
 from easyedit_mend_parallel.weights.scope import Scope, Thresholds, stands_in, words_of
 
 FALSE_FIRING = 0.005
-"""The share of neighbours' texts in which a request may fire that names its subject."""
+"""Maximum share of neighbours' texts in which a request that names its subject fires."""
 FALSE_FIRING_WITHOUT_SUBJECT = 0.05
 """The same for requests that name none."""
 OTHER_RELATION = 0.05
-"""The share of pairs of a text and a request about the same subject's other fact in which the
-request may fire: of the request alone, as if the text's own fact had no edit."""
+"""Maximum share of pairs of a text and a request about another fact of the same subject in which
+the request fires, if the text's own fact has no edit."""
 LEAST = 0.005
-"""A threshold is no lower than this share of rephrases needs."""
+"""A threshold is at least the one that this share of rephrases needs."""
 
 
 @torch.no_grad()
@@ -36,11 +36,10 @@ def choose_thresholds(
     unrelated: Sequence[str],
     states: States,
 ) -> Scope:
-    """`scope` with the thresholds that keep the rates above on `validation`.
+    """`scope` with thresholds that keep the rates above on `validation`.
 
-    The memory is that of all its requests together, with `others`, prompts of further requests, so
-    that it is as full as one in use. Raises TrainingError where no example has a neighbour or an
-    unrelated text.
+    The memory has all requests of `validation` and, to be as full as one in use, the prompts
+    `others`. Raises TrainingError if no example has a neighbour or an unrelated text.
     """
     by_prompt = {example.request.prompt: example for example in validation}
     examples = list(by_prompt.values())
@@ -87,7 +86,7 @@ def logits_of(scope: Scope, prompts: Sequence[str], texts: Sequence[str], states
 
 
 def _other_relations(scope: Scope, examples: Sequence[Example], states: States) -> float:
-    """The threshold over which texts about a subject seldom bring the subject's other facts."""
+    """The threshold above which texts about a subject seldom fire the subject's other facts."""
     texts, prompts, pairs = [], [], []
     for number, one in enumerate(examples):
         for other in examples[number + 1 :]:
@@ -104,13 +103,13 @@ def _other_relations(scope: Scope, examples: Sequence[Example], states: States) 
 
 
 def _threshold(logits: Tensor, rate: float, least: float) -> float:
-    """The lowest number of at least `least` over which at most `rate` of the texts have a logit."""
+    """The lowest threshold, at least `least`, that at most a share `rate` of the texts exceeds."""
     most = logits.amax(1).clamp(min=-1e4)
     return max(least, float(most.quantile(1 - rate, interpolation="higher")))
 
 
 def _standing(texts: Sequence[str], subjects: Sequence[tuple[str, ...]]) -> Tensor:
-    """(texts, subjects): whether each subject stands in each text."""
+    """(texts, subjects): whether each text contains each subject."""
     words = [words_of(text) for text in texts]
     return torch.tensor(
         [[bool(subject) and stands_in(text, subject) for subject in subjects] for text in words]

@@ -1,7 +1,7 @@
-"""Trains a scope's encoder: rephrases of a request must find it, and other texts must find nothing.
+"""Trains a scope's encoder: rephrases must find their request, and other texts must find none.
 
-Contrast over hidden states that are computed once (Khattab and Zaharia 2020; the memory's other
-requests are the competitors). Knows no update and no hypernetwork.
+Uses a contrastive loss over hidden states that are computed once (Khattab and Zaharia 2020); the
+memory's other requests are the negatives. Knows no update and no hypernetwork.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ States = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ScopeOptions:
-    """How a scope is trained. `facts` requests make the memory of a step; `dimensions` is the width
-    of what is compared."""
+    """How a scope is trained. A step has a memory of `facts` requests; `dimensions` is the width d
+    of encoded states."""
 
     steps: int = 1500
     facts: int = 48
@@ -49,7 +49,8 @@ class ScopeEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def encoded(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, d), the weights (B, T) of tokens, zero for padding, and which are real (B, T)."""
+        """Encoded states (B, T, d), token weights (B, T), zero for padding, and a mask (B, T) that
+        is false for padding."""
         width = max(len(text) for text in texts)
         states = torch.stack([F.pad(text, (0, 0, 0, width - len(text))) for text in texts])
         real = torch.arange(width) < torch.tensor([len(text) for text in texts])[:, None]
@@ -57,7 +58,7 @@ class ScopeEncoder(nn.Module):
         return F.normalize(self.projection(states), dim=-1), weights, real
 
     def forward(self, queries: Sequence[Tensor], requests: Sequence[Tensor]) -> Tensor:
-        """(Q, R): the logit of each request for each query, of standardised states."""
+        """(Q, R): the logit of each request for each query, from standardised states."""
         tokens, _, real = self.encoded(queries)
         keys, weights, _ = self.encoded(requests)
         cosines = torch.einsum("qtd,rsd->qrts", tokens, keys)
@@ -75,10 +76,10 @@ def train_scope(
     options: ScopeOptions,
     progress: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Scope:
-    """A scope trained on `examples`, whose prompts and rephrases are in `states`, and `unrelated`
-    text. Its thresholds are 0: `choose_thresholds` sets them.
+    """Train a scope on `examples`, whose prompts and rephrases are in `states`, and on `unrelated`
+    text. Its thresholds are 0; `choose_thresholds` sets them.
 
-    Raises TrainingError where no example has a rephrase.
+    Raises TrainingError if no example has a rephrase.
     """
     usable = [example for example in examples if example.rephrases]
     if len(usable) < 2:
@@ -125,8 +126,7 @@ def train_scope(
 
 
 class _Draws:
-    """What a step compares: requests that are easily mistaken for each other, texts about some of
-    them, and texts about none."""
+    """Samples a step: similar requests, texts about some of them, and texts about none."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Draws:
                     self._like[kind].setdefault(name, []).append(number)
 
     def step(self) -> tuple[list[str], list[str], list[int]]:
-        """Requests' prompts (R), texts (Q), and which request each text is about (R: none)."""
+        """Prompts of R requests, Q texts, and the index of each text's request (R: none)."""
         rng, examples = self._rng, self._examples
         half = max(1, min(self._options.facts, len(examples)) // 2)
         chosen = dict.fromkeys(rng.sample(range(len(examples)), half))

@@ -1,4 +1,7 @@
-"""The terminal output of a training run: progress bars, and one line for each evaluation."""
+"""Prints a training run to the terminal: progress bars, and one line for each evaluation.
+
+Computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Screen:
 
     @contextmanager
     def steps(self, total: int, done: int) -> Iterator[None]:
-        """While the context lasts a bar shows how far the run is (see `show`)."""
+        """While the context lasts, a bar shows the progress of the run (see `show`)."""
         self._run = self._bars.add_task("training", total=total, completed=done, figures="")
         with self._bars:
             yield
@@ -56,7 +59,7 @@ class Screen:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A function that is told how many of `total` are done, while the context lasts."""
+        """While the context lasts, a function to call with the number of `total` that are done."""
         running = self._bars.live.is_started
         if not running:
             self._bars.start()

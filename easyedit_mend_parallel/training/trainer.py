@@ -1,7 +1,8 @@
 """Trains a hypernetwork for a model in any placement, in one process or several.
 
 The loop samples, computes the loss, and steps; at intervals it logs, evaluates, keeps the best
-archive and writes a checkpoint. `sampling.py` samples, `objective.py` has the loss.
+archive and writes a checkpoint. `sampling.py` samples, and `objective.py` has the loss. Knows no
+files of facts.
 """
 
 from __future__ import annotations
@@ -210,12 +211,12 @@ class Trainer:
             self.progress = found
         elif checkpoint.exists():
             raise TrainingError(
-                f"{self.folder} holds a run already: continue it (--resume), or name another folder"
+                f"{self.folder} already has a run: continue it (--resume), or name another folder"
             )
         self.processes.agree(repr(self.progress), "configurations or data")
         self.processes.accelerator.init_trackers("mend")
         given = (self.hparams, self.processes, self.screen)
-        # Of a resumed run those before it too: states computed in other company differ in bits.
+        # A resumed run also computes the states of earlier steps: in other batches, bits differ.
         drawn = partial(self.sampling.drawn, self.steps)
         self.continued = draw_continuations(self.texts, drawn(), *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
@@ -265,7 +266,7 @@ class Trainer:
             edit, locality = self.hparams.cedit, self.hparams.cloc
             return sum(edit * s.edit_loss + locality * s.locality_loss for s in evaluations)
         raise HparamsError(
-            f"early_stop_key is {key!r}; it has to be 'loss/total_edit_val' (the loss that "
+            f"early_stop_key is {key!r}; it must be 'loss/total_edit_val' (the loss that "
             f"training minimises) or {SCORE!r} (the sum of the measures, the larger the better)"
         )
 

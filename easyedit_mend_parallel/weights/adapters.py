@@ -1,7 +1,7 @@
-"""Which adapters are merged into a weight, and whether an undo would leave one baked into it.
+"""Finds the adapters merged into a weight, and refuses an undo that would leave one in the weight.
 
-PEFT keeps with a layer what it merged, and takes exactly that out again: a weight's bits belong to
-a set of merged adapters. Asks the layer for it, and does not import PEFT.
+PEFT stores with a layer what it merged and later subtracts exactly that, so a weight's bits belong
+to a set of merged adapters. Reads this from the layer, without importing PEFT. Knows no updates.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class MergedAdapters:
         )
 
     def note(self, model: nn.Module, staged: Mapping[str, Staged]) -> None:
-        """Remember them for {target name: what was staged just now}."""
+        """Remember the adapters for `staged` {target name: staged update}."""
         for name, one in staged.items():
             self._when_staged[one] = merged_into(model, name)
 
     def refuse_other(self, model: nn.Module | None, staged: Mapping[str, Staged]) -> None:
-        """Raise UpdateError where other adapters are merged into a weight now; changes nothing.
+        """Raise UpdateError if other adapters are merged into a weight now. Changes nothing.
 
-        The bits to restore are those with the adapters of then, while the layer would take out
-        those of now.
+        The bits to restore contain the previous adapters, but the layer would later subtract the
+        present ones.
         """
         if model is None:
             return

@@ -1,6 +1,6 @@
-"""One change in a model: its updates, how to undo each of them, and the handle for the caller.
+"""One change of a model: its updates, how to undo each of them, and the caller's handle.
 
-Knows no stores and writes nothing; the ledger does, at the request of a handle.
+Knows no stores and writes nothing: a handle calls the ledger.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Record:
-    """One change that is in the model: what was added, and each weight's bits before it."""
+    """One change that is in the model: its updates, and each weight's bits before it."""
 
     targets: dict[str, Target]
     updates: dict[str, LowRankUpdate]
     staged: dict[str, Staged]
     apply: str
     serial: int
-    """Tells this change from all others of its model."""
+    """Identifies this change among all changes of its model."""
     entry: weakref.ref[Entry] = field(init=False)
 
     @property
     def held(self) -> bool:
-        """Whether somebody can still ask for this change to be undone."""
+        """Whether the handle of this change is still referenced, so that it can be undone."""
         return self.entry() is not None
 
     def let_rows_go(self) -> None:
@@ -48,7 +48,7 @@ class Record:
 
 
 class Entry:
-    """A handle on one change of a model. While it is held, the change can be undone by itself."""
+    """A handle on one change of a model. While it is referenced, the change can be undone alone."""
 
     def __init__(self, ledger: Ledger, record: Record) -> None:
         self._ledger = weakref.ref(ledger)
@@ -61,22 +61,22 @@ class Entry:
         return ledger is not None and any(r is self._record for r in ledger._records)
 
     def undo(self, *, alone: bool = False) -> None:
-        """Take the change out of the model; does nothing if it is out already.
+        """Undo the change, wholly or not at all. Does nothing if it was undone already.
 
-        The last change's weights get back the bits from before it. A change in the middle: the
-        bits from before it, and the later updates added again in their order (subtracting it
-        would leave rounding behind). Happens wholly or not at all.
+        Restores the bits from before the change. If later changes cover the same weights, their
+        updates are then added again in order; subtracting the update instead would leave rounding
+        errors.
 
-        Every rank that holds a part of the model has to call it; with `alone` none is waited for,
-        which is for a rank that cannot know where the others are.
+        If the model is split between processes, every rank must call this. With `alone`, this rank
+        waits for no other, for cases in which it cannot know what the others do.
         """
         ledger = self._ledger()
         if ledger is not None:
             ledger._undo(self._record, alone)
 
     def again(self) -> Entry:
-        """Add the same updates anew, as the last change, after `undo`; raises as `change` does, and
-        UpdateError where its rows were not kept."""
+        """After `undo`: add the same updates again, as the last change. Raises as `Ledger.change`,
+        and UpdateError if the rows were not kept."""
         record, ledger = self._record, self._ledger()
         if ledger is None:
             raise UpdateError("the model that was edited no longer exists")
@@ -85,7 +85,7 @@ class Entry:
         return ledger.change(list(record.targets.values()), record.updates, record.apply)
 
     def before(self) -> dict[str, Tensor]:
-        """{target name: the weight's bits from before the change}, as long as it is applied."""
+        """{target name: the weight's bits before the change}; only while it is applied."""
         if not self.applied:
             return {}
         backups = {name: staged.before for name, staged in self._record.staged.items()}
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def model(self) -> nn.Module:
-        """The model that was changed. Raises UpdateError once it is gone."""
+        """The model that was changed. Raises UpdateError if it was deleted."""
         ledger = self._ledger()
         if ledger is None:
             raise UpdateError("the model that was edited no longer exists")
@@ -110,7 +110,7 @@ class Entry:
 
 
 def dependent(record: Record) -> dict[str, Staged]:
-    """The part of `record` whose undo puts a weight back to what it was before."""
+    """The staged updates of `record` whose undo restores the weight's earlier bits."""
     return {name: one for name, one in record.staged.items() if not one.independent}
 
 
@@ -121,5 +121,6 @@ def covers(record: Record, later: Sequence[Record]) -> bool:
 
 
 def nothing(like: LowRankUpdate) -> LowRankUpdate:
-    """An update without rows: staged, it is a guard that can restore the weight as it is now."""
+    """An update without rows. Staged, it is a guard: its undo restores the weight's present
+    bits."""
     return LowRankUpdate(like.keys[:0], like.values[:0], torch.empty(0, dtype=torch.long))

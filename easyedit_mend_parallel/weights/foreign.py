@@ -21,10 +21,10 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 class WrittenBits:
-    """Notes what a change wrote, and refuses to go on where the weights have other bits.
+    """Remembers the weights that a change wrote, and raises if they have other bits later.
 
-    PyTorch counts the changes of a tensor in place; only where that count or the tensor is another
-    one are the bits compared. Shards of a tensor-parallel weight and weights that were cast to
+    PyTorch counts the in-place changes of a tensor. The bits are compared only if that count or the
+    tensor itself has changed. Shards of a tensor-parallel weight and weights that were cast to
     another dtype are not compared.
     """
 
@@ -33,7 +33,7 @@ class WrittenBits:
         self._state: tuple[int, ...] = ()
 
     def note(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        """Remember the weights as they are now, right after the change was written."""
+        """Remember the present weights. Must be called right after the change was written."""
         self._versions = {target.name: _version(model, target.name) for target in targets}
         self._state = Ledger.of(model).state
 
@@ -45,9 +45,9 @@ class WrittenBits:
         change: Entry,
         updates: Mapping[str, LowRankUpdate],
     ) -> None:
-        """Raise UpdateError where a weight is not its base with its update; changes nothing.
+        """Raise UpdateError if a weight is not its base plus its update. Changes nothing.
 
-        Not where the ledger has made other changes since: those are known.
+        Weights that the ledger has changed since are not compared.
         """
         if Ledger.of(model).state != self._state:
             return
@@ -69,7 +69,7 @@ class WrittenBits:
 
 
 def _version(model: nn.Module, name: str) -> Any:
-    """What changes when a weight does, cheap to ask: its memory, and PyTorch's count of changes."""
+    """The weight's address and PyTorch's count of its changes: one differs after a change."""
     weight = kept_weight(model, name)
     return None if weight is None else (weight.data_ptr(), weight._version)
 

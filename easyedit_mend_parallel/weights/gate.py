@@ -1,8 +1,8 @@
 """The gate: hooks that look up, in each forward pass, which scoped update applies where.
 
-The blocks below the lowest target hand on hidden states that no edit changes; the gate reads them
-on the way. Its answer lives as long as the call, and what was read as long as the cache that goes
-on from it. Knows no update's rows.
+The gate reads the hidden states of the blocks below the lowest target, which no edit changes. Its
+decision exists during the call. What it has read exists as long as the cache of that call. Knows no
+update's rows.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
 _GATE = "_easyedit_mend_parallel_gate"
 """The attribute of a model that holds its `Gate`."""
 _READING = "_easyedit_mend_parallel_reading"
-"""The attribute of a cache that holds what the gate has read of its sequences."""
+"""The attribute of a cache with the gate's `Reading` of its sequences."""
 _REORDERS = ("reorder_cache", "batch_select_indices")
-"""Methods of a cache that are given which of its sequences to keep, in which order."""
+"""Methods of a cache whose argument says which of its sequences to keep, and in which order."""
 
 
 @dataclass
 class Decision:
     """The decision of one forward pass: the request whose update applies to each position (B, T).
 
-    `before` is how many tokens of each sequence its `cache` held when it began.
+    `before` is the number of tokens of each sequence in `cache` before the pass.
     """
 
     ids: Tensor | None
@@ -48,7 +48,7 @@ class Decision:
 
 
 class Gate:
-    """The hooks of one model for its `memory`; `remove` takes them off."""
+    """The hooks of one model for its `memory`; `remove` removes them."""
 
     def __init__(self, model: nn.Module, memory: ScopedMemory) -> None:
         never_traced(Gate, "_enter", "_leave", "_see")
@@ -77,7 +77,7 @@ class Gate:
 
     @property
     def decision(self) -> Decision | None:
-        """That of the forward which this thread is in; None outside one, or while silent."""
+        """The decision of this thread's forward pass; None outside of one, or while silent."""
         opened = self._open.get(threading.get_ident())
         return opened[-1] if opened else None
 
@@ -92,7 +92,7 @@ class Gate:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """While the context lasts, this thread's forwards are those of the base."""
+        """While the context lasts, no scope fires in this thread's forward passes."""
         thread = threading.get_ident()
         self._silent[thread] = self._silent.get(thread, 0) + 1
         try:
@@ -158,7 +158,7 @@ class Gate:
 
 @contextmanager
 def base_of(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, no scope fires in this thread's forwards of `model`."""
+    """While the context lasts, no scope fires in this thread's forward passes of `model`."""
     gate = Gate.of(model)
     if gate is None:
         yield
@@ -168,7 +168,7 @@ def base_of(model: nn.Module) -> Iterator[None]:
 
 
 class _Reordering:
-    """A cache's own method, which takes what was read of its sequences along."""
+    """Wraps a method of a cache: selects the same sequences in the gate's reading."""
 
     def __init__(self, cache: Any, method: str) -> None:
         self._cache, self._method = cache, getattr(cache, method)
@@ -183,14 +183,14 @@ class _Reordering:
 
 
 class _Repeating(_Reordering):
-    """The same for the method that is given how often to repeat each sequence."""
+    """The same for a method whose argument says how often to repeat each sequence."""
 
     def _order(self, repeats: Any, count: int) -> Tensor:
         return torch.arange(count).repeat_interleave(int(repeats))
 
 
 def _keep(cache: Any, reading: Reading) -> None:
-    """Keep what was read with the cache of what was computed from it, as long as that lives."""
+    """Attach `reading` to the cache of the same forward pass, and to the cache's methods."""
     if isinstance(cache, (tuple, list)):
         return
     if not hasattr(cache, _READING):
@@ -203,7 +203,7 @@ def _keep(cache: Any, reading: Reading) -> None:
 
 
 def _read_before(decision: Decision, n_sequences: int) -> Reading | None:
-    """What was read of the sequences that the forward's cache holds, as far as it holds them."""
+    """The reading of the sequences in the forward pass's cache, cut to the tokens in the cache."""
     reading: Reading | None = getattr(decision.cache, _READING, None)
     if reading is None or len(reading.encoded) != n_sequences:
         return None

@@ -16,9 +16,9 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.sharding import whole_tensor
 
 DONE = 0
-"""What the first process sends when it is done, instead of the number of a tensor (from 1)."""
+"""Sent by the first process at the end, instead of the number of a tensor (from 1)."""
 WELL, FAILED = 0, 1
-"""What the others send: whether they could gather their part of the last tensor."""
+"""Sent by the others: whether they could gather their part of the last tensor."""
 
 
 class Whole(Mapping[str, Tensor]):
@@ -87,5 +87,5 @@ def answer(split: Mapping[str, Tensor], ranks: Ranks) -> None:
             return
         try:
             whole_tensor(parts[int(asked) - 1])
-        except BaseException as raised:  # the others hear of it with the next tensor
+        except BaseException as raised:  # reported to the others with the next tensor
             error = raised

@@ -1,6 +1,8 @@
-"""The ledger, which alone changes a model: updates go in wholly or not at all, and out to the bit.
+"""The ledger: changes a model wholly or not at all, and undoes each change to the bit.
 
-One ledger for each model, whoever edits it. It holds no model, only names, updates and backups.
+No other code changes a model.
+There is one ledger for each model, shared by all editors. It references names, updates and backups,
+and no model. Knows nothing of how updates are made.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from easyedit_mend_parallel.weights.transaction import commit_all, undo_all
 from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
 
 SAME_SIZE = 1e-2
-"""How far apart the sizes of two ranks' updates may be and count as the same update, computed on
-each of them: kernels may round differently, other requests or archives give something else."""
+"""Relative difference up to which the sizes of two ranks' updates count as equal. Kernels may round
+differently; other requests or archives differ by more."""
 
 
 class Put:
-    """What is done in the stead of a change that was taken out; see `Ledger.without`."""
+    """Replaces a change that was taken out, or leaves it out; see `Ledger.without`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -40,18 +42,18 @@ class Put:
         updates: Mapping[str, LowRankUpdate],
         apply: str = "weight",
     ) -> Entry:
-        """Add another change, as `Ledger.change` does."""
+        """Add another change instead, as `Ledger.change` does."""
         entry = self._ledger.change(targets, updates, apply)
         self.is_done = True
         return entry
 
     def nothing(self) -> None:
-        """Leave the change out for good."""
+        """Leave the change out permanently."""
         self.is_done = True
 
 
 class Ledger:
-    """All changes of one model, oldest first. `Ledger.of(model)` is the way to get it."""
+    """All changes of one model, oldest first. `Ledger.of(model)` returns the model's ledger."""
 
     _of_model: ClassVar[weakref.WeakKeyDictionary[nn.Module, Ledger]] = weakref.WeakKeyDictionary()
     _making: ClassVar[threading.Lock] = threading.Lock()
@@ -65,7 +67,7 @@ class Ledger:
         self._adapters = MergedAdapters()
         self._made = 0
         self._settled: list[Staged] = []
-        """What comes out by itself (`Staged.independent`) and only `undo_all` can ask for."""
+        """Independent staged updates (`Staged.independent`) that only `undo_all` can still undo."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Ledger:
@@ -85,12 +87,11 @@ class Ledger:
     ) -> Entry:
         """Add `updates` ({target name: update}) to the model: all of them, or none.
 
-        `apply` says how they are felt (see `WeightPlace`). Raises UpdateError (an update that is
-        not finite, or that a store cannot take) or PlacementError, with every weight as it was.
-        Without `keep_rows` the change can be undone, but not be made `again`: nothing but the
-        store holds the rows of updates that come out by themselves (`Staged.independent`).
-        The oldest changes that nobody holds are forgotten then: they stay in the model and only
-        `undo_all` takes them out.
+        `apply` is as in `WeightPlace`. Raises UpdateError (for an update that is not finite or that
+        a store cannot write) or PlacementError; every weight is then unchanged. Without `keep_rows`
+        the change can be undone, but not made `again`: the rows of independent updates
+        (`Staged.independent`) are then only in the store. Afterwards changes whose entries are not
+        referenced are forgotten: they stay in the model, and only `undo_all` can undo them.
         """
         with self.lock:
             model = self._live_model()
@@ -122,11 +123,11 @@ class Ledger:
 
     @contextmanager
     def without(self, entry: Entry | None) -> Iterator[Put]:
-        """While the context lasts the model is without the change of `entry`; nobody else edits it.
+        """While the context lasts, the model is without the change of `entry`, and locked.
 
-        What is yielded adds a change in its stead, or leaves it out, for good. Where neither is
-        done, or an exception leaves the context, the model is as it was before, to the bit, and
-        `entry` is applied. Later changes of the same weights stay in the model.
+        The yielded object adds another change instead, or leaves the change out permanently. If
+        neither is called, or an exception leaves the context, the model is restored to the bit and
+        `entry` is applied again. Later changes of the same weights stay in the model.
         """
         with self.lock:
             record = None if entry is None else entry._record
@@ -154,7 +155,8 @@ class Ledger:
                         staged.forget()
 
     def _guards(self, record: Record) -> dict[str, Staged]:
-        """What brings every weight of `record` back to what it is now."""
+        """Staged updates without rows, whose undo restores the present bits of `record`'s
+        weights."""
         return {
             name: store_for(self._live_model(), record.targets[name], record.apply).stage(
                 nothing(record.updates[name])
@@ -170,10 +172,10 @@ class Ledger:
         guards: Mapping[str, Staged],
         ranks: Ranks,
     ) -> None:
-        """Make the model what it was before `record` was taken out, and put that on record again.
+        """Restore the model from before `record` was taken out, and add the record again.
 
-        The same update on the same bits gives the bits that were there; where later changes cover
-        its weights, `guards` hold those.
+        The same update on the same bits gives the same result. If later changes cover its weights,
+        `guards` have the bits.
         """
         self._records.insert(index, record)
         for other, name, staged in former:
@@ -188,7 +190,7 @@ class Ledger:
 
     @property
     def state(self) -> tuple[int, ...]:
-        """Equal where the same changes are in the model; () where there is none."""
+        """Identifies the changes in the model: equal for equal changes; () if there is none."""
         forgotten = (-self._made,) if self._base or self._settled else ()
         return (*forgotten, *(record.serial for record in self._records))
 
@@ -198,7 +200,7 @@ class Ledger:
         return not (self._records or self._base or self._settled)
 
     def before(self) -> dict[str, Tensor]:
-        """{target name: the bits from before its first change}, of all that were written to."""
+        """{target name: the bits before its first change}, for every weight that was written."""
         first = dict(self._base)
         for record in self._records:
             for name, staged in dependent(record).items():
@@ -207,10 +209,9 @@ class Ledger:
         return {name: backup for name, backup in backups.items() if backup is not None}
 
     def undo_all(self) -> None:
-        """Give every weight that was ever changed its bits from before the first change.
+        """Restore every weight to its bits from before its first change.
 
-        If it breaks off, on whichever rank, every change is still on record, and asking again
-        finishes it.
+        If this fails on any rank, every change is still recorded, and another call completes it.
         """
         with self.lock:
             first: dict[str, Staged] = dict(self._base)
@@ -245,13 +246,13 @@ class Ledger:
             for other, name, staged in again:
                 other.staged[name] = staged
             for staged in record.staged.values():
-                staged.forget()  # who holds the entry still holds no backup
+                staged.forget()  # a referenced entry then keeps no backup
             self._forget_unheld()
 
     def _take_out(
         self, record: Record, later: Sequence[Record], ranks: Ranks
     ) -> list[tuple[Record, str, Staged]]:
-        """Put back what was before `record`, add what came later again, and say what was staged."""
+        """Restore the bits before `record` and add later updates again. Returns what was staged."""
         again: list[tuple[Record, str, Staged]] = []
         with ranks.agree("look for adapters"):
             self._adapters.refuse_other(self._model(), record.staged)
@@ -288,10 +289,10 @@ class Ledger:
         return again
 
     def _forget_unheld(self) -> None:
-        """Let go of what nobody can ask for: memory stays flat however many edits are made.
+        """Forget changes that can no longer be undone alone, so that memory stays flat.
 
-        Kept are the bits from before the first change of each weight (the base), the last change,
-        and every change whose entry somebody holds, with the updates that came after it.
+        It keeps the bits from before the first change of each weight (the base), the last change,
+        and every change whose entry is referenced, with the updates after it.
         """
         for record in self._records[:-1]:
             if not record.held:
@@ -308,7 +309,7 @@ class Ledger:
                 covered.add(name)
 
     def _settle(self, record: Record) -> None:
-        """Let go of the part of `record` that no undo of another change needs."""
+        """Forget the part of `record` that no undo of another change needs."""
         for name, staged in list(record.staged.items()):
             if staged.independent:
                 staged.forget()
@@ -324,5 +325,5 @@ class Ledger:
 
 
 def _size(updates: Mapping[str, LowRankUpdate]) -> float:
-    """A number that tells one set of updates from another."""
+    """A number by which ranks compare their updates."""
     return sum(float(update.largest_possible()) for update in updates.values())

@@ -1,4 +1,4 @@
-"""The norm of a weight, on any placement. Steps are measured in units of it.
+"""Computes the norm of a weight, on any placement: the unit of an untrained edit's step.
 
 Reads a weight if its store can, and never changes one. Knows nothing of updates.
 """

@@ -1,4 +1,4 @@
-"""Where a target computes and where its weight is stored, found on the live model.
+"""Finds where a target computes and where its weight is stored, on the live model.
 
 Reads three sources: `hf_device_map`, accelerate's hook with what it holds, and the weight itself.
 Knows nothing of updates; the stores write them.

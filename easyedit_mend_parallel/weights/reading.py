@@ -1,6 +1,6 @@
-"""What a scoped memory has read of some sequences, and goes on from.
+"""The part of sequences that a scoped memory has read, from which it continues.
 
-Knows encoded states and token ids; knows no request.
+Knows encoded states and token ids, and no request.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @dataclass
 class Reading:
-    """What has been read of B sequences: `encoded` (B, L, d) states, which of their L tokens are
-    `real` (B, L) and no padding, their `ids` (B, L) where they are known, and the best cosine of
-    each key with any of them, `best` (B, R, S), for the memory of `version`."""
+    """The L tokens of B sequences that were read: their `encoded` states (B, L, d), `real` (B, L),
+    which is false for padding, their `ids` (B, L) if known, and `best` (B, R, S), the largest
+    cosine of each key with any token, for the memory of `version`."""
 
     encoded: Tensor
     real: Tensor
@@ -28,7 +28,7 @@ class Reading:
         return self.encoded.shape[1]
 
     def taken(self, sequences: Tensor) -> Reading:
-        """The reading of the numbered sequences, in that order."""
+        """The reading of the sequences with these indices, in this order."""
         here = sequences.to(self.encoded.device)
         ids = None if self.ids is None else self.ids[sequences.to(self.ids.device)]
         best = None if self.best is None else self.best[here]
@@ -41,7 +41,7 @@ class Reading:
 
 
 def joined(before: Reading | None, new: Reading) -> Reading:
-    """What was read before with what is read now after it; best cosines are to be found anew."""
+    """`before` and then `new`, as one reading, without the largest cosines."""
     if before is None:
         return new
     known = before.ids is not None and new.ids is not None
@@ -53,7 +53,7 @@ def joined(before: Reading | None, new: Reading) -> Reading:
 
 
 def answered_at(ids: list[int], first: int, answers: Sequence[tuple[int, ...]]) -> int | None:
-    """The place of the last token of the first answer that begins after place `first`."""
+    """The position of the last token of the first answer that begins after position `first`."""
     ends = [
         at + len(answer) - 1
         for answer in answers

@@ -1,6 +1,6 @@
 """A scope: decides from unedited hidden states which request's update applies to a sequence.
 
-Knows tensors and words; knows no model, no tokenizer and no update's rows.
+Knows tensors and words, and no model, tokenizer or update's rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 MOST_KEYS = 6
-"""How many tokens of a request a sequence is compared with: those of the largest weights."""
+"""Maximum number of tokens of a request with which a sequence is compared: those of the largest
+weights."""
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Characters of scripts that are written without spaces: each counts as a word."""
@@ -28,9 +29,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which logit on a request's scope fires: `subject` where the request names its subject
-    and the text has it, `alias` where it names one that the text lacks, `states` where it names
-    none."""
+    """The logits above which a request's scope fires: `subject` if the text contains the request's
+    subject, `alias` if the text lacks it, `states` if the request names no subject."""
 
     subject: float = 0.0
     alias: float = 0.0
@@ -39,18 +39,18 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Scope:
-    """The encoder of a scope, and from which logits on it fires.
+    """The encoder of a scope, and its thresholds.
 
-    `blocks` are the numbers, in the model's list of blocks `blocks_name`, of those whose inputs are
-    read, ascending; the last is the lowest target's. Their states, one after the other (width D),
-    are standardised by `mean` and `std` (D,), projected by `projection` (d, D) and normalised.
+    `blocks` are the indices, ascending, of the blocks whose inputs are read, in the model's list of
+    blocks `blocks_name`; the last is the lowest target's. Their states, concatenated (width D), are
+    standardised by `mean` and `std` (D,), projected by `projection` (d, D) and normalised.
     Token s of a request has the weight softplus(`weigh` · state + `weigh_bias`). A request's logit
     for a sequence is `scale` × (the weighted mean of each of its tokens' best cosine with any token
     of the sequence) + `shift`: late interaction (Khattab and Zaharia 2020), with weights. All fp32.
     `skip_first`: the first token of a text is not compared, since in many models its state is the
-    same in every text. `trained` is false for a scope that was fitted to unrelated text: then
-    `common` (n, d) are encoded tokens of that text, and a token weighs as much as it differs from
-    the nearest of them.
+    same in every text. `trained` is false for a scope that was fitted to unrelated text. Then
+    `common` (n, d) are encoded tokens of that text, and a token's weight is its distance from the
+    nearest of them.
     """
 
     blocks_name: str
@@ -75,12 +75,12 @@ class Scope:
         return (states.to(self.mean.device, torch.float32) - self.mean) / self.std
 
     def encoded(self, states: Tensor) -> Tensor:
-        """(..., d), of length 1, for `states` (..., D)."""
+        """Encoded states (..., d), each of norm 1, for `states` (..., D)."""
         return F.normalize(self.standardised(states) @ self.projection.T, dim=-1)
 
     def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(S, d) and (S,): what the scope keeps of a prompt's `states` (T, D), and their weights,
-        which sum to 1. S is at most `MOST_KEYS`."""
+        """The keys (S, d) of a prompt's `states` (T, D), and their weights (S,), which sum to 1. S
+        is at most `MOST_KEYS`."""
         if self.skip_first and len(states) > 1:
             states = states[1:]
         weights = self._token_weights(states)
@@ -95,7 +95,7 @@ class Scope:
         return F.softplus(self.standardised(states) @ self.weigh + self.weigh_bias)
 
     def logits(self, best: Tensor, weights: Tensor) -> Tensor:
-        """(...,) from each key's best cosine (..., S) and its weight (..., S)."""
+        """Logits (...,) from each key's largest cosine (..., S) and weight (..., S)."""
         return self.scale * (best * weights).sum(-1) + self.shift
 
     def to(self, device: torch.device) -> Scope:
@@ -105,7 +105,7 @@ class Scope:
         return replace(self, **moved)
 
     def fingerprint(self) -> str:
-        """What tells this scope from another, thresholds aside."""
+        """Identifies this scope; thresholds do not count."""
         digest = hashlib.sha256(f"{self.blocks_name} {self.blocks} {self.skip_first}".encode())
         digest.update(f"{self.scale:.6g} {self.shift:.6g}".encode())
         for tensor in (self.mean, self.std, self.projection, self.weigh):
@@ -115,11 +115,11 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class ScopedRequest:
-    """One request as a memory holds it: what it says, and what its scope compares with.
+    """One request in a memory: its text, and the keys with which its scope compares sequences.
 
-    `keys` (S, d) and `weights` (S,) are those of `Scope.keys`; `subject` are the words of the
-    subject it names, if any; `answers` are its target's token ids, in each way in which the target
-    may be written.
+    `keys` (S, d) and `weights` (S,) are those of `Scope.keys`. `subject` are the words of its
+    subject, if it names one. `answers` are the token ids of its target, one tuple for each
+    spelling.
     """
 
     prompt: str
@@ -132,10 +132,10 @@ class ScopedRequest:
 
 @dataclass(frozen=True)
 class ScopedUpdate(LowRankUpdate):
-    """An update of which at most one request's rows apply to each sequence.
+    """An update of which at most one request's rows apply to each position.
 
-    `requests[r]` says where the rows apply whose `request` is r; `read` gives the text of token
-    ids. Rows may be in half precision.
+    `requests[r]` says where the rows with `request` r apply; `read` gives the text of token ids.
+    Rows may be in half precision.
     """
 
     requests: tuple[ScopedRequest, ...] = ()
@@ -150,6 +150,6 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def stands_in(words: Sequence[str], subject: Sequence[str]) -> bool:
-    """Whether `subject` stands in `words`, its words one after the other."""
+    """Whether `words` contain the words of `subject`, one after the other."""
     n = len(subject)
     return any(tuple(words[i : i + n]) == tuple(subject) for i in range(len(words) - n + 1))

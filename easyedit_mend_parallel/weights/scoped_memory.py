@@ -1,6 +1,6 @@
-"""The memory of a model's scoped requests: whose update each position of a sequence feels, if any.
+"""The memory of a model's scoped requests: decides whose update applies at each position, if any.
 
-What was decided on a prompt holds while the text goes on from it, with a cache and without. Knows
+A decision on a prompt also holds for the text that continues it, with a cache and without. Knows
 encoded states and token ids, and no model.
 """
 
@@ -20,9 +20,10 @@ from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 AT_ONCE = 1 << 18
-"""How many cosines are formed at once: the look-up is exact, in parts that a cache holds."""
+"""Maximum number of cosines computed at once, so that they fit into a CPU's cache. The look-up is
+exact."""
 NOBODY = -1
-"""Whose update a position feels where no scope fired."""
+"""The entry of a position at which no update applies."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Packed:
-    """The requests that can fire, oldest first: `keys` (R, S, d), padded with zeros, `weights`
-    (R, S), from which logit on each fires (R,), and where subjects lead."""
+    """The requests that can fire, oldest first, with their `keys` (R, S, d), padded with zeros,
+    `weights` (R, S) and `thresholds` (R,). `subjects` maps a subject to indices of its requests."""
 
     requests: list[ScopedRequest]
     keys: Tensor
@@ -47,10 +48,10 @@ class _Packed:
 
 
 class ScopedMemory:
-    """The requests of one model, decided by one `scope`; `read` gives the text of token ids.
+    """The scoped requests of one model, with one `scope`; `read` gives the text of token ids.
 
-    Rows are added and taken out for each target. A request counts while it has rows. Of two with
-    one prompt only the one that came later counts, as long as it is there.
+    Rows are added and removed for each target. A request is in the memory while it has rows. Of two
+    requests with the same prompt, the later one replaces the other as long as it is in the memory.
     """
 
     def __init__(self, scope: Scope, read: Any) -> None:
@@ -67,11 +68,11 @@ class ScopedMemory:
 
     @property
     def requests(self) -> list[ScopedRequest]:
-        """All requests, oldest first, those that a later one replaces among them."""
+        """All requests, oldest first, including those that a later one replaces."""
         return sorted(self._held, key=lambda request: self._held[request].serial)
 
     def add(self, request: ScopedRequest, target: str, rows: LowRankUpdate, serial: int) -> None:
-        """Hold `rows` of `request` for a target; `serial` says how late it came."""
+        """Add `rows` of `request` for a target; requests are ordered by `serial`."""
         if request not in self._held:
             self._held[request] = _Held(serial)
             self.bytes += size_of(request.keys)
@@ -82,8 +83,8 @@ class ScopedMemory:
         self._changed()
 
     def take(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
-        """Let the rows of `request` for a target go, and return them; without any the request
-        goes, too."""
+        """Remove and return the rows of `request` for a target. With its last rows the request is
+        removed, too."""
         held = self._held.get(request)
         rows = None if held is None else held.rows.pop(target, None)
         if held is None or rows is None:
@@ -123,11 +124,12 @@ class ScopedMemory:
     def look_up(
         self, states: Tensor, real: Tensor, ids: Tensor | None, reading: Reading | None
     ) -> tuple[list[list[ScopedRequest | None]] | None, Reading]:
-        """Whose update is felt at each of T new positions of B sequences, and what is now read.
+        """Decide whose update applies at each of T new positions of B sequences. Returns the
+        decisions, B lists of T, and the new reading.
 
-        `states` (B, T, D) enter the scope's blocks, `real` (B, T) on the CPU is false for padding,
-        `ids` (B, T) are the token ids where they are known, and `reading` is what was read of the
-        sequences before. The decisions are None where no position feels anything.
+        `states` (B, T, D) are the inputs of the scope's blocks, `real` (B, T), on the CPU, is false
+        for padding, `ids` (B, T) are the token ids if known, and `reading` is the earlier part of
+        the sequences. The decisions are None if no update applies anywhere.
         """
         encoded = self.scope.encoded(states)
         now = joined(reading, Reading(encoded, real, ids))
@@ -155,8 +157,8 @@ class ScopedMemory:
     def nearest(
         self, states: Tensor, ids: Sequence[int], most: int
     ) -> list[tuple[ScopedRequest, float, float]]:
-        """The requests whose logit for one whole text is highest, with the logit and from which on
-        each fires; `states` (T, D)."""
+        """The `most` requests that are nearest to firing in one whole text of `states` (T, D), each
+        with its logit and its threshold."""
         packed = self._pack(self.scope.mean.device)
         if not packed.requests:
             return []
@@ -203,10 +205,10 @@ class ScopedMemory:
         return real & (real.cumsum(1) > 1) if self.scope.skip_first else real
 
     def _best(self, packed: _Packed, encoded: Tensor, compared: Tensor) -> Tensor:
-        """(B, R, S): the best cosine of each key with the `compared` (B, T) tokens."""
+        """(B, R, S): the largest cosine of each key with the `compared` (B, T) tokens."""
         here = compared.to(encoded.device)
         if not here.all():
-            # What is not compared stands for a token that is, or for none: neither raises a best.
+            # Other tokens are replaced by a compared one, or by zeros: neither raises a maximum.
             first = here.int().argmax(1)
             filler = encoded[torch.arange(len(encoded), device=encoded.device), first]
             encoded = torch.where(here[:, :, None], encoded, filler[:, None])
@@ -224,9 +226,9 @@ class ScopedMemory:
         return best
 
     def _candidates(self, packed: _Packed, logits: Tensor, now: Reading) -> list[list[int]]:
-        """For each sequence the requests whose scope fires somewhere in what was read of it.
+        """For each sequence, the indices of requests whose scope fires at any of its tokens.
 
-        A logit only rises as more is read, so the last says whether any did.
+        A logit only rises as more tokens are read, so the last one decides.
         """
         found: list[set[int]] = [set() for _ in logits]
         for number, place in (logits > packed.thresholds).nonzero().tolist():
@@ -243,7 +245,7 @@ class ScopedMemory:
         return [sorted(places) for places in found]
 
     def _standing(self, packed: _Packed, ids: list[int]) -> list[int]:
-        """The requests whose subject stands in the text of `ids`."""
+        """The indices of requests whose subject occurs in the text of `ids`."""
         words = words_of(self.read(ids)) if packed.subjects else ()
         return [
             place
@@ -255,10 +257,10 @@ class ScopedMemory:
     def _decided(
         self, packed: _Packed, now: Reading, number: int, places: Sequence[int]
     ) -> list[ScopedRequest | None]:
-        """Whose update each token of a sequence feels, of the requests that fired in it.
+        """The request whose update applies at each token of a sequence, among those that fired.
 
-        One request is felt until the token before the last of its answer: that which is furthest
-        over its threshold by then. What comes after an answer is looked at anew.
+        A request applies up to the token before the last one of its answer, if its logit is then
+        furthest above its threshold. The text after an answer is decided separately.
         """
         real = now.real[number]
         encoded = now.encoded[number][real.to(now.encoded.device)].cpu()
@@ -281,8 +283,8 @@ class ScopedMemory:
     def _over(
         self, packed: _Packed, place: int, encoded: Tensor, ids: list[int] | None, start: int
     ) -> Tensor:
-        """(L - start,): how far a request's logit for what was read from token `start` until each
-        token is over its threshold."""
+        """(L - start,): for the tokens from `start` up to each token, a request's logit minus its
+        threshold."""
         request, limits = packed.requests[place], self.scope.thresholds
         keys, weights = packed.keys[place].cpu(), packed.weights[place].cpu()
         cosines = encoded[start:] @ keys.T
@@ -295,8 +297,8 @@ class ScopedMemory:
         return logits - thresholds
 
     def _stands_from(self, ids: list[int], subject: tuple[str, ...]) -> int:
-        """The place of the token with which the subject first stands in the text; past the last
-        where it does not."""
+        """The position of the token that completes the subject in the text; the text's length if
+        the subject does not occur."""
         if not stands_in(words_of(self.read(ids)), subject):
             return len(ids)
         low, high = 0, len(ids) - 1
@@ -312,8 +314,9 @@ class ScopedMemory:
 def _first_answered(
     packed: _Packed, places: Sequence[int], over: Tensor, ids: list[int], start: int
 ) -> tuple[int, int] | None:
-    """Which request's answer was given first while that request was felt, and the place of the
-    answer's last token; None where none was. `over` (n, L - start) as `_over` gives it."""
+    """The request whose answer was completed first while its update applied, as an index into
+    `places`, and the position of the answer's last token. None if there is no such answer. `over`
+    (n, L - start) has the results of `_over`."""
     given = []
     for which, place in enumerate(places):
         fires = (over[which] > 0).nonzero()
@@ -334,9 +337,9 @@ def size_of(*tensors: Tensor) -> int:
 
 
 def refuse_other_scope(memory: ScopedMemory, scope: Scope) -> None:
-    """Raise UpdateError where `scope` is not the one that decides in `memory`."""
+    """Raise UpdateError if `scope` is not the scope of `memory`."""
     if memory.scope.fingerprint() != scope.fingerprint():
         raise UpdateError(
-            "the model holds scoped edits that another scope decides: take those out, or edit with "
-            "the archive that they were made with"
+            "the model has scoped edits with another scope: undo those, or edit with the archive "
+            "that they were made with"
         )

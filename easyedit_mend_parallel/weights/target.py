@@ -1,6 +1,6 @@
-"""A target: the weight of one linear layer, with its widths and its orientation.
+"""Finds targets: weights of linear layers, with their widths and orientation.
 
-They follow from the layer and its type, never from the model's name. Knows nothing of devices or of
+Both follow from the layer and its type, never from the model's name. Knows nothing of devices or of
 where the weight is stored.
 """
 

@@ -14,9 +14,9 @@ from easyedit_mend_parallel.weights.stores.protocol import Staged
 
 
 def commit_all(staged: Sequence[Staged], ranks: Ranks) -> None:
-    """Commit all; on any exception, an interrupt too, undo in reverse what may have begun.
+    """Commit all. After any exception or interrupt, undo in reverse those that may have begun.
 
-    So does every rank when one of them could not commit.
+    If one rank cannot commit, every rank undoes its own.
     """
     begun: list[Staged] = []
     try:
@@ -31,9 +31,9 @@ def commit_all(staged: Sequence[Staged], ranks: Ranks) -> None:
 
 
 def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
-    """Undo all; on any exception, on whichever rank, write those again that were undone.
+    """Undo all. After an exception on any rank, commit those again that were undone.
 
-    Written again, a weight has the bits that it had: the same update on the same bits.
+    The same update on the same bits gives the bits from before.
     """
     begun: list[Staged] = []
     try:
@@ -43,7 +43,7 @@ def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
                 one.undo()
     except BaseException:
         for one in reversed(begun):
-            # What could not be undone is still as it was, and cannot be undone here either.
+            # One that could not be undone is unchanged, and cannot be undone here either.
             with suppress(MendParallelError):
                 one.undo()
                 one.commit()

@@ -1,4 +1,4 @@
-"""Reuses memory for copies of weights on a CPU: new pages cost several times what a copy costs.
+"""Reuses memory for copies of weights on a CPU, where new pages take longer than the copy itself.
 
 Knows neither updates nor stores. GPUs do not need this, since torch caches their memory.
 """

@@ -1,5 +1,8 @@
-"""The protocol of all stores, and what they share: how to find a weight that was moved after its
-edit, and which weights and updates no store can write."""
+"""The protocol of all stores, and what stores share.
+
+That is: finding a weight that was moved after its edit, and refusing weights and updates that no
+store can write. Knows no kind of storage.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class Staged(Protocol):
 
 
 class Store(Protocol):
-    """Where the updates of one target go."""
+    """Adds the updates of one target to the model."""
 
     def stage(self, update: LowRankUpdate) -> Staged:
         """Prepare `update`; changes nothing. Raises UpdateError if it cannot be written."""
@@ -96,7 +99,7 @@ class CurrentStore(ModelReference):
 
     @property
     def layer(self) -> nn.Module:
-        """The target's layer. Raises UpdateError once the model is gone."""
+        """The target's layer. Raises UpdateError if the model was deleted."""
         return self.target.layer(self.model)
 
     def put(self, bits: Tensor) -> None:

@@ -56,7 +56,7 @@ class ScopedRows:
         delattr(layer, _HOOK)
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """`output` with the rows added where a scope fired; None (as it is) where none did."""
+        """`output` plus the rows of the requests that fired; None (unchanged) if none did."""
         decision = self._gate.decision
         if decision is None or decision.felt is None:
             return None
@@ -92,8 +92,8 @@ class ScopedStore(LayerReference):
             )
 
     def stage(self, update: LowRankUpdate) -> ScopedStaged:
-        """Raises UpdateError for an update that does not say where it applies, or whose scope is
-        not the one of the model's scoped edits."""
+        """Prepare `update`. Raises UpdateError if it has no scope, or another scope than the
+        model's scoped edits."""
         if not isinstance(update, ScopedUpdate) or update.scope is None:
             raise UpdateError(
                 f"the update of {self.target.name} does not say where it applies: with `apply: "
@@ -112,7 +112,7 @@ class ScopedStore(LayerReference):
         read: Any,
         serial: int | None,
     ) -> int:
-        """Put the rows of requests into the memory; the serial that they have there."""
+        """Put the rows of requests into the memory. Returns their serial number there."""
         gate = Gate.of(self.model)
         if gate is None:
             gate = Gate(self.model, ScopedMemory(scope, read))
@@ -125,8 +125,8 @@ class ScopedStore(LayerReference):
         return serial
 
     def take(self, requests: Sequence[ScopedRequest]) -> list[tuple[ScopedRequest, LowRankUpdate]]:
-        """Take the rows of requests out of the memory; with the last ones the hooks go. Returns
-        what was taken."""
+        """Remove the rows of requests from the memory and return them. With the last rows the
+        hooks are removed, too."""
         gate = Gate.of(self.model)
         if gate is None:
             return []
@@ -140,7 +140,7 @@ class ScopedStore(LayerReference):
 
 
 class ScopedStaged:
-    """The rows of some requests for one target. They come out without touching any other's."""
+    """The rows of some requests for one target. They can be removed without touching any other."""
 
     independent = True
 
@@ -155,12 +155,12 @@ class ScopedStaged:
 
     @property
     def before(self) -> Tensor | None:
-        """The weight itself and no copy of it, as the model has it: it is not changed."""
+        """The weight itself, not a copy: it is not changed."""
         return self._store.weight
 
     def commit(self) -> None:
         if self._rows is None:
-            raise UpdateError(f"{self._store.target.name}: the update was let go")
+            raise UpdateError(f"{self._store.target.name}: the update was forgotten")
         self._serial = self._store.hang(self._rows, self._scope, self._read, self._serial)
 
     def undo(self) -> None:
@@ -172,7 +172,7 @@ class ScopedStaged:
 
 
 def scoped_memory(model: nn.Module) -> ScopedMemory | None:
-    """The memory of a model's scoped edits; None where it has none."""
+    """The memory of a model's scoped edits; None if it has none."""
     gate = Gate.of(model)
     return None if gate is None else gate.memory
 
@@ -190,8 +190,8 @@ def _by_request(update: ScopedUpdate) -> list[tuple[ScopedRequest, LowRankUpdate
 def _one_of(
     memory: ScopedMemory, requests: Sequence[ScopedRequest], target: str, device: torch.device
 ) -> LowRankUpdate | None:
-    """The rows of `requests` for a target as those of one update, fp32 on `device`; the rows of
-    the n-th have n for their request. None where none of them has any."""
+    """The rows of `requests` for a target as one update, fp32 on `device`. The rows of the n-th
+    request have `request` n. None if no request has rows."""
     keys, values, numbers = [], [], []
     for number, request in enumerate(requests):
         rows = memory.rows(request, target)
