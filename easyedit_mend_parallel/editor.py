@@ -111,7 +111,9 @@ class MendParallel:
             if hparams.apply == SCOPED:
                 named = hparams.preserved_text
                 lines = None if named is None else lines_of(named)
-                self.scoping = Scoping.of(model, tokenizer, self.targets, self.trained.scope, lines)
+                self.scoping = Scoping.of(
+                    model, tokenizer, self.targets, self.trained.scope, lines, self._scope_limit
+                )
                 self.trained.scope = self.scoping.scope  # for further editors of the model
         self._proposer = Proposer(
             model, tokenizer, self.targets, self.trained, hparams, self.aggregate, self.scoping

@@ -106,10 +106,17 @@ def test_further_edits_are_made_beside_loaded_ones(saved: tuple[Any, Path]) -> N
     assert same_bits(logits(fresh, both), logits(model, both))
     result.rollback()
     assert same_bits(logits(fresh, TEXTS), felt)
+
+
+def test_a_further_edit_is_refused_where_the_blocks_below_have_changed_since(
+    saved: tuple[Any, Path],
+) -> None:
+    fresh = toy_model("llama")
+    load(saved[1], fresh)
     with torch.no_grad():
         fresh.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(UpdateError, match="have changed"):
-        editor_of(fresh).edit(more)
+        editor_of(fresh).edit({"prompt": "water boils at", "target_new": "Oslo"})
 
 
 def test_the_handles_of_loaded_edits_hold_no_rows(saved: tuple[Any, Path]) -> None:

@@ -97,7 +97,7 @@ class SavedScopes:
                     "that model"
                 )
 
-    def updates(self, read: Any) -> Iterator[tuple[int, dict[str, ScopedUpdate]]]:
+    def updates(self, read: Any, limit: int) -> Iterator[tuple[int, dict[str, ScopedUpdate]]]:
         """(edit, its updates), oldest first, with the rows of one file in memory at a time."""
         numbered = list(enumerate(self.requests))
         for (file, edit), group in groupby(numbered, lambda one: (one[1]["file"], one[1]["edit"])):
@@ -115,17 +115,15 @@ class SavedScopes:
             parts: dict[str, list[LowRankUpdate]] = {}
             numbers: dict[str, list[int]] = {}
             for number, (_, one) in enumerate(chosen):
-                places = {
-                    self.targets[int(target)].name: RowsPlace(self.stacks[stack], start, stop)
-                    for target, (stack, start, stop) in one["rows"].items()
-                }
-                for name, rows in rows_at(self.folder / self.files[file], places).items():
-                    parts.setdefault(name, []).append(rows)
-                    numbers.setdefault(name, []).append(number)
+                places = [RowsPlace(self.stacks[at], *rows) for at, *rows in one["rows"].values()]
+                read_rows = rows_at(self.folder / self.files[file], places)
+                for target, rows in zip(one["rows"], read_rows, strict=True):
+                    parts.setdefault(self.targets[int(target)].name, []).append(rows)
+                    numbers.setdefault(self.targets[int(target)].name, []).append(number)
             yield (
                 edit,
                 {
-                    name: _joined(of, numbers[name], requests, self.scope, read)
+                    name: _joined(of, numbers[name], requests, self.scope, read, limit)
                     for name, of in parts.items()
                 },
             )
@@ -137,6 +135,7 @@ def _joined(
     requests: Sequence[ScopedRequest],
     scope: Scope,
     read: Any,
+    limit: int,
 ) -> ScopedUpdate:
     """The rows of the requests with these numbers as one update, in the widest dtype of any."""
     mine = tuple(requests[number] for number in numbers)
@@ -148,6 +147,7 @@ def _joined(
         requests=mine,
         scope=scope,
         read=read,
+        limit=limit,
     )
 
 

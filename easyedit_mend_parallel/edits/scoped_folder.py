@@ -18,6 +18,7 @@ from easyedit_mend_parallel.edits.scoped_files import SavedScopes, write_scopes
 from easyedit_mend_parallel.edits.scoping import Scoping, about_below, check_below, note_below
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
+from easyedit_mend_parallel.hparams.values import size_in_bytes
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import refuse_lost_files
@@ -25,6 +26,8 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.scoped_memory import refuse_other_scope
 from easyedit_mend_parallel.weights.stores.scoped import SCOPED, scoped_memory
 from easyedit_mend_parallel.weights.target import find_target
+
+SCOPE_MEMORY = "4GiB"
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,26 @@ def save_scoped(model: nn.Module, folder: str | Path) -> Path:
 
 
 def load_scoped(
-    folder: str | Path, model: nn.Module, tokenizer: Any, *, check: bool = True
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    scope_memory: int | str = SCOPE_MEMORY,
+    check: bool = True,
 ) -> list[LoadedEdit]:
     """Put the scoped edits of `folder` onto `model`, the same base on any placement: all or none.
 
     `tokenizer` is the one that they were made with. The result has one entry for each call of
     `edit` with which they were made, oldest first (a large one can have several). Requests that
-    the model has already with the same prompts are replaced. Without `check`, the base is not
-    compared. Every process of a model that is split between them has to call this.
+    the model has already with the same prompts are replaced. `scope_memory` is how much rows and
+    keys may take in memory; what is beyond lies in temporary files. Without `check`, the base is
+    not compared. Every process of a model that is split between them has to call this.
 
     Raises EditError for a folder that is damaged or changed, of a newer format, or of another base
     or tokenizer, and UpdateError for a model whose scoped edits another scope decides.
     """
     ledger, ranks = Ledger.of(model), Ranks.of(model)
+    limit = size_in_bytes("scope_memory", scope_memory)
     with ledger.lock:
         with ranks.agree("prepare the saved scoped edits"):
             saved = SavedScopes.read(Path(folder))
@@ -102,7 +112,7 @@ def load_scoped(
             note_below(model, saved.scope)
         entries: list[tuple[int, Entry]] = []
         try:
-            for edit, updates in saved.updates(tokenizer.decode):
+            for edit, updates in saved.updates(tokenizer.decode, limit):
                 mine = [target for target in targets if target.name in updates]
                 entries.append((edit, ledger.change(mine, updates, SCOPED, keep_rows=False)))
         except BaseException:

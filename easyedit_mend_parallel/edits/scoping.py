@@ -47,10 +47,12 @@ REQUESTS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Scoping:
-    """Makes scoped updates for one model: has the scope and the tokenizer."""
+    """Makes scoped updates for one model: has the scope and the tokenizer, and how many bytes the
+    model's scoped edits may take in memory (None: as many as before)."""
 
     scope: Scope
     tokenizer: Any
+    limit: int | None = None
 
     @classmethod
     def of(
@@ -60,6 +62,7 @@ class Scoping:
         targets: Sequence[Target],
         scope: Scope | None = None,
         lines: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Scoping:
         """Choose the scope: `scope` (the archive's), or else that of the model's scoped edits, or
         else a new one that needs no training, made from `lines` of unrelated text.
@@ -76,13 +79,14 @@ class Scoping:
         if scope is None:
             memory = scoped_memory(model)
             if memory is not None and memory.scope.common is not None:
-                return cls(memory.scope, tokenizer)
+                return cls(memory.scope, tokenizer, limit)
             log.warning(
                 "no trained scope: an edit applies where its request's subject is named and where "
                 "hidden states are similar. An archive gets a trained scope by "
                 "`mend-parallel train CONFIG --train FACTS --scope-only`"
             )
-            return cls(untrained_scope(model, tokenizer, targets, lines), tokenizer)
+            scope = untrained_scope(model, tokenizer, targets, lines)
+            return cls(scope, tokenizer, limit)
         if scope.blocks_name != name or scope.blocks[-1] != blocks[-1]:
             raise UpdateError(
                 f"the archive's scope was trained for targets from block {scope.blocks[-1]} of "
@@ -90,7 +94,7 @@ class Scoping:
                 "name the targets that it was trained for, or train another scope "
                 "(`mend-parallel train --scope-only`)"
             )
-        return cls(scope, tokenizer)
+        return cls(scope, tokenizer, limit)
 
     def propose(
         self,
@@ -146,6 +150,7 @@ class Scoping:
                 requests=found,
                 scope=self.scope,
                 read=self.tokenizer.decode,
+                limit=self.limit,
             )
             for name, update in updates.items()
         }
@@ -219,15 +224,19 @@ def nearest(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int = 
 
 
 def refuse_full(model: nn.Module, updates: Mapping[str, LowRankUpdate], limit: int) -> None:
-    """Raise UpdateError if the model's scoped edits and `updates` together exceed `limit` bytes."""
+    """Raise UpdateError if the keys of the model's scoped edits, which stay in memory, exceed
+    `limit` bytes together with those of `updates`."""
     memory = scoped_memory(model)
-    taken = 0 if memory is None else memory.bytes
-    new = sum(size_of(update.keys, update.values) for update in updates.values())
+    taken = 0 if memory is None else memory.key_bytes
+    requests = {
+        r: None for u in updates.values() if isinstance(u, ScopedUpdate) for r in u.requests
+    }
+    new = sum(size_of(request.keys) for request in requests)
     if taken + new > limit:
         raise UpdateError(
-            f"the scoped edits would take {(taken + new) / 2**20:.1f} MiB, and scope_memory is "
-            f"{limit / 2**20:.1f} MiB; nothing was changed. Raise scope_memory, or undo some of "
-            f"the {0 if memory is None else len(memory)} requests"
+            f"the keys of the scoped edits would take {(taken + new) / 2**20:.1f} MiB, and "
+            f"scope_memory is {limit / 2**20:.1f} MiB; nothing was changed. Raise scope_memory, or "
+            f"undo some of the {0 if memory is None else len(memory)} requests"
         )
 
 

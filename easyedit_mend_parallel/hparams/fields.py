@@ -119,8 +119,8 @@ class MendFields:
     #: size such as `2GiB` or `500MB`. Above it, edited weights go to private files. Default: no
     #: limit.
     overlay_limit: int | str | None = None
-    #: Memory for the rows and keys of scoped edits: bytes, or a size such as `4GiB`. An edit that
-    #: would exceed it is refused.
+    #: Memory for the rows and keys of scoped edits: bytes, or a size such as `4GiB`. Past it, the
+    #: rows of the oldest requests lie in temporary files.
     scope_memory: int | str = "4GiB"
     #: In EasyEdit's trainer: compare each update with the true gradient (`grad/true_mag`,
     #: `true_std`, `diff`, `cos`).

@@ -5,7 +5,7 @@ Knows names, rows and files; knows no request and no memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +32,15 @@ class RowsPlace:
 def stacked(
     updates: Sequence[tuple[str, LowRankUpdate]],
 ) -> tuple[dict[str, Tensor], list[RowsPlace]]:
-    """The tensors of a file for `updates` ((target name, update)), and where each one lies in it.
+    """The tensors of a file for `updates` ((name, update)), and where each one lies in it.
 
-    Rows of one target in the same dtypes are one below the other, on the CPU, with their bits.
+    Rows with one name, of the same widths and dtypes, are one below the other, on the CPU, with
+    their bits.
     """
     stacks: dict[str, list[LowRankUpdate]] = {}
     places, lengths = [], dict[str, int]()
     for target, update in updates:
-        stack = f"{target}.{_name(update.keys)}.{_name(update.values)}"
+        stack = f"{target}.{_kind(update.keys)}.{_kind(update.values)}"
         stacks.setdefault(stack, []).append(update)
         start = lengths.get(stack, 0)
         lengths[stack] = start + len(update.keys)
@@ -51,23 +52,20 @@ def stacked(
     return tensors, places
 
 
-def rows_at(path: Path, places: Mapping[str, RowsPlace]) -> dict[str, LowRankUpdate]:
-    """{target name: the rows at its place in the file}, on the CPU, in the dtypes of the file.
+def rows_at(path: Path, places: Sequence[RowsPlace]) -> list[LowRankUpdate]:
+    """The rows at each place in the file, on the CPU, in the dtypes of the file.
 
     Raises UpdateError where the file does not have them.
     """
-    found = {}
+    found = []
     try:
         with safe_open(path, framework="pt") as file:
-            for target, place in places.items():
-                rows = [
+            for place in places:
+                keys, values = (
                     file.get_slice(f"{place.stack}.{part}")[place.start : place.stop].clone()
                     for part in (KEYS, VALUES)
-                ]
-                if any(len(part) != place.stop - place.start for part in rows):
-                    raise UpdateError(f"{path} has fewer rows of {target} than it should")
-                numbers = torch.zeros(len(rows[0]), dtype=torch.long)
-                found[target] = LowRankUpdate(rows[0], rows[1], numbers)
+                )
+                found.append(LowRankUpdate(keys, values, torch.zeros(len(keys), dtype=torch.long)))
     except (OSError, SafetensorError) as error:
         raise UpdateError(
             f"rows of scoped edits cannot be read from {path} ({error}): undo the edits "
@@ -76,5 +74,5 @@ def rows_at(path: Path, places: Mapping[str, RowsPlace]) -> dict[str, LowRankUpd
     return found
 
 
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _kind(rows: Tensor) -> str:
+    return f"{rows.shape[1]}-{str(rows.dtype).removeprefix('torch.')}"

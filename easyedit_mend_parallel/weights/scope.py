@@ -135,12 +135,14 @@ class ScopedUpdate(LowRankUpdate):
     """An update of which at most one request's rows apply to each position.
 
     `requests[r]` says where the rows with `request` r apply; `read` gives the text of token ids.
-    Rows may be in half precision.
+    Rows may be in half precision. `limit` is how many bytes the memory may hold from then on, with
+    the first rows in files; None: as many as before.
     """
 
     requests: tuple[ScopedRequest, ...] = ()
     scope: Scope | None = None
     read: object = None
+    limit: int | None = None
 
 
 def words_of(text: str) -> tuple[str, ...]:

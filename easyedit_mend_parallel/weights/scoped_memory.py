@@ -16,6 +16,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.reading import Reading, answered_at, joined
+from easyedit_mend_parallel.weights.row_keeper import KeptRows, RowKeeper
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -31,7 +32,7 @@ class _Held:
     """A request in the memory, and its rows for each target."""
 
     serial: int
-    rows: dict[str, LowRankUpdate] = field(default_factory=dict)
+    rows: dict[str, KeptRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class ScopedMemory:
         self._serials = count()
         self._packed: _Packed | None = None
         self.version = 0
-        self.bytes = 0
-        """What the rows and keys take."""
+        self.kept = RowKeeper()
+        self.key_bytes = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -71,37 +72,51 @@ class ScopedMemory:
         """All requests, oldest first, including those that a later one replaces."""
         return sorted(self._held, key=lambda request: self._held[request].serial)
 
-    def add(self, request: ScopedRequest, target: str, rows: LowRankUpdate, serial: int) -> None:
+    @property
+    def bytes(self) -> int:
+        """What keys and rows take in memory; rows in files are not counted."""
+        return self.key_bytes + self.kept.bytes
+
+    def add(self, request: ScopedRequest, target: str, rows: KeptRows, serial: int) -> None:
         """Add `rows` of `request` for a target; requests are ordered by `serial`."""
         if request not in self._held:
             self._held[request] = _Held(serial)
-            self.bytes += size_of(request.keys)
+            self.key_bytes += size_of(request.keys)
         held = self._held[request]
         if target not in held.rows:
             held.rows[target] = rows
-            self.bytes += size_of(rows.keys, rows.values)
+            self.kept.add(rows)
         self._changed()
 
-    def take(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
+    def take(self, request: ScopedRequest, target: str) -> KeptRows | None:
         """Remove and return the rows of `request` for a target. With its last rows the request is
         removed, too."""
         held = self._held.get(request)
         rows = None if held is None else held.rows.pop(target, None)
         if held is None or rows is None:
             return None
-        self.bytes -= size_of(rows.keys, rows.values)
+        self.kept.remove(rows)
         if not held.rows:
             del self._held[request]
-            self.bytes -= size_of(request.keys)
+            self.key_bytes -= size_of(request.keys)
         self._changed()
         return rows
+
+    def keep_within(self, limit: int | None) -> None:
+        """Hold at most `limit` bytes in memory from now on (None: as before): the rows that came
+        first are moved into files. Raises UpdateError where none can be written."""
+        if limit is not None:
+            self.kept.limit = limit
+        self.kept.shrink(self.key_bytes)
 
     def next_serial(self) -> int:
         return next(self._serials)
 
     def rows(self, request: ScopedRequest, target: str) -> LowRankUpdate | None:
+        """The rows of a request for a target, from memory or from a file; None if it has none."""
         held = self._held.get(request)
-        return None if held is None else held.rows.get(target)
+        rows = None if held is None else held.rows.get(target)
+        return None if rows is None else self.kept.read(rows)
 
     def serial(self, request: ScopedRequest) -> int:
         """How late a request came: that of all requests of one edit."""

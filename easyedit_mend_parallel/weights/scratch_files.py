@@ -1,4 +1,4 @@
-"""Private files of this process, for edited weights that do not stay in memory.
+"""Private files of this process, for edited weights and rows that do not stay in memory.
 
 Each file is written whole or not at all. It is removed with the last reference to it, at the latest
 when the process exits. Knows nothing of models.
@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.files import write_tensors
 
 WEIGHT = "weight"
-"""The name of the one tensor in each file."""
+"""The name of the tensor in the file of a weight."""
 
 
 class ScratchFolder:
@@ -42,13 +43,13 @@ class ScratchFolder:
 
 
 class ScratchFile:
-    """A safetensors file of one tensor; removed when the last reference to it is gone."""
+    """A safetensors file; removed when the last reference to it is gone."""
 
-    def __init__(self, folder: ScratchFolder, tensor: Tensor) -> None:
+    def __init__(self, folder: ScratchFolder, tensors: Mapping[str, Tensor]) -> None:
         self.folder = folder  # so the folder outlives its files
         self.path = folder.next_path()
         weakref.finalize(self, _remove, self.path, os.getpid())
-        write_tensors(self.path, {WEIGHT: tensor}, {})
+        write_tensors(self.path, tensors, {})
 
     def __deepcopy__(self, _memo: object) -> ScratchFile:
         return self
@@ -59,17 +60,29 @@ def write_scratch(folder: ScratchFolder | None, tensor: Tensor, name: str) -> Sc
 
     Raises UpdateError if the disk is full or cannot be written.
     """
+    instead = "raise overlay_limit so that the weight stays in memory"
+    return write_scratch_tensors(folder, {WEIGHT: tensor}, f"{name}: the edited weight", instead)
+
+
+def write_scratch_tensors(
+    folder: ScratchFolder | None, tensors: Mapping[str, Tensor], what: str, instead: str
+) -> ScratchFile:
+    """Write `tensors` to a file in `folder` or in a new folder; `what` they are, and what to do
+    `instead`, is said where that fails.
+
+    Raises UpdateError if the disk is full or cannot be written.
+    """
     where = tempfile.gettempdir() if folder is None else str(folder.path)
+    size = sum(tensor.nbytes for tensor in tensors.values())
     try:
         free = shutil.disk_usage(where).free
-        if free < tensor.nbytes:
-            raise OSError(f"it takes {tensor.nbytes:,} bytes and {free:,} are free")
-        return ScratchFile(folder or ScratchFolder(), tensor)
+        if free < size:
+            raise OSError(f"it takes {size:,} bytes and {free:,} are free")
+        return ScratchFile(folder or ScratchFolder(), tensors)
     except (OSError, SafetensorError) as error:
         raise UpdateError(
-            f"{name}: the edited weight cannot be written to {where} ({error}); nothing was "
-            "changed. Name another folder in the environment variable TMPDIR, or raise "
-            "overlay_limit so that the weight stays in memory"
+            f"{what} cannot be written to {where} ({error}); nothing was changed. Name another "
+            f"folder in the environment variable TMPDIR, or {instead}"
         ) from error
 
 

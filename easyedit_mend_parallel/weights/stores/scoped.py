@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs, never_traced
 from easyedit_mend_parallel.weights.gate import Gate
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate
+from easyedit_mend_parallel.weights.row_keeper import KeptRows
+from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
@@ -107,24 +109,29 @@ class ScopedStore(LayerReference):
 
     def hang(
         self,
-        rows: Sequence[tuple[ScopedRequest, LowRankUpdate]],
-        scope: Scope,
-        read: Any,
+        rows: Sequence[tuple[ScopedRequest, KeptRows]],
+        about: ScopedUpdate,
         serial: int | None,
     ) -> int:
-        """Put the rows of requests into the memory. Returns their serial number there."""
+        """Put the rows of requests into the memory. Returns their serial number there.
+
+        `about` has the scope and the limit, and no rows. Raises UpdateError if the memory is full
+        and no file can be written.
+        """
         gate = Gate.of(self.model)
         if gate is None:
-            gate = Gate(self.model, ScopedMemory(scope, read))
+            assert about.scope is not None
+            gate = Gate(self.model, ScopedMemory(about.scope, about.read))
         if not hasattr(self.layer, _HOOK):
             ScopedRows(self.layer, self.target.name, gate)
             drop_compiled_graphs()
         serial = gate.memory.next_serial() if serial is None else serial
         for request, own in rows:
             gate.memory.add(request, self.target.name, own, serial)
+        gate.memory.keep_within(about.limit)
         return serial
 
-    def take(self, requests: Sequence[ScopedRequest]) -> list[tuple[ScopedRequest, LowRankUpdate]]:
+    def take(self, requests: Sequence[ScopedRequest]) -> list[tuple[ScopedRequest, KeptRows]]:
         """Remove the rows of requests from the memory and return them. With the last rows the
         hooks are removed, too."""
         gate = Gate.of(self.model)
@@ -145,11 +152,9 @@ class ScopedStaged:
     independent = True
 
     def __init__(self, store: ScopedStore, update: ScopedUpdate) -> None:
-        assert update.scope is not None
         self._store = store
-        self._scope, self._read = update.scope, update.read
-        self._requests = update.requests
-        self._rows: list[tuple[ScopedRequest, LowRankUpdate]] | None = _by_request(update)
+        self._about = replace(update, keys=update.keys[:0], values=update.values[:0])
+        self._rows: list[tuple[ScopedRequest, KeptRows]] | None = _by_request(update)
         """What `commit` puts into the memory; what `undo` took out of it is put back."""
         self._serial: int | None = None
 
@@ -161,10 +166,10 @@ class ScopedStaged:
     def commit(self) -> None:
         if self._rows is None:
             raise UpdateError(f"{self._store.target.name}: the update was forgotten")
-        self._serial = self._store.hang(self._rows, self._scope, self._read, self._serial)
+        self._serial = self._store.hang(self._rows, self._about, self._serial)
 
     def undo(self) -> None:
-        taken = self._store.take(self._requests)
+        taken = self._store.take(self._about.requests)
         self._rows = taken or self._rows
 
     def forget(self) -> None:
@@ -177,14 +182,15 @@ def scoped_memory(model: nn.Module) -> ScopedMemory | None:
     return None if gate is None else gate.memory
 
 
-def _by_request(update: ScopedUpdate) -> list[tuple[ScopedRequest, LowRankUpdate]]:
+def _by_request(update: ScopedUpdate) -> list[tuple[ScopedRequest, KeptRows]]:
     """Each request with its rows, which share no memory with those of others."""
     order = update.request.argsort(stable=True)
     counts = update.request.bincount(minlength=len(update.requests)).tolist()
-    return [
-        (request, LowRankUpdate(update.keys[mine], update.values[mine], update.request[mine]))
-        for request, mine in zip(update.requests, torch.split(order, counts), strict=True)
-    ]
+    found = []
+    for request, mine in zip(update.requests, torch.split(order, counts), strict=True):
+        rows = LowRankUpdate(update.keys[mine], update.values[mine], update.request[mine])
+        found.append((request, KeptRows(rows.detach())))
+    return found
 
 
 def _one_of(

@@ -1,0 +1,155 @@
+"""Keeps rows of updates in memory up to a limit, and past it those that came first in files.
+
+Knows rows and files; knows no request, and not what the rows are for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
+from easyedit_mend_parallel.weights.scratch_files import (
+    ScratchFile,
+    ScratchFolder,
+    write_scratch_tensors,
+)
+from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+"""At least this part of the limit is moved into a file at once, so that there are few files."""
+SPARSE = 2
+"""A file is written anew without the rows that were let go, once those are 1 - 1/SPARSE of it."""
+RECENT = 128
+"""How many updates that were read from files stay in memory, the last ones."""
+
+
+@dataclass(eq=False)
+class _File:
+    """A file of rows, and those of them that are still wanted."""
+
+    file: ScratchFile
+    nbytes: int
+    live: dict[KeptRows, None]
+    live_bytes: int
+
+
+class KeptRows:
+    """The rows of one request for one target, wherever they lie. A `RowKeeper` reads them."""
+
+    def __init__(self, rows: LowRankUpdate) -> None:
+        self.nbytes = rows.keys.nbytes + rows.values.nbytes
+        self.in_memory: LowRankUpdate | None = rows
+        self.lies: tuple[_File, RowsPlace] | None = None
+
+
+class RowKeeper:
+    """The rows of one model. `limit` are the bytes that they may take in memory; None: no limit.
+
+    Files are private and temporary: they go with the last copy of the model, at the latest when
+    the process exits. A deep copy shares the files that were written until then.
+    """
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+        self.bytes = 0
+        """Of the rows in memory, without those that were read from files last."""
+        self._in_memory: dict[KeptRows, None] = {}
+        self._files: dict[_File, None] = {}
+        self._folder: ScratchFolder | None = None
+        self._recent: dict[KeptRows, LowRankUpdate] = {}
+
+    @property
+    def bytes_in_files(self) -> int:
+        return sum(file.nbytes for file in self._files)
+
+    def add(self, kept: KeptRows) -> None:
+        """Hold `kept`, which may have been removed before."""
+        if kept.lies is None:
+            self._in_memory[kept] = None
+            self.bytes += kept.nbytes
+            return
+        file, _ = kept.lies
+        file.live[kept] = None
+        file.live_bytes += kept.nbytes
+        self._files[file] = None
+
+    def remove(self, kept: KeptRows) -> None:
+        """Let `kept` go. A file in which little else is left is written anew without it."""
+        self._recent.pop(kept, None)
+        if kept.lies is None:
+            del self._in_memory[kept]
+            self.bytes -= kept.nbytes
+            return
+        file, _ = kept.lies
+        del file.live[kept]
+        file.live_bytes -= kept.nbytes
+        if not file.live:
+            del self._files[file]
+        elif file.live_bytes * SPARSE < file.nbytes:
+            try:
+                rows = rows_at(file.file.path, [one.lies[1] for one in file.live if one.lies])
+                self._write(list(zip(file.live, rows, strict=True)))
+            except UpdateError as error:  # the old file still has them
+                log.warning("%s; the room of edits that were taken out stays taken", error)
+
+    def read(self, kept: KeptRows) -> LowRankUpdate:
+        """The rows, as they were given, on whichever device they were, or on the CPU from a file.
+
+        Raises UpdateError where their file is gone.
+        """
+        if kept.in_memory is not None:
+            return kept.in_memory
+        rows = self._recent.pop(kept, None)
+        if rows is None:
+            assert kept.lies is not None
+            file, place = kept.lies
+            rows = rows_at(file.file.path, [place])[0]
+            while len(self._recent) >= RECENT:
+                self._recent.pop(next(iter(self._recent)), None)
+        self._recent[kept] = rows
+        return rows
+
+    def shrink(self, others: int) -> None:
+        """Move what came first into a file, where rows and `others` exceed the limit together.
+
+        Raises UpdateError where no file can be written; every row is then where it was.
+        """
+        if self.limit is None or self.bytes + others <= self.limit:
+            return
+        wanted = self.bytes + others - self.limit + self.limit // BATCH
+        chosen: list[tuple[KeptRows, LowRankUpdate]] = []
+        for kept in self._in_memory:
+            if wanted <= 0:
+                break
+            chosen.append((kept, self.read(kept)))
+            wanted -= kept.nbytes
+        if chosen:
+            self._write(chosen)
+
+    def _write(self, chosen: Sequence[tuple[KeptRows, LowRankUpdate]]) -> None:
+        """Put rows, which are in memory or in another file, into a new file."""
+        tensors, places = stacked([("rows", rows) for _, rows in chosen])
+        self._folder = self._folder or ScratchFolder()
+        written = write_scratch_tensors(
+            self._folder,
+            tensors,
+            "rows of scoped edits",
+            "raise scope_memory so that they stay in memory",
+        )
+        size = sum(kept.nbytes for kept, _ in chosen)
+        new = _File(written, size, {kept: None for kept, _ in chosen}, size)
+        self._files[new] = None
+        for (kept, _), place in zip(chosen, places, strict=True):
+            before = kept.lies
+            kept.lies = (new, place)
+            kept.in_memory = None
+            if before is None:
+                del self._in_memory[kept]
+                self.bytes -= kept.nbytes
+            else:
+                self._files.pop(before[0], None)
