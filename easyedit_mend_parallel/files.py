@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,9 @@ from easyedit_mend_parallel.errors import EditError, MendParallelError
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
+CHECKSUM = "checksum"
+"""The key of a checksum: in a JSON header that of the tensors, in the metadata that of the header.
+Each shows where the other was lost, so no flipped bit turns a file into one without a checksum."""
 
 
 def cache_folder() -> Path:
@@ -111,26 +116,110 @@ def _umask() -> int:
     return mask
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a safetensors file of `tensors`, with `header` as JSON in its metadata."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, checked: bool = True
+) -> None:
+    """Write a safetensors file of `tensors`, with `header` as JSON in its metadata.
+
+    With `checked`, `read_tensors` finds every bit that changes in the file.
+    """
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**header, CHECKSUM: checksum_of(here)} if checked else header)
+    metadata = {HEADER: text} | ({CHECKSUM: _checksum(text)} if checked else {})
     with written_whole(path) as temporary:
-        save_file(here, temporary, metadata={HEADER: json.dumps(header)})
+        save_file(here, temporary, metadata=metadata)
 
 
 def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, memory-mapped, and its JSON header (empty if none).
 
     With `matrices=False`, tensors of two and more dimensions are on the meta device, without
-    values.
+    values, and only the header is compared with its checksum. A file that has none is read as it
+    is.
+
+    Raises SafetensorError, OSError or ValueError for a file that is damaged.
     """
     with safe_open(path, framework="pt") as file:
-        header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+        metadata = file.metadata() or {}
+        text = metadata.get(HEADER, "{}")
+        if metadata.get(CHECKSUM, _checksum(text)) != _checksum(text):
+            raise ValueError("its header does not fit its checksum: a part of it was changed")
+        header = json.loads(text)
+        wanted = header.pop(CHECKSUM, None) if isinstance(header, dict) else None
+        if (wanted is None) != (CHECKSUM not in metadata):
+            raise ValueError("one of its two checksums is missing: a part of it was changed")
         names = file.keys()
         if matrices:
-            return {name: file.get_tensor(name) for name in names}, header
+            tensors = {name: file.get_tensor(name) for name in names}
+            if wanted is not None and checksum_of(tensors) != wanted:
+                raise ValueError("its tensors do not fit their checksum: a part was changed")
+            return tensors, header
         shapes = {name: file.get_slice(name).get_shape() for name in names}
         return {
             name: torch.empty(shape, device="meta") if len(shape) > 1 else file.get_tensor(name)
             for name, shape in shapes.items()
         }, header
+
+
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """The CRC-32 of names, dtypes, shapes and bits of `tensors` on the CPU, in any order."""
+    code = 0
+    for name, tensor in sorted(tensors.items()):
+        code = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), code)
+        if tensor.numel():
+            bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            code = zlib.crc32(bits.numpy().data, code)
+    return f"{code:08x}"
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` of a JSON file with the checksum of all of it under `CHECKSUM`."""
+    return {**content, CHECKSUM: _checksum(_canonical(content))}
+
+
+def without_checksum(content: Any, keys: Collection[str]) -> dict[str, Any]:
+    """What `with_checksum` was given, of a JSON file that was read; older files have no checksum.
+
+    Raises ValueError where the checksum is another one, or where a key is none of `keys`.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    found = {name: value for name, value in content.items() if name != CHECKSUM}
+    unknown = found.keys() - set(keys)
+    if unknown:
+        raise ValueError(f"it has the unknown key {min(unknown)!r}")
+    if CHECKSUM in content and content[CHECKSUM] != _checksum(_canonical(found)):
+        raise ValueError("its content does not fit its checksum: a part of it was changed")
+    return found
+
+
+def changed_part(path: Path) -> str | None:
+    """The part of a file of `torch.save` that has another checksum than the file says, if any.
+
+    torch writes a zip file with a CRC-32 of each part, and `torch.load` does not look at it. A
+    checksum of 0 is none (`torch.serialization.set_crc32_options(False)`); older files have none.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    name = "its table of contents"
+    try:
+        with zipfile.ZipFile(path) as parts:
+            for part in parts.infolist():
+                name = part.filename
+                if part.CRC:
+                    with parts.open(part) as file:
+                        while file.read(1 << 20):
+                            pass
+    except MemoryError:
+        raise
+    except Exception:  # a flipped bit in the file's own lists can make zipfile raise anything
+        return name
+    return None
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    return json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"

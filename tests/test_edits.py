@@ -41,6 +41,7 @@ from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
 def header_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         header: dict[str, Any] = json.loads(file.metadata()[HEADER])
+    header.pop("checksum")
     return header
 
 

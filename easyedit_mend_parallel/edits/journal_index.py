@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.files import written_whole
+from easyedit_mend_parallel.files import with_checksum, without_checksum, written_whole
 
 INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
+KEYS = ("kind", "format_version", "revision", "edits")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
                 f"{index} is of another kind or format than version {FORMAT_VERSION} of a "
                 "journal: use the easyedit-mend-parallel that wrote it"
             )
+        content = without_checksum(content, KEYS)
         entries = [JournalEntry(**entry) for entry in content["edits"]]
         revision = int(content["revision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -73,7 +75,7 @@ def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> Non
         "edits": [asdict(entry) for entry in entries],
     }
     with written_whole(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(with_checksum(content), indent=2) + "\n", encoding="utf-8")
 
 
 def _is_used(path: Path) -> bool:

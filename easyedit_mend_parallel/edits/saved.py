@@ -279,6 +279,7 @@ def load_edit(path: str | Path) -> SavedEdit:
             for one in header["requests"]
         ]
         about = dict(header["about"])
+        _refuse_incomplete(about, targets)
         read = {name: [tensors[f"{name}.{part}"] for part in PARTS] for name in targets}
         rows: dict[str, SolveRows] | None = None
         options: SystemOptions | None = None
@@ -296,6 +297,14 @@ def load_edit(path: str | Path) -> SavedEdit:
         updates[name] = LowRankUpdate(keys.float(), values.float(), request.long())
         positions[name] = position.long()
     return SavedEdit(targets, updates, positions, requests, about, str(path), rows, options)
+
+
+def _refuse_incomplete(about: Mapping[str, Any], targets: Mapping[str, Target]) -> None:
+    """Raise KeyError or TypeError where an edit does not say of its base what an export needs."""
+    base = about["base"]
+    _ = base["model"]["encoder_decoder"], base["model"]["id"]
+    for name in targets:
+        _ = base["weights"][name]["dtype"], base["weights"][name]["tied"]
 
 
 def _plain(request: Request) -> dict[str, Any]:

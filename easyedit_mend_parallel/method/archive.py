@@ -6,7 +6,6 @@ Reading runs no code. Knows a hypernetwork's state, and nothing of the model tha
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import ArchiveError
-from easyedit_mend_parallel.files import HEADER, read_tensors, write_tensors, written_whole
+from easyedit_mend_parallel.files import (
+    HEADER,
+    changed_part,
+    read_tensors,
+    write_tensors,
+    written_whole,
+)
 from easyedit_mend_parallel.method.hypernetwork import STATISTICS, Hypernetwork
 from easyedit_mend_parallel.method.kept_scope import HEADER as SCOPE
 from easyedit_mend_parallel.method.kept_scope import without_scope
@@ -189,6 +194,11 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
             state, scope = without_scope(state, header, path)
         state = {name: one for name, one in state.items() if not name.startswith(f"{SCOPE}.")}
         return Archive(path, named_as_today(path, state), header, scope=scope)
+    changed = changed_part(path)
+    if changed:
+        raise ArchiveError(
+            f"{path} is damaged: {changed} was changed since it was written; copy or train it again"
+        )
     with readable(path):
         content = _read_pickle(path)
     state = named_as_today(path, content["model"])
@@ -295,7 +305,7 @@ def readable(path: Path) -> Iterator[None]:
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # a flipped bit can make the unpickler raise anything
         raise ArchiveError(f"{path} is not a whole archive: {error}") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise ArchiveError(

@@ -49,7 +49,7 @@ class ScratchFile:
         self.folder = folder  # so the folder outlives its files
         self.path = folder.next_path()
         weakref.finalize(self, _remove, self.path, os.getpid())
-        write_tensors(self.path, tensors, {})
+        write_tensors(self.path, tensors, {}, checked=False)
 
     def __deepcopy__(self, _memo: object) -> ScratchFile:
         return self
