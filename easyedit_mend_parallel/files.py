@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads and writes safetensors files with a JSON header.
+"""Writes files whole or not at all; reads text, and safetensors files with a JSON header.
 
 Knows nothing of the files' content.
 """
@@ -95,7 +95,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     left.
     """
     if not is_free(path):
-        raise EditError(f"{path} is there already and not empty: name a new folder")
+        raise EditError(f"{path} exists and is not empty: name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

@@ -155,7 +155,7 @@ def test_a_file_without_requests_is_refused(case: Case, content: str | None) -> 
 def test_statistics_that_nobody_would_use_or_could_tell_apart_are_refused(case: Case) -> None:
     assert isinstance(case.refused(norm=False), HparamsError)
     case.out = case.folder / "made.pt"
-    assert "has to end in .safetensors" in str(case.refused())
+    assert "must end in .safetensors" in str(case.refused())
 
 
 def test_a_model_that_cannot_be_loaded_is_named(case: Case) -> None:

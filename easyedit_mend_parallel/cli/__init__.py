@@ -1,7 +1,7 @@
 """The command line, `mend-parallel`: one file for each command, and no arithmetic.
 
-A command reads its arguments, calls the package, and prints the result. It uses only what the
-package's other modules offer to everybody.
+A command reads its arguments, calls the package, and prints the result. It uses only the
+public parts of the package's other modules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collects the commands, and what they share: exit codes, and errors as one message.
+"""Collects the commands, and turns errors into one message and an exit code.
 
 Does not know what a command does. Modules of commands import heavy packages (torch, transformers)
 inside their functions, so that `--help` is fast.
@@ -29,9 +29,9 @@ from easyedit_mend_parallel.cli import (
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, BELOW, LOST, INTERRUPTED = 0, 1, 2, evaluate.BELOW, edit.LOST, 130
-"""Exit codes: done; refused or failed with this package's own error; wrong arguments (click's
-own); evaluated, and a figure that was asked for was not reached; edited, and a request does not
-hold; interrupted, with nothing left half done."""
+"""Exit codes: success; an error of this package; wrong arguments (click's own code); a required
+figure was not reached (`evaluate`); a request does not hold (`edit`); interrupted, with nothing
+half done."""
 
 app = typer.Typer(
     name="mend-parallel",

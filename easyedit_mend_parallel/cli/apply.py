@@ -20,7 +20,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Load the model that CONFIG names, apply the journal's applied edits to it, and save it as an
-    ordinary checkpoint. MODEL_DIR appears whole or not at all."""
+    ordinary checkpoint. MODEL_DIR is written whole or not at all."""
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.edits import Journal, save_edited
     from easyedit_mend_parallel.errors import EditError
@@ -32,7 +32,7 @@ def command(
     if not applied:
         raise EditError(f"no edit is applied in {folder}")
     if not is_free(out):
-        raise EditError(f"{out} is there already and not empty: name a new folder")
+        raise EditError(f"{out} exists and is not empty: name a new folder")
     if hparams.apply == "scoped":
         raise EditError(
             "a checkpoint cannot hold where an edit applies: set `apply: weight` in CONFIG, or "
@@ -40,7 +40,7 @@ def command(
         )
     model, tokenizer = load_model(hparams)
     with progress(as_json) as bars:
-        bar = bars.add_task("putting on edits", total=len(applied))
+        bar = bars.add_task("applying edits", total=len(applied))
         Journal(folder).apply_to(
             model,
             apply=hparams.apply,

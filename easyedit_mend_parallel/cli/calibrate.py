@@ -85,8 +85,8 @@ def command(
 
 
 def _as_untrained(hparams: MENDParallelHyperParams) -> MENDParallelHyperParams:
-    """`hparams` for statistics alone, which are those of an archive's targets only where no others
-    are named: the archive may be the one to be written."""
+    """`hparams` for computing statistics only. The archive is left out if the hyperparameters name
+    targets, since it may be the file that is to be written."""
     archive = hparams.archive if hparams.inner_params is None else None
     return replace(hparams, untrained=True, archive=archive)
 
@@ -97,4 +97,6 @@ def _refuse_useless(norm: bool, out: Path) -> None:
     if not norm:
         raise HparamsError("norm is false, so no statistics are used: edit with untrained: true")
     if out.suffix != ".safetensors":
-        raise ArchiveError(f"{out} has to end in .safetensors, which says that it is untrained")
+        raise ArchiveError(
+            f"{out} must end in .safetensors: only that format says that it is untrained"
+        )

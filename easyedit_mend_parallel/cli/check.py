@@ -127,15 +127,15 @@ def _show_memory(found: Plan, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "backups: of the edited weights (edited copies, for weights on disk) while one edit is in "
-        "the model; many edits: the same at most, with many sequential edits, however many. rows: "
-        f"of a request of {TOKENS} tokens. Not counted: what a forward pass itself takes.",
+        "backups: copies of the edited weights (edited copies, for weights on disk) while one edit "
+        "is in the model; many edits: the maximum with any number of sequential edits. rows: of "
+        f"one request of {TOKENS} tokens. Not counted: the memory of the forward pass itself.",
         style="dim",
     )
 
 
 def _size(size: int) -> str:
-    """Bytes as people read them; nothing for none."""
+    """A size in bytes with a unit; empty for 0."""
     if not size:
         return ""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

@@ -1,4 +1,4 @@
-"""`mend-parallel edit`: make edits, see what they did, and keep them in a journal."""
+"""`mend-parallel edit`: makes edits, shows their effect, and saves them in a journal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.table import Table
 from easyedit_mend_parallel.cli.where import progress
 
 LOST = 4
-"""The exit code where a request does not hold afterwards."""
+"""The exit code if a request does not hold afterwards."""
 SHOWN = 40
-"""How many verdicts are shown; of more, those that are lost."""
+"""Maximum number of verdicts shown. If there are more, only the lost ones are."""
 
 if TYPE_CHECKING:
     from easyedit_mend_parallel.evaluation.verification import Verdict
@@ -30,7 +30,7 @@ def command(
         Path, typer.Option(help="What to edit: JSON lines with prompt and target_new, or zsRE.")
     ],
     save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The journal to keep the edits in.")
+        Path | None, typer.Option(metavar="DIR", help="The journal in which to save the edits.")
     ] = None,
     together: Annotated[
         bool, typer.Option("--together", help="Make one edit of all requests, not one of each.")
@@ -39,15 +39,15 @@ def command(
         bool, typer.Option("--half", help="Save rows as bfloat16: half the size.")
     ] = False,
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not ask the model for every request afterwards.")
+        bool, typer.Option("--no-verify", help="Do not verify every request afterwards.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Edit the model that CONFIG names, show what that did to each request, and keep the edits.
+    """Edit the model that CONFIG names, show the effect on each request, and save the edits.
 
-    A journal that holds edits already is put onto the model first. Afterwards the model is asked
-    for every request, those of the journal too: exit code 4 says that one is lost. Interrupted, the
-    edits that were made until then are in the journal, whole.
+    The edits of the journal are applied first. Afterwards every request is verified, those of the
+    journal too. Exit code 4: one of them does not hold. After an interrupt, the journal has the
+    edits that were finished.
     """
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
@@ -58,13 +58,13 @@ def command(
 
     hparams = MENDParallelHyperParams.from_hparams(config)
     wanted = read_requests(requests)
-    earlier = [] if save is None else Journal(save).applied  # refused before a model is loaded
+    earlier = [] if save is None else Journal(save).applied  # raises before a model is loaded
     model, tokenizer = load_model(hparams)
     editor = MendParallel(model, tokenizer, hparams)
     journal = None
     with progress(as_json) as bars:
         if save is not None:
-            bar = bars.add_task("putting on earlier edits", total=len(earlier))
+            bar = bars.add_task("applying earlier edits", total=len(earlier))
             journal = Journal(save).apply_to(
                 model,
                 apply=hparams.apply,
@@ -154,7 +154,7 @@ def command(
 
 
 def _show_verdicts(console: Console, verdicts: list[Verdict], lost: list[Verdict]) -> None:
-    """Each request in the model: whether it holds, and what the model answers."""
+    """Print for each request whether it holds, and the model's answer."""
     table = Table("", "prompt", "target", "the model's answer", "probability")
     shown = verdicts if len(verdicts) <= SHOWN else lost
     for one in shown[:SHOWN]:
@@ -175,7 +175,7 @@ def _show_verdicts(console: Console, verdicts: list[Verdict], lost: list[Verdict
 def written_after(
     model: Any, tokenizer: Any, requests: Sequence[Request], *, chat: bool
 ) -> list[dict[str, str]]:
-    """What the model writes by itself now, after each request's prompt, all of them in batches."""
+    """The text that the model currently generates after each request's prompt, in batches."""
     from easyedit_mend_parallel.evaluation import continuations
     from easyedit_mend_parallel.forward.chat import in_chat
 
@@ -185,7 +185,7 @@ def written_after(
 
 
 def read_requests(path: Path) -> list[Request]:
-    """The edits of a file, each with the texts that judge it. Raises DataError."""
+    """The edits of a file, each with the texts that test it. Raises DataError."""
     from easyedit_mend_parallel.evaluation.data import read_examples
     from easyedit_mend_parallel.evaluation.examples import with_texts
 

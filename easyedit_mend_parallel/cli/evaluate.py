@@ -1,4 +1,4 @@
-"""`mend-parallel evaluate`: what edits do to answers, to other text and to what models write."""
+"""`mend-parallel evaluate`: measures the effect of edits on answers, other text and free text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
 BELOW = 3
-"""The exit code where a figure is not what `--at-least` or `--at-most` asks for."""
+"""The exit code if a figure does not meet `--at-least` or `--at-most`."""
 JOURNAL = "journal"
 ONE_BY_ONE = "one-by-one"
 
@@ -32,19 +32,19 @@ def command(
         Path, typer.Option(metavar="FILE|JOURNAL", help="Facts to edit, or a journal of edits.")
     ],
     how: Annotated[
-        str, typer.Option(help="one-by-one, sequence or batch; a journal is taken as it is.")
+        str, typer.Option(help="one-by-one, sequence or batch; ignored for a journal.")
     ] = ONE_BY_ONE,
-    first: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
-    free: Annotated[
-        bool, typer.Option("--free/--no-free", help="Let the model write by itself, too.")
-    ] = True,
+    first: Annotated[
+        int | None, typer.Option(help="Use only this many facts, the first ones.")
+    ] = None,
+    free: Annotated[bool, typer.Option("--free/--no-free", help="Also measure free text.")] = True,
     new_tokens: Annotated[int, typer.Option(help="Tokens of free text beyond the answer's.")] = 24,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--plain", help="Ask in chat form, or not (default: as CONFIG edits)."),
+        typer.Option("--chat/--plain", help="Ask in chat form, or not (default: as in CONFIG)."),
     ] = None,
     held: Annotated[
-        Path | None, typer.Option(help="Text for perplexity, a line each (default: one ships).")
+        Path | None, typer.Option(help="Text for perplexity, one per line (default: one ships).")
     ] = None,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every single answer, as JSON lines.")
@@ -60,11 +60,10 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Evaluate edits, before and after: teacher-forced, in free text, and on other text.
+    """Measure a model before and after edits: teacher-forced, in free text, and on other text.
 
-    Facts of a file are edited one by one, each by itself, or as --how says; nothing is kept. Of a
-    journal its applied edits are judged together. Exit code 3: a figure that was asked for with
-    --at-least or --at-most was not reached.
+    Facts of a file are edited one by one, or as --how says, and undone. The applied edits of a
+    journal are measured together. Exit code 3: a figure does not meet --at-least or --at-most.
     """
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.evaluation import HOW, held_text
@@ -72,7 +71,7 @@ def command(
     from easyedit_mend_parallel.hparams import MENDParallelHyperParams
 
     if how not in HOW:
-        raise typer.BadParameter(f"{how!r} is none of {', '.join(HOW)}", param_hint="--how")
+        raise typer.BadParameter(f"{how!r} is not one of {', '.join(HOW)}", param_hint="--how")
     bounds = [*_bounds(at_least, "--at-least"), *_bounds(at_most, "--at-most")]
     hparams = MENDParallelHyperParams.from_hparams(config)
     lines = held_text(held)
@@ -80,7 +79,7 @@ def command(
     _refuse_unasked([name for _, name, _ in bounds], examples, free)
     model, tokenizer = load_model(hparams)
     with progress(as_json) as bars, ExitStack() as stack:
-        if answers is not None:  # a path that cannot be written is found before the work
+        if answers is not None:  # fails before the work if the path cannot be written
             temporary = stack.enter_context(written_whole(answers))
         bar = bars.add_task("", total=None)
 
@@ -115,7 +114,7 @@ def command(
 
 
 def _facts(source: Path, first: int | None) -> tuple[list[Example], list[str]]:
-    """The facts of a file, or of the applied edits of a journal, and unrelated text beside them."""
+    """The facts of a file, or of the applied edits of a journal, and the file's unrelated texts."""
     from easyedit_mend_parallel.errors import EditError
     from easyedit_mend_parallel.evaluation import as_examples
     from easyedit_mend_parallel.evaluation.data import read_examples
@@ -145,7 +144,7 @@ def _evaluated(
 
     if not source.is_dir():
         editor = MendParallel(model, tokenizer, hparams)
-        # Where scoped edits apply is told by blocks that a resumed forward pass skips.
+        # Scopes read blocks that a resumed forward pass skips.
         scoped = editor.scoping is not None
         return evaluate(
             model,
@@ -162,7 +161,7 @@ def _evaluated(
         scoping = MendParallel(model, tokenizer, hparams).scoping
 
     class PutOn:
-        """The journal's edits, all of them, and the way back."""
+        """All edits of the journal, applied; can be undone."""
 
         def __init__(self, _requests: Any) -> None:
             Journal(source).apply_to(model, apply=hparams.apply, hold=False, scoping=scoping)
@@ -174,7 +173,7 @@ def _evaluated(
 
 
 def _bounds(asked: Sequence[str] | None, option: str) -> list[tuple[str, str, float]]:
-    """(option, name of the figure, bound) of each; wrong ones are wrong arguments."""
+    """(option, name of the figure, bound) of each `NAME=X`. Raises BadParameter."""
     from easyedit_mend_parallel.errors import suggestion
     from easyedit_mend_parallel.evaluation import NAMES
 
@@ -195,7 +194,7 @@ def _bounds(asked: Sequence[str] | None, option: str) -> list[tuple[str, str, fl
 
 
 def _missed(found: Evaluation, option: str, name: str, bound: float) -> str:
-    """Why a figure is not what was asked for; nothing where it is."""
+    """Why a figure does not meet its bound; empty if it does."""
     score = found.after.get(name)
     if score is None:
         return f"{name} could not be measured: there was no text for it"
@@ -205,7 +204,7 @@ def _missed(found: Evaluation, option: str, name: str, bound: float) -> str:
 
 
 def _refuse_unasked(names: Sequence[str], examples: Sequence[Example], free: bool) -> None:
-    """Raise DataError for a figure to be reached for which there are no texts."""
+    """Raise DataError if there are no texts for a figure that has a bound."""
     from easyedit_mend_parallel.errors import DataError
 
     has: dict[str, Callable[[Example], Any]] = {
@@ -216,7 +215,7 @@ def _refuse_unasked(names: Sequence[str], examples: Sequence[Example], free: boo
     free_text = ("answer_", "rephrase_first", "rephrase_once", "repetition", "text_")
     for name in names:
         if not free and name.startswith(free_text):
-            raise DataError(f"{name} is a figure of free text: leave --no-free away")
+            raise DataError(f"{name} is a figure of free text: remove --no-free")
         for kind, texts in has.items():
             if name.startswith(kind) and not any(map(texts, examples)):
                 field = "rephrases" if kind == "rephrase" else kind
@@ -250,8 +249,8 @@ def _show(found: Evaluation, how: str, missed: list[str], files: Sequence[Path])
         table.add_row(name, *columns, str(score.n))
     console.print(table)
     console.print(
-        f"{len(found.recorded.examples)} requests, {how}; 95 % intervals. given the answer: how "
-        "the unedited model goes on after prompt and answer.",
+        f"{len(found.recorded.examples)} requests, {how}; 95 % intervals. given the answer: the "
+        "text of the unedited model after prompt and answer.",
         style="dim",
     )
     for number, why in found.refused.items():

@@ -20,7 +20,7 @@ def command(
     ] = None,
     delta: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="A safetensors file of what is added to each weight."),
+        typer.Option(metavar="OUT", help="A safetensors file of the matrix added to each weight."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Squash the edits to this rank first.")

@@ -16,7 +16,7 @@ from easyedit_mend_parallel.weights.placement import as_device
 
 
 def load_model(hparams: MendHparams, device: torch.device | None = None) -> tuple[Any, Any]:
-    """(model in eval mode, tokenizer) of `hparams.model_name`, which may also be such a pair.
+    """Load (model in eval mode, tokenizer) of `hparams.model_name`, which may also be such a pair.
 
     `model_kwargs` are passed to `from_pretrained`. If they have no device map, `model_parallel`
     means `device_map="auto"`. Without a map, the model goes to `device`; by default to

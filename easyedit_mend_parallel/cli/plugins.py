@@ -34,7 +34,7 @@ def command(
     table = Table("plugin", "package", "methods", "weight stores")
     for one in found:
         known = ", ".join(one.methods) or ("some: see --methods" if one.offers_methods else "")
-        stores = "some, asked for each weight" if one.offers_stores else ""
+        stores = "yes, for weights it supports" if one.offers_stores else ""
         table.add_row(
             escape(one.plugin), escape(f"{one.package} {one.version}"), escape(known), stores
         )

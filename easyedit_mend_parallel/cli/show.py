@@ -29,7 +29,7 @@ def command(
     source: Annotated[
         Path, typer.Argument(metavar="EDIT", help="An edit, or a journal (its applied edits).")
     ],
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it there, too.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it there.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A hyperparameter file: also ask the model it names.")
     ] = None,
@@ -80,7 +80,7 @@ def command(
 
 
 def _judge(edit: SavedEdit, config: Path) -> Shown:
-    """Run the base that CONFIG names on the edit's texts, without the edit and with it."""
+    """Measure the base that CONFIG names on the edit's texts, without the edit and with it."""
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.editor import MendParallel
     from easyedit_mend_parallel.edits.scoping import nearest

@@ -14,7 +14,7 @@ class DemoFact:
     """One request, with the prompts that test its edit. Answers begin with a space.
 
     Attributes:
-        subject: whom or what the fact is about.
+        subject: the person or thing that the fact is about.
         prompt: the text to continue (reliability).
         ground_truth: the unedited model's continuation, which is true.
         target_new: the continuation that the edit teaches.

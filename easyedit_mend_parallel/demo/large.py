@@ -45,7 +45,7 @@ REQUESTS = [
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m easyedit_mend_parallel.demo.large")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--folder", type=Path, default=cache_folder(), help="where the model lies")
+    parser.add_argument("--folder", type=Path, default=cache_folder(), help="folder of the model")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
@@ -81,7 +81,7 @@ def edit(shape: str, directory: Path, way: str) -> int:
     names = targets_of(shape)
     hparams.inner_params, hparams.rank = names, RANKS[shape]
     hparams.archive, hparams.device = str(directory / ARCHIVE), "cpu"
-    hparams.on_worse = "ignore"  # nobody trained this network
+    hparams.on_worse = "ignore"  # the network is not trained
     hparams.apply = "output" if way == "output" else "weight"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # EasyEdit writes its logs where it is run

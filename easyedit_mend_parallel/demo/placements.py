@@ -1,4 +1,7 @@
-"""The demo's device maps for SmolLM2, and which of them this machine can run."""
+"""Makes the demo's device maps for SmolLM2, and lists those that this machine can run.
+
+Knows no model but SmolLM2, and nothing of editing.
+"""
 
 from __future__ import annotations
 

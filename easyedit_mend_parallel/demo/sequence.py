@@ -1,4 +1,4 @@
-"""The demo's last part: all facts edited in one after another, and the model asked for each.
+"""Runs the demo's last part: edits all facts one after another, and verifies each.
 
 Knows EasyEdit's editor and the demo's facts; edits nothing by itself.
 """
@@ -20,14 +20,14 @@ from easyedit_mend_parallel.forward.requests import Request
 
 
 def edit_one_after_another(editor: Any, facts: Sequence[DemoFact], console: Console) -> bool:
-    """Edit every fact into the model of EasyEdit's `editor`, ask for all, and take all out again.
+    """Edit every fact in the model of EasyEdit's `editor`, verify all, and undo all.
 
-    Returns whether each fact is the model's answer while all edits are in.
+    Returns whether every fact is the model's answer while all edits are in the model.
     """
     model, tokenizer = editor.model, editor.tok
     console.print(
-        f"all {len(facts)} facts, one after another, in one model (the first time, what the "
-        "targets see of ordinary text is gathered: half a minute) ..."
+        f"all {len(facts)} facts, one after another, in one model (the first time, the inputs of "
+        "preserved text are gathered: half a minute) ..."
     )
     started = time.perf_counter()
     editor.edit(

@@ -1,4 +1,4 @@
-"""The method that EasyEdit's editors call: hyperparameters and requests in, an edited model out.
+"""The method that EasyEdit's editors call with hyperparameters and requests.
 
 It is registered with the same plugin hook as methods of other packages.
 """
@@ -26,7 +26,7 @@ from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookim
 log = logging.getLogger(__name__)
 
 EARLIER_AT_ONCE = 32
-"""How many earlier requests are asked for after an edit, so that its time stays flat."""
+"""Maximum number of earlier requests that are verified after an edit, so that time stays flat."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Executor:
         self._keeps_edits = keeps_edits
         self._networks: weakref.WeakKeyDictionary[nn.Module, _Network] = weakref.WeakKeyDictionary()
         self._turns: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-        """From which earlier request on those of the next edit are asked for."""
+        """Index of the earlier request with which the next verification starts."""
 
     def apply_to_model(
         self,
@@ -104,8 +104,8 @@ class Executor:
         lost = [one.request for one in verdicts if not one.holds]
         if lost:
             log.warning(
-                "after this edit %d of the %d requests that were asked for do not hold: %s. "
-                "MendParallel.verify asks for all; verify: false in the hparams asks for none",
+                "after this edit %d of the %d verified requests do not hold: %s. "
+                "MendParallel.verify verifies all; verify: false in the hparams verifies none",
                 len(lost),
                 len(verdicts),
                 "; ".join(f"{one.prompt!r} → {one.target_new!r}" for one in lost),

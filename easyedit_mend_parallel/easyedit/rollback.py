@@ -1,4 +1,4 @@
-"""EasyEdit's `weights_copy`: one object for every way in which EasyEdit restores weights.
+"""Provides EasyEdit's `weights_copy`, for every way in which EasyEdit restores weights.
 
 Knows results, not models; the ledger restores the weights.
 """

@@ -177,7 +177,7 @@ class Trainable(nn.Module):
 
         Also loads the statistics, so a resumed run continues to count where the saved one stopped.
         """
-        given = Path("to go on from")
+        given = Path("to resume from")
         Archive(given, named_as_today(given, state_dict)).load_into(self.network, untrained=True)
 
     def _batch(self, batch: Mapping[str, Any], **loss_options: Any) -> HostBatch:

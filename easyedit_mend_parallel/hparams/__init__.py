@@ -1,6 +1,6 @@
-"""Hyperparameters in EasyEdit's spelling: what a yaml file may say, and what is wrong with it.
+"""Hyperparameters in EasyEdit's spelling: the fields of a yaml file, and their checks.
 
-Read by the editor, the trainers, the command line and the bridge; nothing below them sees any.
+Only this folder and the layers above it read hyperparameters.
 """
 
 from easyedit_mend_parallel.hparams.editing import (

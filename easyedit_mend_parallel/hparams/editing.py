@@ -1,4 +1,4 @@
-"""Hyperparameters for editing: read from EasyEdit's own MEND yaml files as they are, and checked.
+"""Reads and checks hyperparameters for editing, also EasyEdit's own MEND yaml files, unchanged.
 
 Knows nothing of models or of how an edit is made.
 """
@@ -40,7 +40,7 @@ Hparams = TypeVar("Hparams", bound="MendHparams")
 class MendHparams(MendFields):
     """The hyperparameters that editing and training share.
 
-    Raises HparamsError, when it is made, for values that are invalid.
+    The constructor raises HparamsError for invalid values.
     """
 
     def __post_init__(self) -> None:
@@ -112,8 +112,8 @@ class MendHparams(MendFields):
     def targets_and_network(self) -> tuple[list[str], HypernetworkConfig]:
         """The names of the targets, and the options of the hypernetwork.
 
-        Reads from the archive what is not set here. Raises HparamsError if both say something and
-        differ, or if neither does; ArchiveError if the archive cannot be read.
+        Values that are not set here are read from the archive. Raises HparamsError if both have a
+        value and they differ, or if neither has one; ArchiveError if the archive cannot be read.
         """
         values, problems = with_recorded(vars(self), untrained=self.edits_untrained)
         if problems:

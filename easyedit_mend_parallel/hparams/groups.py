@@ -1,11 +1,12 @@
-"""Who sets which hyperparameter, for docs/configuration.md. Knows names of fields only."""
+"""Groups the hyperparameters by who sets them, for docs/configuration.md. Knows only their
+names."""
 
 from __future__ import annotations
 
 from easyedit_mend_parallel.hparams.recorded import FIXED
 
 EVERYONE = ("alg_name", "model_name", "archive", "model_kwargs", "inner_params")
-"""What everyone sets; the last one only where the archive does not record it."""
+"""Fields that everyone sets; the last one only if the archive does not record it."""
 
 UNREAD = (
     "hidden_dim",
@@ -30,5 +31,5 @@ NOBODY = (
     "statistics_examples",
     "nan_limit",
 )
-"""What nobody should need to set, besides `UNREAD`: the network's options, which an archive records
-and for which a new network has the usual ones, and bounds that fit as they are."""
+"""Fields that nobody should need to set, besides `UNREAD`: options of the network, which an archive
+records and which have defaults for a new network, and limits."""

@@ -1,4 +1,4 @@
-"""What an archive records of its network, and how hyperparameters and archive become one.
+"""Completes hyperparameters with the values that their archive records.
 
 Knows the header of an archive, and no tensors.
 """
@@ -16,7 +16,7 @@ FREE = ("edit_lr", "lr_scale")
 """Options of the network that may differ from the archive's: learned rates come from its tensors,
 and `lr_scale` multiplies every update."""
 FIXED = tuple(name for name in NETWORK_FIELDS if name not in FREE)
-"""Options that have to be those that the network was trained with."""
+"""Options that must equal those with which the network was trained."""
 RECORDED = ("inner_params", *FIXED, "edit_lr")
 """The fields that an archive records, so that hyperparameters need not repeat them."""
 
@@ -24,14 +24,14 @@ RECORDED = ("inner_params", *FIXED, "edit_lr")
 def with_recorded(
     values: Mapping[str, Any], *, untrained: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """`values` with what their archive records where they say nothing, and what is wrong.
+    """`values` {field: value}, completed with the archive's values, and the problems found.
 
-    `values` are the fields by name; None and an absent field say nothing. With `untrained` only the
-    statistics of the archive are used, so that its options may differ. Where the targets are the
-    archive's in another order, they come in the archive's, in which its learned rates are.
+    A field that is absent or None is taken from the archive. If both have a value and they differ,
+    or if a required field has none, that is a problem. With `untrained` the options may differ,
+    since only the archive's statistics are used. If the targets are those of the archive in another
+    order, the archive's order is used, which is that of its learned rates.
 
-    Wrong is what both say and differ in, and what neither says. Raises ArchiveError if the archive
-    cannot be read.
+    Raises ArchiveError if the archive cannot be read.
     """
     path = values.get("archive")
     kept = {} if path is None else recorded_in(path)
@@ -57,7 +57,7 @@ def with_recorded(
 
 
 def recorded_in(path: str | Path) -> dict[str, Any]:
-    """{field: value} of what the archive at `path` records; empty for EasyEdit's format.
+    """{field: value} that the archive at `path` records; empty for EasyEdit's format.
 
     Raises ArchiveError for a safetensors file that is missing or not whole.
     """

@@ -1,4 +1,4 @@
-"""Hyperparameters for training, besides those for editing and training alike.
+"""Defines the hyperparameters that only training uses.
 
 Knows the names of fields and nothing of how a network is trained.
 """

@@ -1,4 +1,4 @@
-"""The values of hyperparameters: read from a file, brought to their fields' types, checked.
+"""Reads the values of hyperparameters from a file, converts them to their types, and checks them.
 
 Knows which values are invalid, for all classes of hyperparameters.
 """
@@ -29,21 +29,21 @@ METHOD_FIELDS = ("alg_name", "alg")
 """The fields that name the method: EasyEdit's editors read one and its trainers the other."""
 
 APPLY = ("weight", "output", "scoped")
-"""How an update gets into the model: written, added to the layer's output, or added to it for the
-sequences that it is about."""
+"""How an update gets into the model: written, added to the layer's output, or added to it only for
+texts about the edited fact."""
 ON_WORSE = ("refuse", "warn", "ignore")
-"""What becomes of an update after which its own target is less likely than before."""
+"""What to do with an update after which its own target is less likely than before."""
 
 SEQUENCE = ("solve", "add")
 """How a further edit goes into a model that has edits."""
 
 FACTORS = {
-    "step_margin": "multiplies the shortest step of an untrained edit that brings the answer",
-    "max_step": "is how many times its own length a trained edit may get for its answer",
+    "step_margin": "multiplies the smallest step of an untrained edit that yields the target",
+    "max_step": "is the largest factor by which a failed edit is scaled",
 }
-"""The fields that make an edit longer, and what each does."""
+"""The fields that scale an edit, and what each does."""
 COUNTS = ("locality_examples", "locality_positions", "inner_steps")
-"""The fields that count what every edit needs at least one of."""
+"""The fields that are counts of at least 1."""
 SIZES = (
     "overlay_limit",
     "batch_limit",
@@ -52,14 +52,14 @@ SIZES = (
     "trunk_memory",
     "trunk_disk",
 )
-"""The fields that are sizes in bytes, where they are not null."""
+"""The fields that are sizes in bytes, or null."""
 
 NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
-"""The fields that say how the hypernetwork is built."""
+"""The options of the hypernetwork."""
 
 
 def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
-    """The names and values in a yaml or json file, and its path; `.yaml` may be left off.
+    """The names and values in a yaml or json file, and its path; `.yaml` may be omitted.
 
     Raises HparamsError for a file that is missing, cannot be parsed or names no method.
     """
@@ -82,7 +82,7 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def problems_with(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with those of `values` that are there, whose types are right."""
+    """Every problem of `values`, which have the right types. Absent fields are not checked."""
     problems = [
         f"{name} is {values[name]!r}: these are hyperparameters of {METHOD}; files that say "
         f"{HOST_METHOD!r} are read too"
@@ -184,16 +184,16 @@ def problems_with(values: Mapping[str, Any]) -> list[str]:
 def network_options(
     values: Mapping[str, Any], other: HypernetworkConfig | None = None
 ) -> HypernetworkConfig:
-    """The network's options in `values`; where those say nothing, `other`'s, or the defaults.
+    """The network's options in `values`; for absent ones those of `other`, or the defaults.
 
-    Raises HparamsError for options that clash.
+    Raises HparamsError for options that contradict each other.
     """
     said = {name: values[name] for name in NETWORK_FIELDS if values.get(name) is not None}
     return dataclasses.replace(other or HypernetworkConfig(rank=1), **said)
 
 
 def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `values` say of how a batch is combined, but for the file of text to hold still."""
+    """The options in `values` for combining a batch, without the file of preserved text."""
     options = dict(values.get("aggregate_options") or {})
     options.pop("preserved_text", None)
     if values.get("aggregate") is not None:
@@ -204,7 +204,8 @@ def batch_options(values: Mapping[str, Any]) -> dict[str, Any]:
 def size_in_bytes(field: str, size: int | str) -> int:
     """The size of `field` as accelerate reads those of `max_memory`: bytes, or `2GiB`, `500MB`.
 
-    A small b is refused: accelerate takes it for bits. Raises HparamsError for what is no size.
+    A lower-case b is refused, since accelerate reads it as bits. Raises HparamsError if `size` is
+    not a size.
     """
     text = str(size).strip()
     try:
@@ -219,9 +220,10 @@ def size_in_bytes(field: str, size: int | str) -> int:
 
 
 def converted_to(kind: str, value: Any) -> Any:
-    """`value` as the field's type wants it. yaml reads `1e-4` as a string; EasyEdit's files say so.
+    """`value` as the field's type. yaml reads `1e-4` as a string, and EasyEdit's files have such
+    numbers.
 
-    Raises ValueError where it is of another type.
+    Raises ValueError if it has another type.
     """
     if value is None and "None" in kind:
         return value

@@ -1,4 +1,4 @@
-"""What other packages can add with pluggy: editing methods for EasyEdit, and weight stores."""
+"""Plugins: other packages add editing methods for EasyEdit, and weight stores, with pluggy."""
 
 from easyedit_mend_parallel.plugins.hookspecs import (
     EditingMethod,

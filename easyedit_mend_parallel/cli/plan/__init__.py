@@ -1,5 +1,4 @@
-"""Planning an edit before anything is loaded: `plan` says where everything would lie, what it costs
-and every reason for which it would not work."""
+"""Plans an edit without loading anything: `plan` finds places, memory and every problem."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""An edit planned before anything is loaded, with every problem at once.
+"""Plans an edit before anything is loaded, and lists every problem at once.
 
-The room of planning that sees hyperparameters and archives. Knows nothing of how a plan is shown.
+The only module of planning that reads hyperparameters and archives. Knows nothing of how a plan is
+shown.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from easyedit_mend_parallel.weights.placement import RESIDENT
 from easyedit_mend_parallel.weights.target import Target, find_target, find_targets, highest
 
 STORES = {RESIDENT: "resident", "ram": "ram", "dat": "overlay", "safetensors": "overlay"}
-"""{how a weight is kept: which of this package's stores serves it when it is written}"""
+"""{`Placement.kept`: name of this package's store that writes such a weight}"""
 
 
 @dataclass
 class Plan:
-    """What loading the model and editing it would mean. What could not be found out is absent.
+    """The plan of loading a model and editing it. Facts that could not be determined are absent.
 
-    `network`: where the hypernetwork would live, and its bytes. `problems` keep an edit from
-    working, a sentence each; `notes` are worth knowing.
+    `network` is the place of the hypernetwork, and its size in bytes. `problems` are reasons for
+    which an edit would fail, one sentence each; `notes` are other remarks.
     """
 
     source: Path
@@ -80,12 +81,12 @@ def plan(
     *,
     max_memory: Mapping[Place, int] | None = None,
 ) -> Plan:
-    """Plan the edits that the hyperparameter file `config` describes; loads and changes nothing.
+    """Plan the edits that the hyperparameter file `config` describes. Loads and changes nothing.
 
-    `max_memory` is that of the machine to plan for, {place: bytes}; None: this machine.
+    `max_memory` {place: bytes} is the memory of the machine to plan for; None: this machine.
 
-    Raises HparamsError where the file cannot be read at all; everything else that is wrong is in
-    the plan's `problems`.
+    Raises HparamsError if the file cannot be read. Any other error is one of the plan's
+    `problems`.
     """
     values, path = read_values(config)
     found, problems = MENDParallelTrainingHparams.every_problem(values)
@@ -96,7 +97,7 @@ def plan(
         found["inner_params"] = None
     training = "alg_name" not in values
     differences: list[str] = []
-    with suppress(ArchiveError):  # which `_archive` makes a problem
+    with suppress(ArchiveError):  # `_archive` reports it as a problem
         untrained = bool(found["untrained"]) and not training
         found, differences = with_recorded(found, untrained=untrained)
     made.problems += differences
@@ -170,7 +171,7 @@ def _place_targets(
     *,
     elsewhere: bool,
 ) -> None:
-    """Where each target lies and who serves it, and what is wrong with the device map."""
+    """Find the place and the store of each target, and the problems of the device map."""
     kwargs, writes = found["model_kwargs"] or {}, found["apply"] != "output"
     made.problems += problems_of(
         places, sketched, [t.name for t in targets], elsewhere=elsewhere, written=writes
@@ -206,7 +207,7 @@ def _place_targets(
 
 
 def _network(found: Mapping[str, Any], targets: Sequence[Target]) -> Hypernetwork | None:
-    """The network for the targets that were found, without memory."""
+    """The network for the targets that were found, on the meta device."""
     if not targets or found.get("rank") is None:
         return None
     try:
@@ -225,8 +226,8 @@ def _archive(
     training: bool,
     fits: bool,
 ) -> None:
-    """Whether the archive can be used; `fits` is False where it is known not to be the one for
-    these hyperparameters, which is a problem already."""
+    """Check the archive. `fits` is False if it is already known not to fit these hyperparameters,
+    which is then a problem already."""
     untrained = bool(found.get("untrained")) and not training
     if "archive" not in found or found["archive"] is None:
         if training:
@@ -298,7 +299,7 @@ def _home(
     *,
     elsewhere: bool,
 ) -> Place:
-    """Where the hypernetwork would live."""
+    """The place of the hypernetwork."""
     wish = found["network_device"]
     if wish is None:
         top = highest(model, [one.target for one in made.targets]).name
@@ -315,7 +316,7 @@ def _bytes_of(network: Hypernetwork) -> int:
 
 
 def _processes(model_kwargs: Mapping[str, Any]) -> int:
-    """Between how many processes a tensor-parallel plan splits the model; 0 where there is none."""
+    """The number of processes of the tensor-parallel plan; 0 without such a plan."""
     asked = model_kwargs.get("distributed_config") or model_kwargs
     options = asked if isinstance(asked, Mapping) else vars(asked)
     if not options.get("tp_plan"):

@@ -1,4 +1,4 @@
-"""The memory that an edit takes over the loaded model, by place, counted from sizes.
+"""Counts the memory that an edit takes in addition to the loaded model, for each place.
 
 Knows targets and places, and neither hyperparameter files nor archives.
 """
@@ -13,15 +13,15 @@ from easyedit_mend_parallel.cli.plan.places import Place, Places
 from easyedit_mend_parallel.weights.target import Target
 
 TOKENS = 32
-"""The length that the figures are for: prompt and target of one request."""
+"""The length of one request, prompt and target, for which memory is counted."""
 FP32 = 4
 
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """One target: where its weight would lie (`place`) and compute (`device`), how it would be kept
-    (`Placement.kept`), and which `store` would serve it. `bytes`: of its weight, or of its share
-    in one process."""
+    """One target: the place of its weight, the `device` where it computes, how the weight is stored
+    (`kept`, as in `Placement`), and the name of its `store`. `bytes` is the size of the weight, or
+    of one process's share of it."""
 
     target: Target
     place: Place
@@ -35,9 +35,9 @@ class TargetPlan:
 class Memory:
     """Bytes at one place. `limit` is what may be used there, None if it is unknown.
 
-    `backups`: of the edited weights while one edit is in the model (their edited copies, where the
-    weights lie on disk); `backups_later`: at most, with many sequential edits; `network`: the
-    hypernetwork; `rows`: token rows and updates of one request of `TOKENS` tokens.
+    `backups`: of the edited weights while one edit is in the model (edited copies, for weights on
+    disk); `backups_later`: the maximum with many sequential edits; `network`: the hypernetwork;
+    `rows`: token rows and updates of one request of `TOKENS` tokens.
     """
 
     place: Place
@@ -50,7 +50,7 @@ class Memory:
 
     @property
     def edit(self) -> int:
-        """What one edit takes here over the loaded model."""
+        """The memory of one edit here, in addition to the loaded model."""
         return self.backups + self.network + self.rows
 
 
@@ -62,9 +62,9 @@ def memory(
     overlay_limit: int | None,
     itemsize: int,
 ) -> list[Memory]:
-    """The memory of each place where there is some to report.
+    """The memory of each place that has weights or is used by an edit.
 
-    `held`: bytes of weights by place. `network`: where the hypernetwork lives, and its bytes.
+    `held`: bytes of weights by place. `network`: the place of the hypernetwork, and its bytes.
     `itemsize`: bytes of a number in the model's dtype.
     """
     backups: Counter[Place] = Counter()

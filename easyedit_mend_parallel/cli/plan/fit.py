@@ -1,5 +1,7 @@
-"""Whether an archive was made for the targets that a file names, also where some of them are not in
-the model. Knows shapes and names, and no places."""
+"""Checks that an archive was made for the targets of a file, even if the model lacks some of them.
+
+Knows shapes and names, and no places.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ from easyedit_mend_parallel.method.archive import RATES, Archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
 BY_NUMBER = (RATES, "mode_shift.weight", "mode_scale.weight")
-"""Tensors whose shapes say how many targets there are."""
+"""Tensors whose shapes depend on the number of targets."""
 
 
 def refuse_misfit(archive: Archive, network: Hypernetwork, n_named: int) -> None:
-    """Raise ArchiveError where `archive` does not fit `network`, made for targets of which
-    `n_named` are named. Those that `network` lacks are an error of their own: then only what does
-    not depend on them is compared, and the number."""
+    """Raise ArchiveError if `archive` does not fit `network`. The file names `n_named` targets; if
+    `network` lacks some, which is another error, only their number and the tensors that do not
+    depend on it are compared."""
     differences = archive.differences(network)
     if len(network.targets) != n_named:
         wanted = network.state_dict()

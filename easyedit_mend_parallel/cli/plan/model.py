@@ -1,5 +1,5 @@
-"""A model that is not loaded: built without memory from its `config.json`, in the dtype and with
-the device map that loading would give it.
+"""Builds a model without loading it: on the meta device, from its `config.json`, in the dtype and
+with the device map that loading would give it.
 
 Knows `from_pretrained`'s arguments, and neither targets nor hypernetworks. Fetches nothing from a
 network and runs no code of the model's repository.
@@ -41,7 +41,7 @@ KNOWN_ARGUMENTS = (
     "use_safetensors",
     "variant",
 )
-"""Arguments of `from_pretrained` that a file is likely to hold, for telling a misspelt one."""
+"""Common arguments of `from_pretrained`, for suggestions if one is misspelt."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -54,9 +54,9 @@ WEIGHT_FILES = (
 class Sketch:
     """A model on the meta device and how it would be loaded.
 
-    `dtypes` has the parameters that quantization packs, with what they become; `bytes_of` the
-    size of each module and parameter by name (`""`: the whole), where a tied weight counts once in
-    a module. `safetensors`: its weights are in files of that kind; None where there are none.
+    `dtypes` {parameter that quantization packs: its packed dtype}. `bytes_of` {module or parameter:
+    its size} (`""`: the whole model); a tied weight counts once in a module. `safetensors`: whether
+    its weights are in safetensors files; None if there are no weights.
     """
 
     model: nn.Module
@@ -69,14 +69,14 @@ class Sketch:
 def sketch(model_name: Any, model_class: str, model_kwargs: Mapping[str, Any]) -> Sketch:
     """The model called `model_name` (a directory, or a hub id that is in the local cache).
 
-    Raises HparamsError where it is not there, is of no class that transformers has, or cannot be
-    built as `model_class`.
+    Raises HparamsError if it is missing, if transformers does not have its class, or if it cannot
+    be built as `model_class`.
     """
     import transformers
 
     if not isinstance(model_name, str):
         raise HparamsError(
-            f"model_name is {model_name!r}; to check it, it has to be a directory or a hub id"
+            f"model_name is {model_name!r}; to check it, it must be a directory or a hub id"
         )
     where = {
         name: model_kwargs[name]
@@ -130,7 +130,7 @@ def sketch(model_name: Any, model_class: str, model_kwargs: Mapping[str, Any]) -
 
 
 def misspelt(model_kwargs: Mapping[str, Any]) -> list[str]:
-    """A sentence for each argument that looks like a misspelt one of `from_pretrained`."""
+    """A sentence for each argument that looks like a misspelt argument of `from_pretrained`."""
     return [
         f"model_kwargs: {name!r} is no argument of from_pretrained" + meant
         for name in model_kwargs
@@ -139,7 +139,7 @@ def misspelt(model_kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def dtype_of(model_kwargs: Mapping[str, Any], config: Any) -> torch.dtype:
-    """The dtype that `from_pretrained` is asked for; raises HparamsError for no dtype."""
+    """The dtype argument of `from_pretrained`. Raises HparamsError if it is not a dtype."""
     asked = model_kwargs.get("dtype", model_kwargs.get("torch_dtype"))
     if asked is None:
         return DEFAULT_DTYPE
@@ -158,9 +158,9 @@ def dtype_of(model_kwargs: Mapping[str, Any], config: Any) -> torch.dtype:
 def _packed_dtypes(
     model: nn.Module, config: Any, model_kwargs: Mapping[str, Any]
 ) -> dict[str, torch.dtype | CustomDtype]:
-    """{parameter: what it is packed as}; empty where the model is not quantized.
+    """{parameter: its packed dtype}; empty if the model is not quantized.
 
-    Quantizers leave the output embeddings, and what their configuration names, as they are.
+    Quantizers skip the output embeddings and the modules that their configuration names.
     """
     asked = model_kwargs.get("quantization_config", getattr(config, "quantization_config", None))
     if asked is None:

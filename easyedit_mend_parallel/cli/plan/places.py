@@ -1,6 +1,6 @@
-"""Device maps before anything is loaded: as accelerate would make one, or the user's own looked at.
+"""Makes a device map as accelerate would, or checks the user's own, before anything is loaded.
 
-Knows models on the meta device and how much each place holds; nothing of targets but their names.
+Knows models on the meta device and the memory of each place, and of targets only their names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from easyedit_mend_parallel.weights.offload import RAM, SAFETENSORS, tied_names
 from easyedit_mend_parallel.weights.placement import RESIDENT, as_device
 
 Place = int | str
-"""Where modules lie: the number of an accelerator, "cpu", "disk", or another device's name."""
+"""The place of a module: the number of an accelerator, "cpu", "disk", or another device's name."""
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 SPLIT = "split"
 """The place of a model that a tensor-parallel plan splits between processes."""
@@ -30,10 +30,10 @@ SPLIT = "split"
 
 @dataclass(frozen=True)
 class Places:
-    """A device map, {module: place}, and how much memory each place may give, in bytes.
+    """A device map {module: place}, and the memory limit of each place in bytes.
 
-    `computes_on` is where offloaded modules compute. `by_hand`: the user wrote the map.
-    `measured`: the limits are what is free on this machine, not what somebody set.
+    `computes_on` is the place where offloaded modules compute. `by_hand`: the user wrote the map.
+    `measured`: the limits are the free memory of this machine, and not the user's.
     """
 
     device_map: Mapping[str, Place]
@@ -43,31 +43,31 @@ class Places:
     measured: bool
 
     def of(self, name: str) -> Place:
-        """Where the module or parameter called `name` lies. Raises PlacementError where the map
-        leaves it out."""
+        """The place of the module or parameter `name`. Raises PlacementError if the map does not
+        cover it."""
         found = [key for key in self.device_map if _covers(key, name)]
         if not found:
             raise PlacementError(f"device_map has no entry for {name}")
         return self.device_map[max(found, key=len)]
 
     def covers(self, name: str) -> bool:
-        """Whether the map says where `name` lies."""
+        """Whether the map covers `name`."""
         return any(_covers(key, name) for key in self.device_map)
 
     def kept(self, name: str) -> str:
-        """How its weight would be kept: see `Placement.kept`; in files of safetensors on disk."""
+        """How its weight would be stored, as `Placement.kept`; on disk, in safetensors files."""
         place = self.of(name)
         if place == "disk":
             return SAFETENSORS
         return RAM if place == "cpu" and self.computes_on != "cpu" else RESIDENT
 
     def device(self, name: str) -> Place:
-        """Where it would compute."""
+        """The place where it would compute."""
         return self.of(name) if self.kept(name) == RESIDENT else self.computes_on
 
 
 def read_max_memory(text: str) -> dict[Place, int]:
-    """`0=20GiB,cpu=30GiB` as bytes. Raises HparamsError for what is no such list."""
+    """{place: bytes} from `0=20GiB,cpu=30GiB`. Raises HparamsError for any other text."""
     parts = [part.partition("=") for part in text.split(",") if part.strip()]
     limits = _limits({name.strip(): size.strip() for name, _, size in parts})
     if not limits:
@@ -100,9 +100,9 @@ def plan_places(
     device: Place,
     max_memory: Mapping[Place, int] | None,
 ) -> Places:
-    """Where the model would go. `max_memory` is that of a machine to plan for; None: this one.
+    """The places of the model. `max_memory` is that of the machine to plan for; None: this one.
 
-    Raises HparamsError for a device map that is none.
+    Raises HparamsError for an invalid device map.
     """
     asked = model_kwargs.get("device_map")
     limits = dict(max_memory) if max_memory is not None else _limits_of(model_kwargs)
@@ -141,10 +141,10 @@ def _automatic(sketched: Sketch, kind: str, limits: Mapping[Place, int] | None) 
 def problems_of(
     places: Places, sketched: Sketch, targets: Sequence[str], *, elsewhere: bool, written: bool
 ) -> list[str]:
-    """What is wrong with the map: every problem, one sentence each.
+    """Every problem of the map, one sentence each.
 
-    `elsewhere`: planned for another machine, so places that are not here are none of them.
-    `written`: updates go into the weights, so tied targets have to lie in one place.
+    `elsewhere`: the plan is for another machine, so places that this one lacks are no problem.
+    `written`: updates are written into the weights, so tied targets must be in one place.
     """
     problems = [] if elsewhere else _absent_devices(places)
     if places.by_hand:
@@ -173,7 +173,7 @@ def weights_on(places: Places, sketched: Sketch) -> dict[Place, int]:
 
 
 def label(place: Place) -> str:
-    """A place as it is shown to people."""
+    """The displayed name of a place."""
     if isinstance(place, int):
         return f"GPU {place}"
     kind, _, number = place.partition(":")
@@ -222,7 +222,7 @@ def _absent_devices(places: Places) -> list[str]:
 
 
 def absent(place: Place) -> str | None:
-    """What to say of a place that this machine does not have; None for one that it has."""
+    """Why a place is not available on this machine; None if it is."""
     if place in ("cpu", "disk"):
         return None
     try:
@@ -282,7 +282,7 @@ def _limits_of(model_kwargs: Mapping[str, Any]) -> dict[Place, int] | None:
 
 
 def as_place(place: Any) -> Place:
-    """A place from what a user wrote for one: `"0"` and `0` are one, and so is a torch device."""
+    """The place that a user means by `"0"`, `0` or a torch device."""
     if isinstance(place, torch.device):
         place = str(place)
     return int(place) if isinstance(place, str) and place.isdigit() else place
