@@ -93,7 +93,7 @@ class EditResult:
         }
         update = next(iter(self.updates.values()))
         if isinstance(update, ScopedUpdate) and update.scope is not None:
-            about["scope"] = about_below(self.entry.model, update.scope)
+            about["scope"] = about_below(self.entry.model, update.scope, whole)
         return saved_edit(self.targets, self.updates, self.requests, about, self.entry)
 
     def save(self, path: str | Path, *, half: bool = False) -> Path:

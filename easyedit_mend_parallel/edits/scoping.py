@@ -68,14 +68,9 @@ class Scoping:
         else a new one that needs no training, made from `lines` of unrelated text.
 
         Raises TargetError if there is no block below the targets, and UpdateError for a scope that
-        was trained for other blocks or for a model that is split between processes.
+        was trained for other blocks.
         """
         name, blocks = scope_blocks(model, targets)
-        if not Ranks.of(model).alone:
-            raise UpdateError(
-                "`apply: scoped` is not there yet for a model that is split between processes: "
-                "set `apply: weight`"
-            )
         if scope is None:
             memory = scoped_memory(model)
             if memory is not None and memory.scope.common is not None:
@@ -259,9 +254,13 @@ def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:
         )
 
 
-def about_below(model: nn.Module, scope: Scope) -> dict[str, Any]:
-    """A checksum of the weights below the lowest target, for `check_below`."""
+def about_below(model: nn.Module, scope: Scope, whole: bool = True) -> dict[str, Any]:
+    """A checksum of the weights below the lowest target, for `check_below`.
+
+    Weights that are split between processes have one if all processes call this, with `whole`."""
     name, lowest = scope.blocks_name, scope.blocks[-1]
+    if not whole and not Ranks.of(model).alone:
+        return {"blocks": name, "lowest": lowest, "below": None, "dtype": _dtype(model)}
     seen = versions_below(model, scope)
     known = _sums.get(model)
     if known is None or known[0] != (name, lowest, seen):
@@ -271,7 +270,11 @@ def about_below(model: nn.Module, scope: Scope) -> dict[str, Any]:
 
 def check_below(model: nn.Module, about: Mapping[str, Any], what: str) -> None:
     """Raise EditError if weights below the lowest target are not those of the model in which the
-    edit was made. A model in another dtype is not compared."""
+    edit was made. A model in another dtype is not compared, nor is an edit that one of several
+    processes saved. Every process of a model that is split between them has to call this."""
+    if about["below"] is None:
+        log.warning("%s: the blocks below were not compared: it has no checksum of them", what)
+        return
     if about["dtype"] != _dtype(model):
         log.warning("%s: the blocks below were not compared: they have another dtype", what)
         return

@@ -29,6 +29,7 @@ from easyedit_mend_parallel.forward.trunk import (
 )
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
+from easyedit_mend_parallel.weights.sharding import whole_tensor
 from easyedit_mend_parallel.weights.target import Target
 
 MEMORY_LIMIT = 1 << 30
@@ -183,7 +184,8 @@ class CachedTrunk(Trunk):
 def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
     """sha256 of every weight outside the blocks from `lowest` on, and of the tokenizer.
 
-    Reads each weight once, part by part, from where it is stored.
+    Reads each weight once, part by part, from where it is stored. A weight that is split between
+    processes is gathered for that: every process has to call this.
     """
     digest = hashlib.sha256()
     for name, _ in sorted(model.named_parameters()):
@@ -192,6 +194,7 @@ def checksum(model: nn.Module, blocks: str, lowest: int, tokenizer: Any) -> str:
         weight = kept_weight(model, name)
         if weight is None:
             continue
+        weight = whole_tensor(weight)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         numbers = weight.reshape(-1)
         step = CHECKSUM_BYTES // max(1, numbers.element_size())

@@ -22,6 +22,7 @@ from easyedit_mend_parallel.weights.compiled import never_traced
 from easyedit_mend_parallel.weights.reading import Reading
 from easyedit_mend_parallel.weights.scope import ScopedRequest
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
+from easyedit_mend_parallel.weights.sharding import whole_tensor
 
 _GATE = "_easyedit_mend_parallel_gate"
 """The attribute of a model that holds its `Gate`."""
@@ -138,7 +139,8 @@ class Gate:
         decision = self.decision
         if decision is None:
             return
-        decision.states[number] = (args[0] if args else kwargs["hidden_states"]).detach()
+        states = (args[0] if args else kwargs["hidden_states"]).detach()
+        decision.states[number] = whole_tensor(states)  # the same on each process of a model
         if number == self.memory.scope.blocks[-1]:
             self._decide(decision)
 

@@ -100,14 +100,9 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
     Raises PlacementError for anything but plain tensor parallelism: FSDP, several mesh dimensions,
     interleaved slices.
     """
-    weight = target.layer(model).get_parameter("weight")
-    if not is_distributed(weight):
+    layer = target.layer(model)
+    if not is_distributed(layer.get_parameter("weight")):
         return None
-    from torch.distributed.tensor import DTensor, Replicate
-    from torch.distributed.tensor import Shard as SplitAlong
-
-    assert isinstance(weight, DTensor)
-    mesh = flat_mesh(weight.device_mesh, target.name)
     path = target.layer_name.split(".")
     modules = (model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1))
     if any(hasattr(module, "reshard") for module in modules):
@@ -115,6 +110,19 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
             f"{target.name} is sharded by FSDP, which cannot be edited: load the model with a "
             "tensor-parallel plan (DistributedConfig(tp_plan='auto')) or a device_map instead"
         )
+    return shard_of_layer(layer, target)
+
+
+def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
+    """`shard_of` the target's layer by itself, in a model that is not sharded by FSDP."""
+    weight = layer.get_parameter("weight")
+    if not is_distributed(weight):
+        return None
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Shard as SplitAlong
+
+    assert isinstance(weight, DTensor)
+    mesh = flat_mesh(weight.device_mesh, target.name)
     group = mesh.get_group()
     placement = weight.placements[0]
     if isinstance(placement, Replicate):

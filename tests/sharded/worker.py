@@ -24,7 +24,7 @@ COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 
 
 def main(names: list[str]) -> None:
-    from sharded import claims, failures, keeping
+    from sharded import claims, failures, keeping, scoped
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
@@ -32,7 +32,7 @@ def main(names: list[str]) -> None:
     dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
     chosen = [
         claim
-        for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS)
+        for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS, *scoped.CLAIMS)
         if not names or claim.__name__ in names
     ]
     for number, claim in enumerate(chosen):

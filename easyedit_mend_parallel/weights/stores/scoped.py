@@ -20,6 +20,7 @@ from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.row_keeper import KeptRows
 from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
+from easyedit_mend_parallel.weights.sharding import is_distributed, shard_of, shard_of_layer
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
@@ -43,41 +44,58 @@ def offer(place: WeightPlace) -> ScopedStore | None:
 class ScopedRows:
     """The forward hook of a layer: adds to each position the rows of the request that fired there.
 
-    It runs before any other hook of the layer but that of `apply: output`, and belongs to the
+    It runs before any other hook of the layer but that of `apply: output` (in a layer that is split
+    between processes, after those that were there), and belongs to the
     layer: a deep copy of the model has a copy of it, with a copy of the gate.
     """
 
-    def __init__(self, layer: nn.Module, target: str, gate: Gate) -> None:
+    def __init__(self, layer: nn.Module, target: Target, gate: Gate) -> None:
         never_traced(ScopedRows, "__call__")
         self._target, self._gate = target, gate
-        self._handle = layer.register_forward_hook(self, prepend=True)
+        # A split layer's own hooks make its output whole, or a plain tensor: this one comes after.
+        split = is_distributed(layer.get_parameter("weight"))
+        self._handle = layer.register_forward_hook(self, prepend=not split)
         setattr(layer, _HOOK, self)
 
     def remove(self, layer: nn.Module) -> None:
         self._handle.remove()
         delattr(layer, _HOOK)
 
-    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """`output` plus the rows of the requests that fired; None (unchanged) if none did."""
         decision = self._gate.decision
         if decision is None or decision.felt is None:
             return None
         flat = [request for sequence in decision.felt for request in sequence]
         felt = {request: None for request in flat if request is not None}
-        update = _one_of(self._gate.memory, list(felt), self._target, output.device)
+        update = _one_of(self._gate.memory, list(felt), self._target.name, output.device)
         if update is None:
             return None
-        x = inputs[0].to(output.device).flatten(0, -2)
+        shard = shard_of_layer(layer, self._target)
+        if shard is not None and is_distributed(output):
+            raise UpdateError(
+                f"the output of the layer of {self._target.name} is a DTensor, to which no update "
+                "can be added: parallelize the layer with use_local_output=True"
+            )
+        x = inputs[0].to(output.device)
+        if shard is not None and is_distributed(x):
+            x = shard.whole(x, "in")
+        x = x.flatten(0, -2)
         if len(x) != len(flat):
             raise UpdateError(
-                f"the layer of {self._target} sees {len(x)} rows where {len(flat)} tokens were "
-                "read: a scoped edit needs a layer that sees every token once. Set `apply: output`"
+                f"the layer of {self._target.name} sees {len(x)} rows where {len(flat)} tokens "
+                "were read: a scoped edit needs a layer that sees every token once. Set "
+                "`apply: output`"
             )
         number = {request: place for place, request in enumerate(felt)}
         route = torch.tensor([-1 if one is None else number[one] for one in flat])
         here = (route >= 0).nonzero()[:, 0].to(output.device)
         rows = output.flatten(0, -2)
-        gain = update.added(x[here], route[route >= 0].to(output.device))
+        whose = route[route >= 0].to(output.device)
+        if shard is None:
+            gain = update.added(x[here], whose)
+        else:  # every process feels the same requests, so that all of them call this
+            gain = update.added_here(x[here], rows.shape[-1], shard, whose)
         changed = rows.index_copy(0, here, (rows[here] + gain).to(output.dtype))
         return changed.view_as(output)
 
@@ -87,11 +105,7 @@ class ScopedStore(LayerReference):
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
         super().__init__(target, layer, model)
-        if hasattr(layer.weight, "to_local"):
-            raise UpdateError(
-                f"{target.name} is a shard of a tensor-parallel weight, to whose output no scoped "
-                "update can be added yet. Set `apply: weight`"
-            )
+        shard_of(model, target)  # refuses other splits than tensor parallelism
 
     def stage(self, update: LowRankUpdate) -> ScopedStaged:
         """Prepare `update`. Raises UpdateError if it has no scope, or another scope than the
@@ -123,7 +137,7 @@ class ScopedStore(LayerReference):
             assert about.scope is not None
             gate = Gate(self.model, ScopedMemory(about.scope, about.read))
         if not hasattr(self.layer, _HOOK):
-            ScopedRows(self.layer, self.target.name, gate)
+            ScopedRows(self.layer, self.target, gate)
             drop_compiled_graphs()
         serial = gate.memory.next_serial() if serial is None else serial
         for request, own in rows:
