@@ -1,4 +1,4 @@
-"""An edit that is applied to outputs is felt as one that is written, writes nothing, comes off
+"""An edit that is applied to outputs acts like one that is written, writes nothing, comes off
 alone and exactly in any order, and lives through whatever is done to a model."""
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def replayed(model: nn.Module, targets: list[Target], changes: list[tuple[str, U
     return answer(fresh)
 
 
-# --- felt as if it were written
+# --- acts as if it were written
 
 
 @pytest.mark.parametrize("requests", [REQUEST, REQUESTS], ids=["one", "batch"])

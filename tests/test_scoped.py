@@ -1,4 +1,4 @@
-"""A scoped edit is felt by texts about its fact and by no other, to the bit; comes out alone and
+"""A scoped edit changes texts about its fact and no other, to the bit; comes out alone and
 exactly; and gives the same with a cache and without."""
 
 from __future__ import annotations
@@ -360,13 +360,13 @@ def _felt_ids(model: Any, ids: torch.Tensor) -> list[Any]:
 
 
 def _last_felt(model: Any, ids: torch.Tensor, **options: Any) -> list[Any]:
-    """Whose update each position of one sequence feels, as the gate decided it."""
+    """The request whose update applies at each position of one sequence, by the gate."""
     seen: list[Any] = []
     lowest = model.model.layers[3].mlp
 
     def look(*_: Any) -> None:
         decision = Gate.of(model).decision
-        seen.extend(decision.felt[0] if decision.felt else [None] * ids.shape[1])
+        seen.extend(decision.requests[0] if decision.requests else [None] * ids.shape[1])
 
     handle = lowest.register_forward_pre_hook(look)
     try:

@@ -1,5 +1,5 @@
 """Past `scope_memory` the rows of the oldest requests lie in files, and nothing else is different:
-what texts feel, how edits come out, and how a model is saved."""
+which updates apply, how edits are undone, and how a model is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A low-rank update is felt the same whether it is added to a layer's output or written into its
+"""A low-rank update acts the same whether it is added to a layer's output or written into its
 weight, is written with one cast, and leaves no hook behind."""
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Trainable(nn.Module):
 
     def forward(self, **batch: Any) -> Tensor:
         """The logits of a batch from EasyEdit's data sets, on the device of its `input_ids`."""
-        with self._felt(self.updates):
+        with self._attached(self.updates):
             logits = self._batch(batch).logits(self.model)
         return logits.to(batch["input_ids"].device)
 
@@ -136,7 +136,7 @@ class Trainable(nn.Module):
         targets enter first, so the updates of one call differ slightly, and the statistics after it
         are equal. Raises TrainingError if the statistics have fewer than two rows.
         """
-        with self._felt(tuple(_detached(updates) for updates in self.updates)):
+        with self._attached(tuple(_detached(updates) for updates in self.updates)):
             rows, _ = capture(
                 self.model, list(self.targets.values()), self._batch(batch, **loss_options)
             )
@@ -196,7 +196,7 @@ class Trainable(nn.Module):
         )
 
     @contextmanager
-    def _felt(self, updates: tuple[dict[str, LowRankUpdate], ...]) -> Iterator[None]:
+    def _attached(self, updates: tuple[dict[str, LowRankUpdate], ...]) -> Iterator[None]:
         with ExitStack() as stack:
             for one_edit in updates:
                 stack.enter_context(attached(self.model, self.targets, one_edit))

@@ -17,11 +17,11 @@ from easyedit_mend_parallel.forward.calling import called_with
 AT_ONCE = 64
 """Maximum number of texts that are generated together."""
 
-Feeling = Callable[[Sequence[int]], AbstractContextManager[None]]
+Attach = Callable[[Sequence[int]], AbstractContextManager[None]]
 """From the indices of a batch's sequences, in order, to a context in which the model is called."""
 
 
-def feeling_nothing(_numbers: Sequence[int]) -> AbstractContextManager[None]:
+def attach_nothing(_numbers: Sequence[int]) -> AbstractContextManager[None]:
     """Call the model without any edit."""
     return nullcontext()
 
@@ -34,14 +34,14 @@ def written(
     limits: Sequence[int],
     *,
     begun: Sequence[Sequence[int]] = (),
-    feeling: Feeling = feeling_nothing,
+    attach: Attach = attach_nothing,
 ) -> list[tuple[list[int], bool]]:
     """Generate text after each prompt, always with the most probable token. Returns the token ids,
     and whether an end-of-text token (not included) followed.
 
     `limits` are the maximum numbers of tokens, one for each prompt. `begun` are ids with which each
     text begins after its prompt; they are not returned. Prompts of similar length are padded on the
-    left and generated together, `AT_ONCE` in a batch; `feeling` gets their indices. Sampling,
+    left and generated together, `AT_ONCE` in a batch; `attach` gets their indices. Sampling,
     penalties and stop rules of the model's generation config are ignored.
     """
     starts = [[*ids] for ids in begun] or [[] for _ in prompts]
@@ -52,7 +52,7 @@ def written(
             chosen = [one for one in order[at : at + AT_ONCE] if limits[one] > 0]
             if not chosen:
                 continue
-            with feeling(chosen):
+            with attach(chosen):
                 found = _batch(
                     model,
                     [prompts[one] for one in chosen],

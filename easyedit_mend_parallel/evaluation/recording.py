@@ -18,7 +18,7 @@ from easyedit_mend_parallel.evaluation.asking import Asker, context_of
 from easyedit_mend_parallel.evaluation.data import Example
 from easyedit_mend_parallel.evaluation.examples import Asking, as_examples
 from easyedit_mend_parallel.evaluation.free_text import Judgement, answer_tokens, judged
-from easyedit_mend_parallel.evaluation.generation import Feeling, feeling_nothing, written
+from easyedit_mend_parallel.evaluation.generation import Attach, attach_nothing, written
 from easyedit_mend_parallel.evaluation.questions import (
     EDIT,
     HELD,
@@ -203,20 +203,20 @@ def answers_to(
     recorded: Recorded,
     numbers: Sequence[int],
     *,
-    feeling: Feeling = feeling_nothing,
+    attach: Attach = attach_nothing,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Answers to the questions with these indices. `feeling` gets the requests of each batch's
+    """Answers to the questions with these indices. `attach` gets the requests of each batch's
     sequences, in order, so that it can attach each sequence's own edit."""
     said: dict[int, Said] = {}
     for chosen in recorded.asker.batches(model, recorded.questions, numbers, TOKENS_AT_ONCE):
-        with feeling([recorded.questions[number].request for number in chosen]):
+        with attach([recorded.questions[number].request for number in chosen]):
             said |= _said(model, recorded, chosen)
         progress(len(said))
     texts: dict[int, FreeText] = {}
     if recorded.free:
         free = [n for n in numbers if recorded.questions[n].kind in WRITTEN]
-        texts = _texts(model, recorded, free, feeling=feeling)
+        texts = _texts(model, recorded, free, attach=attach)
     return Answers(said, texts)
 
 
@@ -271,7 +271,7 @@ def _texts(
     numbers: Sequence[int],
     *,
     given: bool = False,
-    feeling: Feeling = feeling_nothing,
+    attach: Attach = attach_nothing,
 ) -> dict[int, FreeText]:
     """Free text after the prompts with these indices. With `given`, it is generated after prompt
     and answer, and begins with the answer."""
@@ -288,7 +288,7 @@ def _texts(
         [prompt for prompt, _ in asked],
         limits,
         begun=[answer for _, answer in asked] if given else (),
-        feeling=lambda chosen: feeling([recorded.questions[numbers[n]].request for n in chosen]),
+        attach=lambda chosen: attach([recorded.questions[numbers[n]].request for n in chosen]),
     )
     found = {}
     for number, (_, answer), (own, ended) in zip(numbers, asked, ids, strict=True):

@@ -15,7 +15,7 @@ import torch
 from easyedit_mend_parallel.errors import RequestError, WorseError, suggestion
 from easyedit_mend_parallel.evaluation.examples import Asking
 from easyedit_mend_parallel.evaluation.figures import answer_lines, figures, given_figures
-from easyedit_mend_parallel.evaluation.generation import feeling_nothing
+from easyedit_mend_parallel.evaluation.generation import attach_nothing
 from easyedit_mend_parallel.evaluation.intervals import Score
 from easyedit_mend_parallel.evaluation.recording import (
     NEW_TOKENS,
@@ -192,8 +192,8 @@ class _Run:
 
     def _score(self, requests: list[int], waiting: _Waiting | None = None) -> None:
         numbers = [n for n, one in enumerate(self.recorded.questions) if one.request in requests]
-        feeling = feeling_nothing if waiting is None else waiting.feeling
-        self.answers |= answers_to(self.model, self.recorded, numbers, feeling=feeling)
+        attach = attach_nothing if waiting is None else waiting.attach
+        self.answers |= answers_to(self.model, self.recorded, numbers, attach=attach)
 
 
 class _Waiting:
@@ -217,7 +217,7 @@ class _Waiting:
                 LowRankUpdate(update.keys.detach(), update.values.detach(), of)
             )
 
-    def feeling(self, requests: Sequence[int]) -> AbstractContextManager[None]:
+    def attach(self, requests: Sequence[int]) -> AbstractContextManager[None]:
         updates = {
             name: LowRankUpdate(
                 torch.cat([part.keys for part in parts]),

@@ -44,7 +44,7 @@ class Decision:
     cache: Any
     before: int = 0
     states: dict[int, Tensor] = field(default_factory=dict)
-    felt: list[list[ScopedRequest | None]] | None = None
+    requests: list[list[ScopedRequest | None]] | None = None
     reading: Reading | None = None
 
 
@@ -155,7 +155,7 @@ class Gate:
         else:
             real = decision.mask[:, -length:].bool().cpu()
         ids = None if decision.ids is None else decision.ids.cpu()
-        decision.felt, decision.reading = self.memory.look_up(states, real, ids, before)
+        decision.requests, decision.reading = self.memory.look_up(states, real, ids, before)
 
 
 @contextmanager

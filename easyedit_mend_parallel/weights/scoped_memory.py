@@ -161,12 +161,12 @@ class ScopedMemory:
             return None, now
         new = states.shape[1]
         decisions: list[list[ScopedRequest | None]] = []
-        for number, places in enumerate(fired):
+        for number, indices in enumerate(fired):
             nothing: list[ScopedRequest | None] = [None] * new
-            decided = self._decided(packed, now, number, places)[-new:] if places else nothing
+            decided = self._decided(packed, now, number, indices)[-new:] if indices else nothing
             decisions.append(decided)
-        felt = any(one is not None for row in decisions for one in row)
-        return (decisions if felt else None), now
+        applied = any(one is not None for row in decisions for one in row)
+        return (decisions if applied else None), now
 
     @torch.no_grad()
     def nearest(
@@ -201,11 +201,11 @@ class ScopedMemory:
             keys = torch.zeros(len(requests), width, self.scope.projection.shape[0], device=device)
             weights = torch.zeros(len(requests), width, device=device)
             subjects: dict[tuple[str, ...], list[int]] = {}
-            for place, request in enumerate(requests):
-                keys[place, : len(request.keys)] = request.keys.to(device)
-                weights[place, : len(request.keys)] = request.weights.to(device)
+            for index, request in enumerate(requests):
+                keys[index, : len(request.keys)] = request.keys.to(device)
+                weights[index, : len(request.keys)] = request.weights.to(device)
                 if request.subject:
-                    subjects.setdefault(request.subject, []).append(place)
+                    subjects.setdefault(request.subject, []).append(index)
             limits = self.scope.thresholds
             thresholds = torch.tensor(
                 [limits.alias if request.subject else limits.states for request in requests],
@@ -246,8 +246,8 @@ class ScopedMemory:
         A logit only rises as more tokens are read, so the last one decides.
         """
         found: list[set[int]] = [set() for _ in logits]
-        for number, place in (logits > packed.thresholds).nonzero().tolist():
-            found[number].add(place)
+        for number, index in (logits > packed.thresholds).nonzero().tolist():
+            found[number].add(index)
         if packed.subjects and now.ids is not None:
             limit = self.scope.thresholds.subject
             for number, row in enumerate(now.ids.tolist()):
@@ -255,22 +255,22 @@ class ScopedMemory:
                 standing = self._standing(packed, ids)
                 values = logits[number, standing].tolist() if standing else []
                 found[number] |= {
-                    place for place, v in zip(standing, values, strict=True) if v > limit
+                    index for index, v in zip(standing, values, strict=True) if v > limit
                 }
-        return [sorted(places) for places in found]
+        return [sorted(indices) for indices in found]
 
     def _standing(self, packed: _Packed, ids: list[int]) -> list[int]:
         """The indices of requests whose subject occurs in the text of `ids`."""
         words = words_of(self.read(ids)) if packed.subjects else ()
         return [
-            place
+            index
             for length in range(1, packed.longest_subject + 1)
             for start in range(len(words) - length + 1)
-            for place in packed.subjects.get(words[start : start + length], ())
+            for index in packed.subjects.get(words[start : start + length], ())
         ]
 
     def _decided(
-        self, packed: _Packed, now: Reading, number: int, places: Sequence[int]
+        self, packed: _Packed, now: Reading, number: int, indices: Sequence[int]
     ) -> list[ScopedRequest | None]:
         """The request whose update applies at each token of a sequence, among those that fired.
 
@@ -280,28 +280,28 @@ class ScopedMemory:
         real = now.real[number]
         encoded = now.encoded[number][real.to(now.encoded.device)].cpu()
         ids = None if now.ids is None else now.ids[number].cpu()[real].tolist()
-        felt: list[ScopedRequest | None] = [None] * len(encoded)
+        applied: list[ScopedRequest | None] = [None] * len(encoded)
         start = 0
         while start < len(encoded):
-            over = torch.stack([self._over(packed, p, encoded, ids, start) for p in places])
+            over = torch.stack([self._over(packed, p, encoded, ids, start) for p in indices])
             if not bool((over[:, -1] > 0).any()):
                 break
-            answered = None if ids is None else _first_answered(packed, places, over, ids, start)
+            answered = None if ids is None else _first_answered(packed, indices, over, ids, start)
             which, end = answered or (int(over[:, -1].argmax()), len(encoded))
-            felt[start:end] = [packed.requests[places[which]]] * (end - start)
+            applied[start:end] = [packed.requests[indices[which]]] * (end - start)
             start = end + 1
         decided: list[ScopedRequest | None] = [None] * len(real)
-        for position, one in zip(real.nonzero()[:, 0].tolist(), felt, strict=True):
+        for position, one in zip(real.nonzero()[:, 0].tolist(), applied, strict=True):
             decided[position] = one
         return decided
 
     def _over(
-        self, packed: _Packed, place: int, encoded: Tensor, ids: list[int] | None, start: int
+        self, packed: _Packed, index: int, encoded: Tensor, ids: list[int] | None, start: int
     ) -> Tensor:
         """(L - start,): for the tokens from `start` up to each token, a request's logit minus its
         threshold."""
-        request, limits = packed.requests[place], self.scope.thresholds
-        keys, weights = packed.keys[place].cpu(), packed.weights[place].cpu()
+        request, limits = packed.requests[index], self.scope.thresholds
+        keys, weights = packed.keys[index].cpu(), packed.weights[index].cpu()
         cosines = encoded[start:] @ keys.T
         if self.scope.skip_first and start == 0:
             cosines[0] = -1.0
@@ -327,17 +327,17 @@ class ScopedMemory:
 
 
 def _first_answered(
-    packed: _Packed, places: Sequence[int], over: Tensor, ids: list[int], start: int
+    packed: _Packed, indices: Sequence[int], over: Tensor, ids: list[int], start: int
 ) -> tuple[int, int] | None:
     """The request whose answer was completed first while its update applied, as an index into
-    `places`, and the position of the answer's last token. None if there is no such answer. `over`
+    `indices`, and the position of the answer's last token. None if there is no such answer. `over`
     (n, L - start) has the results of `_over`."""
     given = []
-    for which, place in enumerate(places):
+    for which, index in enumerate(indices):
         fires = (over[which] > 0).nonzero()
         if len(fires):
             first = start + int(fires[0])
-            end = answered_at(ids, first, packed.requests[place].answers)
+            end = answered_at(ids, first, packed.requests[index].answers)
             if end is not None:
                 given.append((end, which))
     for end, which in sorted(given):

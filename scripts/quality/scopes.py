@@ -1,4 +1,4 @@
-"""Measures scoped edits: what each request's update does, and where it is felt with N in the model.
+"""Measures scoped edits: what each request's update does, and where it applies with N in the model.
 
     python scripts/quality/scopes.py --archive ARCHIVE --facts validation.jsonl --more train.jsonl
 
@@ -247,7 +247,8 @@ def with_n(
 
 
 def forced(bench: Bench, rephrases: list[Asked], facts: list[Fact]) -> list[bool]:
-    """Whether each rephrase gets the target with its own fact's update, wherever it is felt.
+    """Whether each rephrase gets the target with its own fact's update, whether or not it applies
+    there.
 
     All scopes fire but those of other facts: each text is asked with its own request alone.
     """

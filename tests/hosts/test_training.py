@@ -375,7 +375,7 @@ def test_losses_and_measurements_of_a_trained_network_equal_easyedits_own(
     theirs = pair.losses(pair.theirs.eval())
 
     assert ours[:2] == pytest.approx(theirs[:2], rel=1e-4)
-    assert ours[1] > 1e-3  # the edit is felt
+    assert ours[1] > 1e-3  # the edit has an effect
     # The release has the measurements in the order of inner_params, as today's EasyEdit.
     assert set(ours[2]) == set(theirs[2])
     for key, value in theirs[2].items():

@@ -67,8 +67,8 @@ def decisions(model: Any, texts: list[str]) -> list[list[str | None]]:
     seen: list[list[str | None]] = []
 
     def look(*_: Any) -> None:
-        felt = Gate.of(model).decision.felt or [[None]]
-        seen.extend([one and one.prompt for one in row] for row in felt)
+        fired = Gate.of(model).decision.requests or [[None]]
+        seen.extend([one and one.prompt for one in row] for row in fired)
 
     handle = model.model.layers[3].mlp.register_forward_pre_hook(look)
     try:
@@ -79,11 +79,11 @@ def decisions(model: Any, texts: list[str]) -> list[list[str | None]]:
 
 
 def assert_equal(sharded: Any, plain: Any) -> None:
-    felt, base = local_logits(sharded, TEXTS), base_logits(sharded, TEXTS)
-    assert close(felt, local_logits(plain, TEXTS))
-    assert same_everywhere(felt)
+    fired, base = local_logits(sharded, TEXTS), base_logits(sharded, TEXTS)
+    assert close(fired, local_logits(plain, TEXTS))
+    assert same_everywhere(fired)
     for number, text in enumerate(TEXTS):
-        assert same_bits(felt[number], base[number]) == (text not in PROMPTS)
+        assert same_bits(fired[number], base[number]) == (text not in PROMPTS)
     decided = decisions(sharded, TEXTS)
     assert decided == decisions(plain, TEXTS)
     others: list[Any] = [None, None]
@@ -164,18 +164,18 @@ def a_folder_goes_from_one_process_to_several_and_back() -> None:
     for editor in (on_ranks, on_one):
         editor.edit(THREE)
     folders = [CHECKPOINTS / "scoped-ranks", CHECKPOINTS / f"scoped-one-{dist.get_rank()}"]
-    felt = [local_logits(editor.model, TEXTS) for editor in (on_ranks, on_one)]
+    fired = [local_logits(editor.model, TEXTS) for editor in (on_ranks, on_one)]
     save_scoped(on_ranks.model, folders[0])
     save_scoped(on_one.model, folders[1])
     for editor in (on_ranks, on_one):
-        for folder, expected in zip(folders, felt, strict=True):
+        for folder, expected in zip(folders, fired, strict=True):
             rollback_all(editor.model)
             edits = load_scoped(folder, editor.model, editor.tokenizer)
             assert close(local_logits(editor.model, TEXTS), expected)
             edits[0].rollback()
             assert scoped_memory(editor.model) is None
     load_scoped(folders[0], on_ranks.model, on_ranks.tokenizer)
-    assert same_bits(local_logits(on_ranks.model, TEXTS), felt[0])
+    assert same_bits(local_logits(on_ranks.model, TEXTS), fired[0])
 
 
 def a_journal_of_scoped_edits_is_that_of_one_process() -> None:
@@ -183,10 +183,10 @@ def a_journal_of_scoped_edits_is_that_of_one_process() -> None:
     folder = CHECKPOINTS / "scoped-journal"
     journal = Journal(folder).apply_to(on_ranks.model, apply="scoped", scoping=on_ranks.scoping)
     journal.add(on_ranks.edit(THREE))
-    felt = local_logits(on_ranks.model, TEXTS)
+    fired = local_logits(on_ranks.model, TEXTS)
     assert journal.edit(1).about["scope"]["below"]
     Journal(folder).apply_to(on_one.model, apply="scoped", scoping=on_one.scoping)
-    assert close(local_logits(on_one.model, TEXTS), felt)
+    assert close(local_logits(on_one.model, TEXTS), fired)
 
 
 def rows_in_files_are_felt_by_every_process() -> None:

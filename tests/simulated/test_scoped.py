@@ -1,5 +1,5 @@
-"""Scoped edits over simulated accelerators: each text feels what it feels on one device, and a
-folder of them goes from any placement to any other."""
+"""Scoped edits over simulated accelerators: each text gets the update that it gets on one device,
+and a folder of them goes from any placement to any other."""
 
 from __future__ import annotations
 

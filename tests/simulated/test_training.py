@@ -1,5 +1,5 @@
 """Training through an edit on a model that is spread over simulated accelerators: the gradient of
-the hypernetwork equals the gradient on one device on every cut, an edit is felt only while it is
+the hypernetwork equals the gradient on one device on every cut, an edit acts only while it is
 attached, and edits add.
 """
 

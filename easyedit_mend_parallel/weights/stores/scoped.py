@@ -64,11 +64,11 @@ class ScopedRows:
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """`output` plus the rows of the requests that fired; None (unchanged) if none did."""
         decision = self._gate.decision
-        if decision is None or decision.felt is None:
+        if decision is None or decision.requests is None:
             return None
-        flat = [request for sequence in decision.felt for request in sequence]
-        felt = {request: None for request in flat if request is not None}
-        update = _one_of(self._gate.memory, list(felt), self._target.name, output.device)
+        flat = [request for sequence in decision.requests for request in sequence]
+        fired = {request: None for request in flat if request is not None}
+        update = _one_of(self._gate.memory, list(fired), self._target.name, output.device)
         if update is None:
             return None
         shard = shard_of_layer(layer, self._target)
@@ -87,7 +87,7 @@ class ScopedRows:
                 "were read: a scoped edit needs a layer that sees every token once. Set "
                 "`apply: output`"
             )
-        number = {request: place for place, request in enumerate(felt)}
+        number = {request: index for index, request in enumerate(fired)}
         route = torch.tensor([-1 if one is None else number[one] for one in flat])
         here = (route >= 0).nonzero()[:, 0].to(output.device)
         rows = output.flatten(0, -2)
