@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -136,7 +136,7 @@ class MendParallel:
 
     def edit(
         self,
-        requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
+        requests: Request | Mapping[str, Any] | Iterable[Request | Mapping[str, Any]],
         *,
         losses_after: bool = False,
     ) -> EditResult:

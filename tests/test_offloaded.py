@@ -468,11 +468,11 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def disk_full_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     write, calls = scratch_files.write_tensors, []
 
-    def full(path: Path, *args: Any) -> None:
+    def full(path: Path, *args: Any, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 5:
             raise OSError(28, "No space left on device")
-        write(path, *args)
+        write(path, *args, **options)
 
     monkeypatch.setattr(scratch_files, "write_tensors", full)
 

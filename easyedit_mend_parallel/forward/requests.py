@@ -5,8 +5,9 @@ Knows nothing of tokens or models.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from easyedit_mend_parallel.forward.tokenizing import AUTO, TARGET_SPACE, target
 log = logging.getLogger(__name__)
 
 FIELDS = ("prompt", "target_new")
+ROOM = 100
+"""Levels of nesting that further fields leave free."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,19 @@ class Request:
                 raise RequestError(f"{name} is a {type(value).__name__}, not a string: {value!r}")
             if not value.strip():
                 raise RequestError(f"{name} is empty in the request {self._say()}")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise RequestError(
+                    f"{name} holds half of a surrogate pair at character {error.start} in the "
+                    f"request {self._say()}: no tokenizer can read it; write the character whole"
+                ) from None
         if self.target_space not in (None, *TARGET_SPACE):
             raise RequestError(
                 f"target_space is {self.target_space!r} in the request {self._say()}; it has to be "
                 f"one of {', '.join(TARGET_SPACE)}"
             )
+        _refuse_unwritable(self.other, self._say())
 
     @property
     def target_text(self) -> str:
@@ -59,21 +70,48 @@ class Request:
 
 
 def as_requests(
-    requests: Request | Mapping[str, Any] | Sequence[Request | Mapping[str, Any]],
+    requests: Request | Mapping[str, Any] | Iterable[Request | Mapping[str, Any]],
     target_space: str | None = None,
 ) -> list[Request]:
     """A list of requests, from one or many `Request`s or EasyEdit's dictionaries.
 
     `target_space` is that of requests that do not say theirs.
 
-    Raises RequestError for a missing field, an empty string, or an empty list. The error names the
-    request by its number (from 0).
+    Raises RequestError for a missing field, an empty string, text that is no Unicode, further
+    fields that no file could keep, or no request at all. The error names the request by its number
+    (from 0).
     """
     if isinstance(requests, (Request, Mapping)):
         requests = [requests]
+    elif isinstance(requests, (str, bytes, type)) or not hasattr(requests, "__iter__"):
+        said = "nothing" if requests is None else f"{requests!r:.60}"
+        raise RequestError(
+            f"requests has to be a request or a list of them, and is {said}: give dictionaries "
+            "with 'prompt' and 'target_new'"
+        )
+    requests = list(requests)
     if not requests:
         raise RequestError("no request was given")
     return [_as_request(number, request, target_space) for number, request in enumerate(requests)]
+
+
+def _refuse_unwritable(other: Any, request: str) -> None:
+    """Raise RequestError for further fields that cannot become JSON, in which edits are saved.
+
+    Single values that JSON does not know become text; keys, cycles and depth cannot.
+    """
+    nested = other
+    try:
+        nested = dict(other)
+        for _ in range(ROOM):  # files nest the fields deeper, and callers use the stack
+            nested = [nested]
+        json.dumps(nested, default=str)
+    except Exception as error:  # an object's own __str__ may raise anything
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(
+            f"the further fields of the request {request} cannot be saved as JSON ({why}): give "
+            "plain values under names that are text, or leave them out"
+        ) from None
 
 
 def without_repeats(requests: Sequence[Request]) -> list[Request]:
