@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.weights.reading import Reading, answered_at, joined
+from easyedit_mend_parallel.weights.reading import Reading, joined
 from easyedit_mend_parallel.weights.row_keeper import KeptRows, RowKeeper
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
+from easyedit_mend_parallel.weights.scope_decision import PackedRequests, ScopeDecision
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 AT_ONCE = 1 << 18
@@ -35,19 +36,6 @@ class _Held:
     rows: dict[str, KeptRows] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """The requests that can fire, oldest first, with their `keys` (R, S, d), padded with zeros,
-    `weights` (R, S) and `thresholds` (R,). `subjects` maps a subject to indices of its requests."""
-
-    requests: list[ScopedRequest]
-    keys: Tensor
-    weights: Tensor
-    thresholds: Tensor
-    subjects: dict[tuple[str, ...], list[int]]
-    longest_subject: int
-
-
 class ScopedMemory:
     """The scoped requests of one model, with one `scope`; `read` gives the text of token ids.
 
@@ -59,7 +47,7 @@ class ScopedMemory:
         self.scope, self.read = scope, read
         self._held: dict[ScopedRequest, _Held] = {}
         self._serials = count()
-        self._packed: _Packed | None = None
+        self._packed: PackedRequests | None = None
         self.version = 0
         self.kept = RowKeeper()
         self.key_bytes = 0
@@ -160,10 +148,11 @@ class ScopedMemory:
         if not any(fired):
             return None, now
         new = states.shape[1]
+        decision = ScopeDecision(packed, self.scope, self.read)
         decisions: list[list[ScopedRequest | None]] = []
         for number, indices in enumerate(fired):
             nothing: list[ScopedRequest | None] = [None] * new
-            decided = self._decided(packed, now, number, indices)[-new:] if indices else nothing
+            decided = decision.by_token(now, number, indices)[-new:] if indices else nothing
             decisions.append(decided)
         applied = any(one is not None for row in decisions for one in row)
         return (decisions if applied else None), now
@@ -191,7 +180,7 @@ class ScopedMemory:
         self._packed = None
         self.version += 1
 
-    def _pack(self, device: torch.device) -> _Packed:
+    def _pack(self, device: torch.device) -> PackedRequests:
         if self.scope.mean.device != device:
             self.scope, self._packed = self.scope.to(device), None
         if self._packed is None:
@@ -212,14 +201,14 @@ class ScopedMemory:
                 device=device,
             )
             longest = max(map(len, subjects), default=0)
-            self._packed = _Packed(requests, keys, weights, thresholds, subjects, longest)
+            self._packed = PackedRequests(requests, keys, weights, thresholds, subjects, longest)
         return self._packed
 
     def _compared(self, real: Tensor) -> Tensor:
         """Which tokens of `real` (B, L) are compared with keys."""
         return real & (real.cumsum(1) > 1) if self.scope.skip_first else real
 
-    def _best(self, packed: _Packed, encoded: Tensor, compared: Tensor) -> Tensor:
+    def _best(self, packed: PackedRequests, encoded: Tensor, compared: Tensor) -> Tensor:
         """(B, R, S): the largest cosine of each key with the `compared` (B, T) tokens."""
         here = compared.to(encoded.device)
         if not here.all():
@@ -240,7 +229,7 @@ class ScopedMemory:
             best[~here.any(1)] = -1.0
         return best
 
-    def _candidates(self, packed: _Packed, logits: Tensor, now: Reading) -> list[list[int]]:
+    def _candidates(self, packed: PackedRequests, logits: Tensor, now: Reading) -> list[list[int]]:
         """For each sequence, the indices of requests whose scope fires at any of its tokens.
 
         A logit only rises as more tokens are read, so the last one decides.
@@ -259,7 +248,7 @@ class ScopedMemory:
                 }
         return [sorted(indices) for indices in found]
 
-    def _standing(self, packed: _Packed, ids: list[int]) -> list[int]:
+    def _standing(self, packed: PackedRequests, ids: list[int]) -> list[int]:
         """The indices of requests whose subject occurs in the text of `ids`."""
         words = words_of(self.read(ids)) if packed.subjects else ()
         return [
@@ -268,82 +257,6 @@ class ScopedMemory:
             for start in range(len(words) - length + 1)
             for index in packed.subjects.get(words[start : start + length], ())
         ]
-
-    def _decided(
-        self, packed: _Packed, now: Reading, number: int, indices: Sequence[int]
-    ) -> list[ScopedRequest | None]:
-        """The request whose update applies at each token of a sequence, among those that fired.
-
-        A request applies up to the token before the last one of its answer, if its logit is then
-        furthest above its threshold. The text after an answer is decided separately.
-        """
-        real = now.real[number]
-        encoded = now.encoded[number][real.to(now.encoded.device)].cpu()
-        ids = None if now.ids is None else now.ids[number].cpu()[real].tolist()
-        applied: list[ScopedRequest | None] = [None] * len(encoded)
-        start = 0
-        while start < len(encoded):
-            over = torch.stack([self._over(packed, p, encoded, ids, start) for p in indices])
-            if not bool((over[:, -1] > 0).any()):
-                break
-            answered = None if ids is None else _first_answered(packed, indices, over, ids, start)
-            which, end = answered or (int(over[:, -1].argmax()), len(encoded))
-            applied[start:end] = [packed.requests[indices[which]]] * (end - start)
-            start = end + 1
-        decided: list[ScopedRequest | None] = [None] * len(real)
-        for position, one in zip(real.nonzero()[:, 0].tolist(), applied, strict=True):
-            decided[position] = one
-        return decided
-
-    def _over(
-        self, packed: _Packed, index: int, encoded: Tensor, ids: list[int] | None, start: int
-    ) -> Tensor:
-        """(L - start,): for the tokens from `start` up to each token, a request's logit minus its
-        threshold."""
-        request, limits = packed.requests[index], self.scope.thresholds
-        keys, weights = packed.keys[index].cpu(), packed.weights[index].cpu()
-        cosines = encoded[start:] @ keys.T
-        if self.scope.skip_first and start == 0:
-            cosines[0] = -1.0
-        logits = self.scope.logits(cosines.cummax(0).values, weights)
-        thresholds = torch.full_like(logits, limits.alias if request.subject else limits.states)
-        if request.subject and ids is not None:
-            thresholds[self._stands_from(ids[start:], request.subject) :] = limits.subject
-        return logits - thresholds
-
-    def _stands_from(self, ids: list[int], subject: tuple[str, ...]) -> int:
-        """The position of the token that completes the subject in the text; the text's length if
-        the subject does not occur."""
-        if not stands_in(words_of(self.read(ids)), subject):
-            return len(ids)
-        low, high = 0, len(ids) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if stands_in(words_of(self.read(ids[: middle + 1])), subject):
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-
-def _first_answered(
-    packed: _Packed, indices: Sequence[int], over: Tensor, ids: list[int], start: int
-) -> tuple[int, int] | None:
-    """The request whose answer was completed first while its update applied, as an index into
-    `indices`, and the position of the answer's last token. None if there is no such answer. `over`
-    (n, L - start) has the results of `_over`."""
-    given = []
-    for which, index in enumerate(indices):
-        fires = (over[which] > 0).nonzero()
-        if len(fires):
-            first = start + int(fires[0])
-            end = answered_at(ids, first, packed.requests[index].answers)
-            if end is not None:
-                given.append((end, which))
-    for end, which in sorted(given):
-        if int(over[:, end - 1 - start].argmax()) == which:
-            return which, end
-    return None
 
 
 def size_of(*tensors: Tensor) -> int:
