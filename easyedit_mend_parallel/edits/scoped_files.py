@@ -1,6 +1,6 @@
-"""What the folder of a model's scoped edits has in it: an index, keys, rows, and checksums of all.
+"""Reads and writes the files of a model's scoped edits: an index, keys, rows, and checksums.
 
-Knows files, requests and rows; knows no base model, and changes none.
+Knows files, requests and rows, and no base model.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 KIND, FORMAT_VERSION = "scoped edits", 1
 INDEX, KEYS_FILE = "scoped.json", "keys.safetensors"
 ROWS_IN_A_FILE = 1 << 26
-"""Bytes of rows in one file, at most, where no single request has more."""
+"""Maximum size of the rows in one file, unless a single request has more."""
 READ_AT_ONCE = 1 << 20
-"""Bytes of a file that are read at once for its checksum."""
+"""Number of bytes of a file that are read at a time for its checksum."""
 SCOPE_TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias", "common")
 
 
 @dataclass(frozen=True)
 class SavedScopes:
-    """A folder that was read and found whole; its rows are still in their files."""
+    """A folder whose checksums were compared. Its rows are still in their files."""
 
     folder: Path
     scope: Scope
@@ -56,7 +56,7 @@ class SavedScopes:
             if not path.is_file() or _sum(path) != expected:
                 raise EditError(
                     f"{path} is missing, cut short or changed: its checksum is not that of "
-                    f"{INDEX}. Copy the whole folder again, or make the edits anew"
+                    f"{INDEX}. Copy the whole folder again, or make the edits again"
                 )
         try:
             tensors, _ = read_tensors(folder / KEYS_FILE)

@@ -1,6 +1,6 @@
-"""The scoped edits of a model as a folder: written from one model, put onto the same base again.
+"""Saves the scoped edits of a model as a folder, and applies them to the same base again.
 
-Knows bases and the ledger; knows nothing of how edits were made, nor of how a scope decides.
+Knows bases and the ledger, and neither how edits were made nor how a scope decides.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SCOPE_MEMORY = "4GiB"
 
 @dataclass(frozen=True)
 class LoadedEdit:
-    """One edit of a loaded folder: (prompt, target) of its requests, and the way to take it out.
+    """One edit of a loaded folder: (prompt, target) of its requests.
 
-    Holds names and no rows. `rollback` takes it out of the model in any order, to the bit.
+    References names and no rows. `rollback` undoes the edit in any order, to the bit.
     """
 
     requests: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ def save_scoped(model: nn.Module, folder: str | Path) -> Path:
     The folder has the requests and the scope's numbers (JSON), the scope's tensors and the keys,
     and the rows (safetensors), with checksums of the files and of the base: of the targets'
     weights and of all weights below the lowest target. It does not have the model.
-    `load_scoped` puts them onto the same base. Every process of a model that is split between
+    `load_scoped` applies them to the same base. Every process of a model that is split between
     them has to call this; the first one writes.
 
     Raises EditError for a model without scoped edits and for a folder that is not empty.
@@ -83,7 +83,7 @@ def load_scoped(
     scope_memory: int | str = SCOPE_MEMORY,
     check: bool = True,
 ) -> list[LoadedEdit]:
-    """Put the scoped edits of `folder` onto `model`, the same base on any placement: all or none.
+    """Apply the scoped edits of `folder` to `model`, the same base on any placement: all or none.
 
     `tokenizer` is the one that they were made with. The result has one entry for each call of
     `edit` with which they were made, oldest first (a large one can have several). Requests that

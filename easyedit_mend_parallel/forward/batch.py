@@ -40,11 +40,11 @@ IGNORED = -100
 class Batch:
     """B sequences of T tokens that belong to R requests.
 
-    `inputs` is what the model is called with (`input_ids`, `attention_mask`, `position_ids`
-    where the forward takes them, `decoder_input_ids` for encoder-decoder models). `labels`
-    (B, T), on the CPU, is aligned with the model's predictions: `labels[b, t]` is what the
-    logits at t should predict, or `IGNORED`. `request` (B,) is the index of each sequence's
-    request.
+    `inputs` are the arguments of the model (`input_ids`, `attention_mask`, `position_ids` if
+    the forward takes them, `decoder_input_ids` for encoder-decoder models). `labels`
+    (B, T), on the CPU, is aligned with the model's predictions: `labels[b, t]` is the token
+    that the logits at t should predict, or `IGNORED`. `request` (B,) is the index of each
+    sequence's request.
     """
 
     inputs: dict[str, Any]
@@ -58,9 +58,9 @@ class Batch:
     def token_mask(self, length: int) -> Tensor:
         """(B, length) on the CPU: true for real tokens up to the last that predicts a label.
 
-        `length` is how many tokens of each sequence a layer sees. In an encoder-decoder model
-        those of the encoder all count; where both sides have one length, tokens of either do.
-        Raises TargetError for a layer that sees neither.
+        `length` is the number of tokens of each sequence that a layer gets. In an encoder-decoder
+        model all tokens of the encoder count; if both sides have the same length, tokens of either
+        side count. Raises TargetError for a layer that gets neither.
         """
         position = torch.arange(self.labels.shape[1])
         last = torch.where(self.labels != IGNORED, position, -1).amax(1, keepdim=True)
@@ -80,7 +80,7 @@ class Batch:
         return torch.stack(found).any(0)
 
     def label_mask(self, length: int) -> Tensor:
-        """(B, length) on the CPU: true where a label is to be predicted; of the encoder nowhere."""
+        """(B, length) on the CPU: true at positions that predict a label; false in the encoder."""
         if length != self.labels.shape[1]:
             return torch.zeros(len(self.labels), length, dtype=torch.bool)
         return self.labels != IGNORED
@@ -88,7 +88,7 @@ class Batch:
     def parts(self, tokens: int) -> Iterator[Batch]:
         """This batch in parts of at most `tokens` tokens, padding included, in its order.
 
-        A request stays whole, and a part has one at least. Each part counts its requests from 0.
+        A request is never split, so a part has at least one. Each part counts its requests from 0.
         """
         at_once = max(1, tokens // self.width)
         for start in range(0, self.n_requests, at_once):
@@ -97,7 +97,7 @@ class Batch:
             yield self.taken(chosen, self.request[chosen] - start)
 
     def taken(self, sequences: Tensor, request: Tensor) -> Batch:
-        """The batch of the numbered sequences, in that order, with `request` as their requests'."""
+        """The batch of the sequences with these indices, in this order, with `request` (B,)."""
         inputs = {
             name: value[sequences.to(value.device)] if self.is_of_sequences(value) else value
             for name, value in self.inputs.items()
@@ -110,20 +110,20 @@ class Batch:
 
     @property
     def width(self) -> int:
-        """How many tokens the longest side of a request has, padding included."""
+        """The number of tokens of a request's longest side, including padding."""
         values = [value for value in self.inputs.values() if self.is_of_sequences(value)]
         longest: int = max(value.shape[1] for value in (*values, self.labels))
         return longest * -(-len(self.labels) // self.n_requests)
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens a target sees and `token_mask` counts, at most."""
+        """The maximum number of tokens of any target that `token_mask` counts."""
         values = [value for value in self.inputs.values() if self.is_of_sequences(value)]
         lengths = {value.shape[1] for value in (*values, self.labels)}
         return max(int(self.token_mask(length).sum()) for length in lengths)
 
     def label_shares(self) -> Tensor:
-        """(R,), fp32: which share of all labels belongs to each request."""
+        """(R,), fp32: the share of all labels that belongs to each request."""
         counts = torch.zeros(self.n_requests)
         counts.index_add_(0, self.request, (self.labels != IGNORED).sum(1).float())
         return counts / counts.sum()
@@ -160,8 +160,8 @@ class Batch:
     def predictions(self, model: nn.Module, sequence: Tensor, position: Tensor) -> Tensor:
         """The logits (n, vocabulary) at n positions: `sequence` (n,) and `position` in it (n,).
 
-        A large vocabulary makes logits the dearest part of a forward, so the output layer is
-        shown these rows alone, where it is called with the hidden states of every position.
+        With a large vocabulary, logits are the most expensive part of a forward pass. Therefore the
+        output layer gets only these rows, if it would get the hidden states of every position.
         """
         rows = LabelLogits(self.labels.shape, sequence, position)
         with rows.before_output_layer(model):
@@ -173,13 +173,13 @@ class Batch:
     def losses(self, logits: Tensor) -> Tensor:
         """(R,), fp32, from all logits: the mean negative log-likelihood of each request's labels.
 
-        Each request has a mean of its own, so its gradient is the same alone and in a batch.
+        Each request has its own mean, so its gradient is the same alone and in a batch.
         """
         sequence, position = self._labelled()
         return self._means(logits[sequence.to(logits.device), position.to(logits.device)])
 
     def losses_on(self, model: nn.Module) -> Tensor:
-        """`losses` of the model's own predictions, (R,), which makes no other logits."""
+        """`losses` of the model's own predictions, (R,); no other logits are computed."""
         return self._means(self.predictions(model, *self._labelled()))
 
     def answered(self, model: nn.Module) -> Tensor:
@@ -193,13 +193,13 @@ class Batch:
     def call(self, model: nn.Module) -> Any:
         """Run the model on this batch. Every forward of this package goes through here.
 
-        A compiled model runs as it is written: its graphs would not run the hooks of an edit.
+        A compiled model runs uncompiled, since its graphs would not run the hooks of an edit.
         """
         with uncompiled():
             return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:
-        """Where the labels are: the sequence (n,) of each and the position in it (n,)."""
+        """The positions of the labels: the sequence (n,) of each, and the position in it (n,)."""
         sequence, position = (self.labels != IGNORED).nonzero(as_tuple=True)
         return sequence, position
 
@@ -228,10 +228,10 @@ def make_batch(
     trains its archives, or without any (`without_special_tokens`). An encoder-decoder model reads
     the prompt and predicts the target; any other model reads both and predicts the target at the
     end. Padding is on the tokenizer's side; the tokenizer needs no padding token and is not
-    changed. Where a request's labels are made in EasyEdit's form and are not what stands in the
-    text, that is said (logging).
+    changed. A message is logged if a request's labels, made in EasyEdit's form, differ from the
+    tokens in the text.
 
-    Raises RequestError for a target that has no token of its own, or is as long as the sequence.
+    Raises RequestError for a target that adds no token, or is as long as the sequence.
     """
     texts = []
     for asked in requests:
@@ -244,11 +244,11 @@ def make_batch(
 
 
 def without_special_tokens(labels: Tensor, special_ids: Collection[int]) -> Tensor:
-    """`labels`, of any shape, with `IGNORED` where they ask for a special token.
+    """`labels`, of any shape, with `IGNORED` in place of special tokens.
 
-    The one place that decides this, for editing and for training. It falls on every special
-    token, at the beginning (a BOS that is put before each text) and at the end (an EOS, which
-    would teach the model to stop there). What the model reads stays as it is.
+    Editing and training both use this function. It removes every special token from the labels, at
+    the beginning (a BOS before each text) and at the end (an EOS, which would teach the model to
+    stop there). The model's inputs do not change.
     """
     special = torch.tensor(sorted(special_ids), dtype=labels.dtype, device=labels.device)
     return labels.masked_fill(torch.isin(labels, special), IGNORED)
@@ -261,7 +261,7 @@ def batch_of(
     *,
     special_tokens_in_labels: bool = True,
 ) -> Batch:
-    """The batch of `texts`, each a request of its own, as `make_batch` describes it."""
+    """The batch of `texts`, each one a request, as described in `make_batch`."""
     left = tokenizer.padding_side == "left"
     inputs = {
         "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
@@ -284,25 +284,25 @@ def batch_of(
 
 
 def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> Batch:
-    """A batch of plain texts, each of which goes on as it does: its last token is its label.
+    """A batch of plain texts. The only label of each text is its last token.
 
     An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
-    two tokens are left out; raises RequestError where no other is there.
+    two tokens are left out. Raises RequestError if there is no other text.
     """
     return batch_of_ids(model, text_ids(tokenizer, texts), tokenizer)
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token ids of each text that has two or more; raises RequestError where none has."""
+    """The token ids of each text that has two or more. Raises RequestError if no text has."""
     found = [ids for text in texts if len(ids := ids_of(tokenizer, text)) > 1]
     if not found:
-        raise RequestError("of the unrelated texts none has two tokens: give longer ones")
+        raise RequestError("no unrelated text has two tokens: give longer texts")
     return found
 
 
 @dataclass(frozen=True)
 class PadRight:
-    """What `batch_of` asks of a tokenizer, where only token ids are at hand."""
+    """Replaces the tokenizer in `batch_of` if there are only token ids."""
 
     padding_side: str = "right"
     pad_token_id: int = 0
@@ -322,7 +322,7 @@ def batch_of_ids(
 
 
 def _padding(tokenizer: Any) -> int:
-    """Any valid id: what stands in padding is masked."""
+    """The id of padding. Any valid id will do, since padding is masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

@@ -1,6 +1,6 @@
-"""Hidden states that enter some blocks of a model, for texts: what scopes are made of.
+"""Computes the hidden states of texts that enter some blocks of a model, for scopes.
 
-The forward ends at the last of those blocks. Knows nothing of what the states are used for.
+The forward pass ends at the last of those blocks. Knows nothing of how the states are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
 
 TOKENS_AT_ONCE = 1024
-"""How many tokens, padding counted, pass the blocks in one call."""
+"""Maximum number of tokens, including padding, in one call of the blocks."""
 
 
 class _Stop(Exception):
@@ -27,10 +27,10 @@ class _Stop(Exception):
 def block_states(
     model: nn.Module, blocks_name: str, blocks: Sequence[int], texts: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, Tensor]]:
-    """(number of the text, its states (T, D) on the CPU), texts of like length together.
+    """Yield (index of the text, its states (T, D)) for each text, grouped by length.
 
-    `blocks` are numbers of blocks in the list `blocks_name`, ascending; their states stand one
-    after the other in D. `texts` are token ids. In the model's dtype.
+    `blocks` are the indices, ascending, of blocks in the list `blocks_name`; their states are
+    concatenated in D. `texts` are token ids. States are on the CPU, in the model's dtype.
     """
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     while order:

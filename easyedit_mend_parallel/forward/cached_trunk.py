@@ -88,8 +88,8 @@ class CachedTrunk(Trunk):
         gate = Gate.of(model)
         if gate is not None and not gate.is_silent:
             raise NoTrunkError(
-                "the model has scoped edits, and where they apply is told by the states of blocks "
-                "that a resumed forward skips: run it whole (trunk_memory: 0)"
+                "the model has scoped edits, whose scopes read blocks that a resumed forward pass "
+                "skips: run it whole (trunk_memory: 0)"
             )
         if self._seen_versions(model) != self._versions:
             raise TrunkError(

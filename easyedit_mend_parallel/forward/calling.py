@@ -1,4 +1,4 @@
-"""How a model is called: with which arguments, and without graphs that were compiled before.
+"""Makes the arguments with which a model is called, and refuses models that cannot be called.
 
 Knows what a forward takes, also that of a wrapped model. Knows nothing of requests.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `model` is called with for `inputs`, where it wants its token ids: without a cache,
-    and with positions that count tokens and not padding where its forward takes them.
+    """The arguments of `model` for `inputs`, on the device of its token ids: without a cache, and,
+    if its forward takes them, with positions that do not count padding.
 
-    Raises RequestError for a batch that is padded on the left where a wrapper keeps `position_ids`
-    from a model that takes them.
+    Raises RequestError for a batch with padding on the left if a wrapper does not pass
+    `position_ids` to a model that takes them.
     """
     device = input_device(model)
     arguments: dict[str, Any] = {name: ids.to(device) for name, ids in inputs.items()}
@@ -40,8 +40,8 @@ def called_with(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[st
 
 
 def refuse_uncallable(model: nn.Module) -> None:
-    """Raise TargetError for what is called as a model but is not the transformers model itself,
-    and for weights through which torch can take no gradient."""
+    """Raise TargetError for an object that is not the transformers model itself, and for weights
+    through which torch cannot compute a gradient."""
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise TargetError(
@@ -67,7 +67,7 @@ def takes(model: nn.Module, argument: str) -> bool:
     """Whether `model` can be called with `argument`.
 
     Asks the class's own forward (accelerate wraps the instance's). A wrapper (PEFT's, a
-    compiled model) that hands on what it is given takes what the model in it takes.
+    compiled model) that passes its arguments on can be called with those of the model in it.
     """
     forward = type(model).forward
     parameters = inspect.signature(forward).parameters

@@ -1,4 +1,4 @@
-"""Requests in chat form: the prompt as a user's turn, the answer as the assistant's, ended.
+"""Puts requests into chat form: the prompt as a user's turn, the answer as the assistant's.
 
 Knows the tokenizer's chat template, and no model by name.
 """
@@ -12,7 +12,7 @@ from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.tokenizing import NEVER
 
 PLACEHOLDER = "A"
-"""An answer, to see what the template puts after one."""
+"""An answer with which the end of a turn is found."""
 
 
 def in_chat(tokenizer: Any, prompt: str) -> str:
@@ -25,15 +25,15 @@ def in_chat(tokenizer: Any, prompt: str) -> str:
 
 
 def end_of_turn(tokenizer: Any) -> str:
-    """What ends an assistant's turn in the template, up to its first special token (`<|im_end|>`,
-    `</s>`); nothing where the template puts no special token there.
+    """The end of an assistant's turn in the template, up to its first special token (`<|im_end|>`,
+    `</s>`); empty if the template has no special token there.
 
     Raises RequestError for a tokenizer without a chat template.
     """
     turns = [_turn("user", PLACEHOLDER), _turn("assistant", PLACEHOLDER)]
     whole = _rendered(tokenizer, turns, add_generation_prompt=False)
     after = whole[whole.rindex(PLACEHOLDER) + len(PLACEHOLDER) :]
-    # Not only those of `all_special_tokens`: a turn may end in an added token of its own.
+    # Not only those of `all_special_tokens`: a turn can end with another added token.
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     ends = [after.index(token) + len(token) for token in special if token in after]
     return after[: min(ends)] if ends else ""
@@ -60,8 +60,8 @@ def _turn(role: str, content: str) -> dict[str, str]:
 def _rendered(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise RequestError(
-            "this tokenizer has no chat template, so nothing can be put in chat form: leave chat "
-            "away, or set tokenizer.chat_template"
+            "this tokenizer has no chat template, so nothing can be put in chat form: remove chat, "
+            "or set tokenizer.chat_template"
         )
     text: str = tokenizer.apply_chat_template(
         turns, add_generation_prompt=add_generation_prompt, tokenize=False

@@ -1,4 +1,4 @@
-"""Requests: the edits that a user asks for, checked before anything is computed.
+"""Requests: the edits that a user wants, checked before anything is computed.
 
 Knows nothing of tokens or models.
 """

@@ -83,7 +83,8 @@ class Texts:
         return self._tokenized[text]
 
     def batch(self, texts: Sequence[Text], requests: Sequence[int] | None = None) -> Batch:
-        """A batch of `texts`, each a request of its own, or of the request of its number."""
+        """A batch of `texts`. Each is a separate request, or belongs to the request with its
+        index."""
         made = batch_of(
             self.model,
             self.tokenizer,

@@ -75,7 +75,7 @@ def tokenized(
     those are not the ids that stand in the text. So they are for an encoder-decoder model, which
     reads the prompt and predicts the target.
 
-    Raises RequestError for a target that has no token of its own, or is as long as the sequence,
+    Raises RequestError for a target that adds no token, or is as long as the sequence,
     and where one token is made of the end of the prompt and the beginning of the target.
     """
     alone = _target_ids(tokenizer, prompt, target) if target else ()

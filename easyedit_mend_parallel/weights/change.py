@@ -81,7 +81,7 @@ class Entry:
         if ledger is None:
             raise UpdateError("the model that was edited no longer exists")
         if record.targets.keys() - record.updates.keys():
-            raise UpdateError("the rows of this change were not kept: load them anew")
+            raise UpdateError("the rows of this change were not kept: load them again")
         return ledger.change(list(record.targets.values()), record.updates, record.apply)
 
     def before(self) -> dict[str, Tensor]:

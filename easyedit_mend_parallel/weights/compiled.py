@@ -1,4 +1,4 @@
-"""Compiled models: graphs that were compiled before a hook came do not run it.
+"""Makes compiled models run hooks that were added after they were compiled.
 
 Knows torch.compile, and nothing of edits.
 """
@@ -14,11 +14,12 @@ import torch
 
 
 def drop_compiled_graphs() -> None:
-    """Forget what torch.compile has made in this process; the next call compiles again.
+    """Drop all graphs that torch.compile has made in this process. The next call compiles again.
 
-    To be called after a hook was put on a layer or taken off. By default torch's guards do not look
-    at hooks, so a graph from before runs without them; and where a graph breaks, one layer's
-    may be used for another's. From here on they look, in the whole process.
+    Must be called after a hook was added to a layer or removed from it. By default torch's guards
+    do not check hooks, so an earlier graph would run without them, and after a graph break one
+    layer's graph could be used for another. From then on the guards check them, in the whole
+    process.
     """
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     torch.compiler.reset()
@@ -26,9 +27,9 @@ def drop_compiled_graphs() -> None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """While the context lasts, compiled models run as they are written, with all their hooks.
+    """While the context lasts, compiled models run uncompiled, with all their hooks.
 
-    What was compiled is kept, and is used again afterwards.
+    Their graphs are kept and used again afterwards.
     """
     if "torch._dynamo" not in sys.modules:  # nothing was compiled
         yield
@@ -38,9 +39,9 @@ def uncompiled() -> Iterator[None]:
 
 
 def never_traced(of: type, *methods: str) -> None:
-    """Make torch.compile call these methods of a class in each forward pass, as they are.
+    """Make torch.compile call these methods of a class uncompiled, in each forward pass.
 
-    Traced, a method that decides by what it reads would decide once, while compiling.
+    If it were traced, a method that decides by its data would decide only once, while compiling.
     """
     disable: Any = torch.compiler.disable
     for name in methods:

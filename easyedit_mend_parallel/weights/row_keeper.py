@@ -1,6 +1,6 @@
-"""Keeps rows of updates in memory up to a limit, and past it those that came first in files.
+"""Keeps rows of updates in memory up to a limit, and moves the oldest ones to files above it.
 
-Knows rows and files; knows no request, and not what the rows are for.
+Knows rows and files, and neither requests nor the use of the rows.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 log = logging.getLogger(__name__)
 
 BATCH = 16
-"""At least this part of the limit is moved into a file at once, so that there are few files."""
+"""Minimum fraction of the limit that is moved into one file, so that there are few files."""
 SPARSE = 2
-"""A file is written anew without the rows that were let go, once those are 1 - 1/SPARSE of it."""
+"""A file is rewritten without its removed rows when these are 1 - 1/SPARSE of it."""
 RECENT = 128
-"""How many updates that were read from files stay in memory, the last ones."""
+"""Number of updates, the last ones read from files, that stay in memory."""
 
 
 @dataclass(eq=False)
 class _File:
-    """A file of rows, and those of them that are still wanted."""
+    """A file of rows, and the rows in it that were not removed."""
 
     file: ScratchFile
     nbytes: int
@@ -39,7 +39,7 @@ class _File:
 
 
 class KeptRows:
-    """The rows of one request for one target, wherever they lie. A `RowKeeper` reads them."""
+    """The rows of one request for one target, in memory or in a file. A `RowKeeper` reads them."""
 
     def __init__(self, rows: LowRankUpdate) -> None:
         self.nbytes = rows.keys.nbytes + rows.values.nbytes
@@ -48,16 +48,16 @@ class KeptRows:
 
 
 class RowKeeper:
-    """The rows of one model. `limit` are the bytes that they may take in memory; None: no limit.
+    """The rows of one model. `limit` is their maximum size in memory in bytes; None: no limit.
 
-    Files are private and temporary: they go with the last copy of the model, at the latest when
-    the process exits. A deep copy shares the files that were written until then.
+    Files are private and temporary: they are removed with the last copy of the model, at the latest
+    when the process exits. A deep copy shares the files that were written before.
     """
 
     def __init__(self) -> None:
         self.limit: int | None = None
         self.bytes = 0
-        """Of the rows in memory, without those that were read from files last."""
+        """Size of the rows in memory, without those that were read from files."""
         self._in_memory: dict[KeptRows, None] = {}
         self._files: dict[_File, None] = {}
         self._folder: ScratchFolder | None = None
@@ -68,7 +68,7 @@ class RowKeeper:
         return sum(file.nbytes for file in self._files)
 
     def add(self, kept: KeptRows) -> None:
-        """Hold `kept`, which may have been removed before."""
+        """Add `kept`, which may have been removed before."""
         if kept.lies is None:
             self._in_memory[kept] = None
             self.bytes += kept.nbytes
@@ -79,7 +79,7 @@ class RowKeeper:
         self._files[file] = None
 
     def remove(self, kept: KeptRows) -> None:
-        """Let `kept` go. A file in which little else is left is written anew without it."""
+        """Remove `kept`. A file with few other rows left is rewritten without it."""
         self._recent.pop(kept, None)
         if kept.lies is None:
             del self._in_memory[kept]
@@ -95,12 +95,12 @@ class RowKeeper:
                 rows = rows_at(file.file.path, [one.lies[1] for one in file.live if one.lies])
                 self._write(list(zip(file.live, rows, strict=True)))
             except UpdateError as error:  # the old file still has them
-                log.warning("%s; the room of edits that were taken out stays taken", error)
+                log.warning("%s; the space of edits that were undone is not freed", error)
 
     def read(self, kept: KeptRows) -> LowRankUpdate:
-        """The rows, as they were given, on whichever device they were, or on the CPU from a file.
+        """The rows: on their device if they are in memory, on the CPU if they are read from a file.
 
-        Raises UpdateError where their file is gone.
+        Raises UpdateError if their file is missing.
         """
         if kept.in_memory is not None:
             return kept.in_memory
@@ -115,9 +115,9 @@ class RowKeeper:
         return rows
 
     def shrink(self, others: int) -> None:
-        """Move what came first into a file, where rows and `others` exceed the limit together.
+        """If the rows and `others` bytes together exceed the limit, move the oldest rows to a file.
 
-        Raises UpdateError where no file can be written; every row is then where it was.
+        Raises UpdateError if no file can be written. No row was moved then.
         """
         if self.limit is None or self.bytes + others <= self.limit:
             return
@@ -132,7 +132,7 @@ class RowKeeper:
             self._write(chosen)
 
     def _write(self, chosen: Sequence[tuple[KeptRows, LowRankUpdate]]) -> None:
-        """Put rows, which are in memory or in another file, into a new file."""
+        """Move rows from memory or from other files to a new file."""
         tensors, places = stacked([("rows", rows) for _, rows in chosen])
         self._folder = self._folder or ScratchFolder()
         written = write_scratch_tensors(

@@ -62,7 +62,7 @@ class ScopedMemory:
 
     @property
     def bytes(self) -> int:
-        """What keys and rows take in memory; rows in files are not counted."""
+        """Size of keys and rows in memory, in bytes; rows in files do not count."""
         return self.key_bytes + self.kept.bytes
 
     def add(self, request: ScopedRequest, target: str, rows: KeptRows, serial: int) -> None:
@@ -91,8 +91,8 @@ class ScopedMemory:
         return rows
 
     def keep_within(self, limit: int | None) -> None:
-        """Hold at most `limit` bytes in memory from now on (None: as before): the rows that came
-        first are moved into files. Raises UpdateError where none can be written."""
+        """Set the limit of memory to `limit` bytes (None: unchanged); the oldest rows are moved to
+        files. Raises UpdateError if no file can be written."""
         if limit is not None:
             self.kept.limit = limit
         self.kept.shrink(self.key_bytes)
@@ -107,12 +107,12 @@ class ScopedMemory:
         return None if rows is None else self.kept.read(rows)
 
     def serial(self, request: ScopedRequest) -> int:
-        """How late a request came: that of all requests of one edit."""
+        """The serial number of a request, which all requests of one edit share."""
         return self._held[request].serial
 
     @property
     def targets(self) -> list[str]:
-        """The names of the targets that any request has rows for, in the order of the first."""
+        """The names of the targets for which a request has rows, in the order of the first."""
         return list(dict.fromkeys(name for held in self._held.values() for name in held.rows))
 
     def holds(self, target: str) -> bool:
