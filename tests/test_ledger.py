@@ -143,14 +143,14 @@ def test_an_edit_whose_losses_after_it_break_changes_nothing(
 ) -> None:
     editor = editor_of()
     before = weights(editor.model)
-    original, calls = Batch.logits, itertools.count()
+    original, calls = Batch.call, itertools.count()
 
-    def logits(batch: Batch, model: nn.Module) -> Tensor:
+    def call(batch: Batch, model: nn.Module) -> Any:
         if next(calls) == 1:
             raise error
         return original(batch, model)
 
-    monkeypatch.setattr(Batch, "logits", logits)
+    monkeypatch.setattr(Batch, "call", call)
     with pytest.raises(error):
         editor.edit(REQUEST, losses_after=True)
 

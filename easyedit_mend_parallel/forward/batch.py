@@ -17,6 +17,12 @@ from torch.nn import functional as F
 from easyedit_mend_parallel.errors import RequestError, TargetError
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
+from easyedit_mend_parallel.forward.predicting import (
+    decoder_inputs,
+    explained,
+    logits_in,
+    refuse_other_logits,
+)
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.forward.tokenizing import (
     AUTO,
@@ -152,10 +158,17 @@ class Batch:
         }
 
     def logits(self, model: nn.Module) -> Tensor:
-        """The model's logits (B, T, vocabulary) for this batch, on the model's output device."""
-        output = self.call(model)
-        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
-        return whole_logits(model, logits)
+        """The model's logits (B, T, vocabulary) for this batch, on the model's output device.
+
+        Raises TargetError for a model that predicts no token at each position.
+        """
+        return self._logits(model, self.labels.shape)
+
+    def _logits(self, model: nn.Module, *shapes: tuple[int, ...]) -> Tensor:
+        """The logits in `model`'s output, whose first two sizes have to be one of `shapes`."""
+        logits = whole_logits(model, logits_in(model, self.call(model)))
+        refuse_other_logits(model, logits, shapes, int(self.labels.max()))
+        return logits
 
     def predictions(self, model: nn.Module, sequence: Tensor, position: Tensor) -> Tensor:
         """The logits (n, vocabulary) at n positions: `sequence` (n,) and `position` in it (n,).
@@ -165,7 +178,7 @@ class Batch:
         """
         rows = LabelLogits(self.labels.shape, sequence, position)
         with rows.before_output_layer(model):
-            logits = self.logits(model)
+            logits = self._logits(model, self.labels.shape, (1, len(sequence)))
         if rows.chosen and logits.shape[:2] == (1, len(sequence)):
             return logits[0]
         return logits[sequence.to(logits.device), position.to(logits.device)]
@@ -195,7 +208,7 @@ class Batch:
 
         A compiled model runs uncompiled, since its graphs would not run the hooks of an edit.
         """
-        with uncompiled():
+        with uncompiled(), explained(model):
             return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:
@@ -269,7 +282,7 @@ def batch_of(
     }
     if model.config.is_encoder_decoder:
         labels = _padded([text.labels for text in texts], IGNORED, left=False)
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        inputs["decoder_input_ids"] = decoder_inputs(model, labels)
     else:
         at_end = [
             [IGNORED] * (len(text.ids) - text.n_after - len(text.labels) - 1)

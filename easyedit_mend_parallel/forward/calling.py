@@ -55,6 +55,20 @@ def refuse_uncallable(model: nn.Module) -> None:
             f"{kind} is no transformers model: it has no config. Give the model itself{inside} "
             "(of DataParallel and DistributedDataParallel: model.module)"
         )
+    inner = model if _wrapped(model) is None else _wrapped(model)
+    main = getattr(inner, "main_input_name", "input_ids")
+    if main != "input_ids" and not takes(model, "input_ids"):
+        raise TargetError(
+            f"{type(inner).__name__} reads {main} and no text, and a request is text: only models "
+            "that read token ids can be edited"
+        )
+    try:
+        model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        raise TargetError(
+            f"{kind} has no input embeddings (get_input_embeddings), so it is no language model: "
+            "give the language model inside it"
+        ) from None
     frozen = [name for name, weight in model.named_parameters() if weight.is_inference()]
     if frozen:
         raise TargetError(

@@ -76,6 +76,12 @@ def capture(
         _refuse_unreached(targets, seen)
         inputs = {name: [x for x, _ in found] for name, found in seen.items()}
         refuse_other_layout(model, targets, inputs, batch)
+        if not losses.requires_grad:
+            raise TargetError(
+                f"no gradient reaches {', '.join(target.name for target in targets)}: the model "
+                "computes these layers without gradients (reversible layers), so MEND cannot edit "
+                "them; take them out of inner_params"
+            )
         passes = [(target.name, x, output) for target in targets for x, output in seen[target.name]]
         deltas = torch.autograd.grad(
             losses.sum(), [output for _, _, output in passes], allow_unused=True

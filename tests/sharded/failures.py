@@ -113,12 +113,12 @@ def an_archive_that_one_rank_cannot_read_is_an_error_on_every_rank() -> None:
 def a_last_forward_that_fails_takes_the_edit_out_again() -> None:
     sharded, _ = editors()
     held = shards(sharded.model)
-    calls = iter([Batch.logits])
+    calls = iter([Batch.call])
 
-    def second_call_breaks(batch: Batch, model: Any) -> Tensor:
+    def second_call_breaks(batch: Batch, model: Any) -> Any:
         return next(calls)(batch, model)
 
-    with patched(Batch, "logits", second_call_breaks), pytest.raises(StopIteration):
+    with patched(Batch, "call", second_call_breaks), pytest.raises(StopIteration):
         sharded.edit(REQUEST, losses_after=True)
     assert_shards(sharded.model, held)
 
