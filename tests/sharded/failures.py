@@ -24,7 +24,6 @@ from sharded.models import (
     same_everywhere,
     shards,
 )
-from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
