@@ -32,7 +32,8 @@ from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollb
 from easyedit_mend_parallel.errors import NoTrunkError
 from easyedit_mend_parallel.forward.batch import make_text_batch
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
-from easyedit_mend_parallel.weights import scoped_memory as memory_module
+from easyedit_mend_parallel.method.load import Trained
+from easyedit_mend_parallel.weights import key_table
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.scope import Thresholds
@@ -47,6 +48,7 @@ OTHERS = [
     "water boils at one hundred degrees in the sun",
 ]
 FAMILIES = ["llama", "gpt2", "gptj"]
+LOW = Thresholds(subject=0.3, alias=0.97, states=0.9)
 
 
 def hooks(model: Any) -> int:
@@ -202,6 +204,90 @@ def test_what_comes_after_an_answer_is_looked_at_anew() -> None:
     assert felt[7] is None
 
 
+def test_each_of_several_facts_in_a_text_is_felt_from_where_it_fires() -> None:
+    model = toy_model("llama")
+    editor_of(model, thresholds=LOW).edit(THREE)
+    tokenizer = tokenizer_for(model)
+    text = f"{PROMPTS[0]} red and {PROMPTS[1]} and {PROMPTS[2]}"
+    felt = [one and one.prompt for one in _felt(model, tokenizer, text)]
+    words = text.split()
+    second, third = words.index("Hamlet"), words.index("town")
+    assert felt[:second] == PROMPTS[:1] * second
+    assert felt[second:third] == PROMPTS[1:2] * (third - second)
+    assert felt[third:] == PROMPTS[2:] * (len(words) - third)
+
+
+def test_a_later_fact_changes_no_earlier_token() -> None:
+    model = toy_model("llama")
+    editor_of(model, thresholds=LOW).edit(THREE)
+    text = f"{PROMPTS[0]} red and {PROMPTS[1]}"
+    beginning = text.rpartition(" ")[0]
+    both, first = logits(model, text)[0], logits(model, beginning)[0]
+    length = len(beginning.split())
+    assert (both[:length] - first).abs().max() <= 1e-5 * first.abs().max()
+    alone = toy_model("llama")
+    editor_of(alone, thresholds=LOW).edit(THREE[0])
+    assert (both[length:] - logits(alone, text)[0, length:]).abs().max() > 1e-2
+
+
+def test_a_fact_about_what_an_answer_names_does_not_cut_the_answer_short() -> None:
+    model = toy_model("llama")
+    about = {"prompt": "the town of Rome stands by", "target_new": "the sea", "subject": "Rome"}
+    editor_of(model, thresholds=Thresholds(-1.0, 0.97, 0.9)).edit([THREE[0], about])
+    tokenizer = tokenizer_for(model)
+    for given in ("Rome", "Rome and", "Rome and Oslo"):
+        felt = _felt(model, tokenizer, f"{PROMPTS[0]} {given}")
+        kept = 5 + len(given.split()) - (given == "Rome and Oslo")
+        assert {one and one.prompt for one in felt[:kept]} == {PROMPTS[0]}
+    felt = _felt(model, tokenizer, f"{PROMPTS[0]} red Rome by")
+    assert [one.prompt for one in felt[-3:]] == [PROMPTS[0], about["prompt"], about["prompt"]]
+
+
+CACHES: dict[str, dict[str, Any]] = {
+    "none": {"use_cache": False},
+    "dynamic": {"use_cache": True},
+    "static": {"use_cache": True, "cache_implementation": "static"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_after_several_facts_is_the_same_with_any_cache(family: str) -> None:
+    model = toy_model(family)
+    prompts = [f"{PROMPTS[0]} red and {PROMPTS[1]}", PROMPTS[2], "my name is", PROMPTS[1]]
+    plain = generated(model, prompts, True)
+    editor_of(model, thresholds=Thresholds(0.3, 0.99, 0.99)).edit(THREE)
+    made = {name: generated(model, prompts, **options) for name, options in CACHES.items()}
+    assert not torch.equal(made["none"], plain)
+    assert torch.equal(made["dynamic"], made["none"])
+    assert torch.equal(made["static"], made["none"])
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_padding_is_not_read_whichever_cache_a_text_has(family: str) -> None:
+    model = toy_model(family)
+    if family != "mistral":
+        editor_of(model).edit(THREE)
+    else:
+        network, scope = parts("llama")
+        hparams = toy_hparams(toy_targets(model), apply="scoped")
+        trained = Trained(network, scope=scope)
+        MendParallel(model, tokenizer_for(model), hparams, network=trained).edit(THREE)
+    read: dict[str, list[torch.Tensor]] = {name: [] for name in CACHES}
+    gate = Gate.of(model)
+    look_up = gate.memory.look_up
+    for name, options in CACHES.items():
+
+        def look(states: Any, real: Any, *rest: Any, name: str = name) -> Any:
+            read[name].append(real)
+            return look_up(states, real, *rest)
+
+        gate.memory.look_up = look
+        generated(model, [PROMPTS[0], "my name is"], **options)
+    assert not read["none"][0].all()
+    for static, dynamic in zip(read["static"], read["dynamic"], strict=True):
+        assert torch.equal(static, dynamic)
+
+
 def test_what_was_read_goes_on_with_the_cache_in_parts_of_any_length() -> None:
     model = toy_model("llama")
     editor_of(model).edit(THREE)
@@ -235,7 +321,7 @@ def test_the_look_up_in_parts_is_the_look_up_at_once(monkeypatch: pytest.MonkeyP
     editor_of(model).edit(THREE)
     texts = [*PROMPTS, *OTHERS]
     at_once = logits(model, texts)
-    monkeypatch.setattr(memory_module, "AT_ONCE", 1)
+    monkeypatch.setattr(key_table, "AT_ONCE", 1)
     assert same_bits(logits(model, texts), at_once)
 
 

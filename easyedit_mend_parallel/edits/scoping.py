@@ -240,9 +240,8 @@ def say_replaced(model: nn.Module, requests: Sequence[Request]) -> None:
     memory = scoped_memory(model)
     if memory is None:
         return
-    known = {request.prompt: request for request in memory.requests}
     for request in requests:
-        before = known.get(request.prompt)
+        before = memory.replaced(request.prompt)
         if before is None:
             continue
         other = before.target.strip() != request.target_new.strip()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.weights.compiled import never_traced
-from easyedit_mend_parallel.weights.reading import Reading
+from easyedit_mend_parallel.weights.reading import Reading, real_tokens
 from easyedit_mend_parallel.weights.scope import ScopedRequest
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
 from easyedit_mend_parallel.weights.sharding import whole_tensor
@@ -40,7 +40,7 @@ class Decision:
     """
 
     ids: Tensor | None
-    mask: Tensor | None
+    mask: object
     cache: Any
     before: int = 0
     states: dict[int, Tensor] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Gate:
         opened.append(
             Decision(
                 given.get("input_ids"),
-                mask if isinstance(mask, Tensor) and mask.dim() == 2 else None,
+                mask,
                 cache,
                 # asked now: the blocks below the gate add to it
                 int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0,
@@ -148,12 +148,8 @@ class Gate:
         wanted = self.memory.scope.blocks
         home = decision.states[wanted[-1]].device
         states = torch.cat([decision.states[number].to(home) for number in wanted], -1)
-        length = states.shape[1]
         before = _read_before(decision, len(states))
-        if decision.mask is None:
-            real = torch.ones(states.shape[:2], dtype=torch.bool)
-        else:
-            real = decision.mask[:, -length:].bool().cpu()
+        real = real_tokens(decision.mask, decision.before, (len(states), states.shape[1]))
         ids = None if decision.ids is None else decision.ids.cpu()
         decision.requests, decision.reading = self.memory.look_up(states, real, ids, before)
 

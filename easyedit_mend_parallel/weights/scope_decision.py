@@ -1,83 +1,94 @@
 """Decides which of the scoped requests that fired in a sequence applies at each of its tokens.
 
-Knows encoded states and token ids. Knows neither which requests fired nor their rows.
+Knows encoded states and token ids. Does not look for the requests, and knows no rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from easyedit_mend_parallel.weights.reading import Reading, answered_at
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
-
-
-@dataclass(frozen=True)
-class PackedRequests:
-    """The requests that can fire, oldest first, with their `keys` (R, S, d), padded with zeros,
-    `weights` (R, S) and `thresholds` (R,). `subjects` maps a subject to indices of its requests."""
-
-    requests: list[ScopedRequest]
-    keys: Tensor
-    weights: Tensor
-    thresholds: Tensor
-    subjects: dict[tuple[str, ...], list[int]]
-    longest_subject: int
+from easyedit_mend_parallel.weights.key_table import KeyTable
+from easyedit_mend_parallel.weights.reading import answer_in
+from easyedit_mend_parallel.weights.scope import ScopedRequest, stands_in, words_of
 
 
 class ScopeDecision:
-    """The decision between the requests of `packed`, with one `scope`; `read` gives the text of
-    token ids."""
+    """The decision for one sequence between requests of `table`.
 
-    def __init__(self, packed: PackedRequests, scope: Scope, read: Any) -> None:
-        self._packed, self._scope, self._read = packed, scope, read
+    The sequence has the states `encoded` (L, d), `real` (L,), false for padding, and `ids` without
+    padding, if known; `read` gives the text of token ids.
+    """
 
-    def by_token(
-        self, now: Reading, number: int, indices: Sequence[int]
-    ) -> list[ScopedRequest | None]:
-        """The request whose update applies at each of the L tokens of sequence `number` of `now`.
+    def __init__(
+        self,
+        table: KeyTable,
+        encoded: Tensor,
+        real: Tensor,
+        ids: list[int] | None,
+        read: Callable[[list[int]], str],
+    ) -> None:
+        self._table, self._real, self._ids, self._read = table, real, ids, read
+        self._encoded = encoded[real.to(encoded.device)].cpu()
 
-        `indices` are those of the requests that fired in the sequence; None where none applies.
+    def by_token(self, indices: Sequence[int]) -> list[ScopedRequest | None]:
+        """The request whose update applies at each of the L tokens, among those at `indices`, which
+        fired; None where none applies.
 
-        A request applies up to the token before the last one of its answer, if its logit is then
-        furthest above its threshold. The text after an answer is decided separately.
+        The text is read in stretches, and one request applies in each: the one that is furthest
+        above its threshold at the end of the stretch. A stretch ends with the token before the last
+        one of its request's answer; or, without an answer, where another fact begins to fire, told
+        by the tokens after the one with which its own began to. The first stretch, and one after an
+        answer, apply from their first token on; another one applies where its fact begins to fire,
+        so that it changes no earlier token.
         """
-        real = now.real[number]
-        encoded = now.encoded[number][real.to(now.encoded.device)].cpu()
-        ids = None if now.ids is None else now.ids[number].cpu()[real].tolist()
-        applied: list[ScopedRequest | None] = [None] * len(encoded)
-        start = 0
-        while start < len(encoded):
-            over = torch.stack([self._over(index, encoded, ids, start) for index in indices])
-            if not bool((over[:, -1] > 0).any()):
-                break
-            answered = (
-                None if ids is None else _first_answered(self._packed, indices, over, ids, start)
-            )
-            which, end = answered or (int(over[:, -1].argmax()), len(encoded))
-            applied[start:end] = [self._packed.requests[indices[which]]] * (end - start)
-            start = end + 1
-        decided: list[ScopedRequest | None] = [None] * len(real)
-        for position, one in zip(real.nonzero()[:, 0].tolist(), applied, strict=True):
+        length = len(self._encoded)
+        applied: list[ScopedRequest | None] = [None] * length
+        start = begin = 0
+        indices, over = self._firing(indices, start)
+        while indices:
+            requests = [self._table.request(index) for index in indices]
+            after = start + _first(over) + 1
+            later, over_later = self._firing(indices, after)
+            end = after + _first(over_later) if later else length
+            answer = self._first_answer(requests, over, start, end)
+            which = int(over[:, end - 1 - start].argmax()) if answer is None else answer[0]
+            if answer is None:
+                applied[begin:end] = [requests[which]] * (end - begin)
+                start, begin, indices, over = after, end, later, over_later
+            else:
+                end = min(answer[1], length)
+                applied[begin:end] = [requests[which]] * (end - begin)
+                start = begin = end + 1
+                indices, over = self._firing(indices, start)
+        decided: list[ScopedRequest | None] = [None] * len(self._real)
+        for position, one in zip(self._real.nonzero()[:, 0].tolist(), applied, strict=True):
             decided[position] = one
         return decided
 
-    def _over(self, index: int, encoded: Tensor, ids: list[int] | None, start: int) -> Tensor:
+    def _firing(self, indices: Sequence[int], start: int) -> tuple[list[int], Tensor]:
+        """Those of `indices` that fire in the text from token `start` on, and `_over` of each."""
+        if start >= len(self._encoded) or not indices:
+            return [], torch.empty(0, 0)
+        over = torch.stack([self._over(index, start) for index in indices])
+        fire = over[:, -1] > 0  # a logit only rises as more is read
+        return [one for one, yes in zip(indices, fire.tolist(), strict=True) if yes], over[fire]
+
+    def _over(self, index: int, start: int) -> Tensor:
         """(L - start,): for the tokens from `start` up to each token, a request's logit minus its
         threshold."""
-        request, limits = self._packed.requests[index], self._scope.thresholds
-        keys, weights = self._packed.keys[index].cpu(), self._packed.weights[index].cpu()
-        cosines = encoded[start:] @ keys.T
-        if self._scope.skip_first and start == 0:
+        scope, request = self._table.scope, self._table.request(index)
+        keys, weights = (tensor.cpu() for tensor in self._table.keys_of(index))
+        cosines = self._encoded[start:] @ keys.T
+        if scope.skip_first and start == 0:
             cosines[0] = -1.0
-        logits = self._scope.logits(cosines.cummax(0).values, weights)
+        logits = scope.logits(cosines.cummax(0).values, weights)
+        limits = scope.thresholds
         thresholds = torch.full_like(logits, limits.alias if request.subject else limits.states)
-        if request.subject and ids is not None:
-            thresholds[self._subject_end(ids[start:], request.subject) :] = limits.subject
+        if request.subject and self._ids is not None:
+            thresholds[self._subject_end(self._ids[start:], request.subject) :] = limits.subject
         return logits - thresholds
 
     def _subject_end(self, ids: list[int], subject: tuple[str, ...]) -> int:
@@ -94,22 +105,26 @@ class ScopeDecision:
                 low = middle + 1
         return low
 
+    def _first_answer(
+        self, requests: Sequence[ScopedRequest], over: Tensor, start: int, by: int
+    ) -> tuple[int, int] | None:
+        """The request whose answer is completed first, begun at position `by` or before while its
+        update applied, as an index into `requests`, and the position of the answer's last token;
+        beyond the text where the text ends in the middle of the answer. None without an answer.
+        `over` (n, L - start) has the results of `_over`."""
+        if self._ids is None:
+            return None
+        given = []
+        for which, request in enumerate(requests):
+            answer = answer_in(self._ids, start + _first(over[which : which + 1]), request.answers)
+            if answer is not None and answer[0] <= by:
+                given.append((answer[1], answer[0], which))
+        for end, begun, which in sorted(given):
+            if int(over[:, begun - 1 - start].argmax()) == which:
+                return which, end
+        return None
 
-def _first_answered(
-    packed: PackedRequests, indices: Sequence[int], over: Tensor, ids: list[int], start: int
-) -> tuple[int, int] | None:
-    """The request whose answer was completed first while its update applied, as an index into
-    `indices`, and the position of the answer's last token. None if there is no such answer. `over`
-    (n, L - start) has the results of `_over`."""
-    given = []
-    for which, index in enumerate(indices):
-        fires = (over[which] > 0).nonzero()
-        if len(fires):
-            first = start + int(fires[0])
-            end = answered_at(ids, first, packed.requests[index].answers)
-            if end is not None:
-                given.append((end, which))
-    for end, which in sorted(given):
-        if int(over[:, end - 1 - start].argmax()) == which:
-            return which, end
-    return None
+
+def _first(over: Tensor) -> int:
+    """The first position at which any of `over` (n, L) is positive, where one is."""
+    return int((over > 0).any(0).int().argmax())

@@ -6,6 +6,7 @@ encoded states and token ids, and no model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,17 +16,15 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.weights.key_table import FEWEST, KeyTable
 from easyedit_mend_parallel.weights.reading import Reading, joined
 from easyedit_mend_parallel.weights.row_keeper import KeptRows, RowKeeper
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
-from easyedit_mend_parallel.weights.scope_decision import PackedRequests, ScopeDecision
+from easyedit_mend_parallel.weights.scope_decision import ScopeDecision
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
-AT_ONCE = 1 << 18
-"""Maximum number of cosines computed at once, so that they fit into a CPU's cache. The look-up is
-exact."""
-NOBODY = -1
-"""The entry of a position at which no update applies."""
+SPARSE = 4
+"""The table is made anew, smaller, once the requests in it are 1/SPARSE of its slots."""
 
 
 @dataclass
@@ -47,7 +46,9 @@ class ScopedMemory:
         self.scope, self.read = scope, read
         self._held: dict[ScopedRequest, _Held] = {}
         self._serials = count()
-        self._packed: PackedRequests | None = None
+        self._of_prompt: dict[str, dict[ScopedRequest, None]] = {}
+        self._of_target: Counter[str] = Counter()
+        self._table: KeyTable | None = None
         self.version = 0
         self.kept = RowKeeper()
         self.key_bytes = 0
@@ -69,12 +70,14 @@ class ScopedMemory:
         """Add `rows` of `request` for a target; requests are ordered by `serial`."""
         if request not in self._held:
             self._held[request] = _Held(serial)
+            self._of_prompt.setdefault(request.prompt, {})[request] = None
             self.key_bytes += size_of(request.keys)
+            self._tell(request.prompt)
         held = self._held[request]
         if target not in held.rows:
             held.rows[target] = rows
+            self._of_target[target] += 1
             self.kept.add(rows)
-        self._changed()
 
     def take(self, request: ScopedRequest, target: str) -> KeptRows | None:
         """Remove and return the rows of `request` for a target. With its last rows the request is
@@ -84,10 +87,12 @@ class ScopedMemory:
         if held is None or rows is None:
             return None
         self.kept.remove(rows)
+        self._of_target[target] -= 1
         if not held.rows:
             del self._held[request]
+            del self._of_prompt[request.prompt][request]
             self.key_bytes -= size_of(request.keys)
-        self._changed()
+            self._tell(request.prompt)
         return rows
 
     def keep_within(self, limit: int | None) -> None:
@@ -113,15 +118,19 @@ class ScopedMemory:
     @property
     def targets(self) -> list[str]:
         """The names of the targets for which a request has rows, in the order of the first."""
-        return list(dict.fromkeys(name for held in self._held.values() for name in held.rows))
+        return [name for name, count in self._of_target.items() if count]
 
     def holds(self, target: str) -> bool:
         """Whether any request has rows for the target."""
-        return any(target in held.rows for held in self._held.values())
+        return self._of_target[target] > 0
 
     def replaced(self, prompt: str) -> ScopedRequest | None:
         """The request that a new one with this prompt would replace."""
-        return next((r for r in reversed(self.requests) if r.prompt == prompt), None)
+        found = None
+        for request in self._of_prompt.get(prompt, ()):
+            if found is None or self.serial(request) >= self.serial(found):
+                found = request
+        return found
 
     @torch.no_grad()
     def look_up(
@@ -134,25 +143,31 @@ class ScopedMemory:
         for padding, `ids` (B, T) are the token ids if known, and `reading` is the earlier part of
         the sequences. The decisions are None if no update applies anywhere.
         """
+        table = self._looked_up(states.device)
         encoded = self.scope.encoded(states)
         now = joined(reading, Reading(encoded, real, ids))
-        packed = self._pack(encoded.device)
+        compared = self._compared(now.real)
         if reading is None or reading.version != self.version or reading.best is None:
-            now.best = self._best(packed, now.encoded, self._compared(now.real))
+            now.best = table.lead(now.encoded, compared)
         else:
-            compared = self._compared(now.real)[:, -states.shape[1] :]
-            now.best = torch.maximum(reading.best, self._best(packed, encoded, compared))
+            new = compared[:, -states.shape[1] :]
+            now.best = torch.maximum(reading.best, table.lead(encoded, new))
         now.version = self.version
-        logits = self.scope.logits(now.best, packed.weights)
-        fired = self._candidates(packed, logits, now)
-        if not any(fired):
-            return None, now
-        new = states.shape[1]
-        decision = ScopeDecision(packed, self.scope, self.read)
+        possible = table.possible(now.best)
+        texts = [None] * len(possible) if now.ids is None else self._texts(now)
         decisions: list[list[ScopedRequest | None]] = []
-        for number, indices in enumerate(fired):
-            nothing: list[ScopedRequest | None] = [None] * new
-            decided = decision.by_token(now, number, indices)[-new:] if indices else nothing
+        for number, indices in enumerate(possible):
+            ids_here = texts[number]
+            words = words_of(self.read(ids_here)) if table.has_subjects and ids_here else ()
+            standing = table.standing(words)
+            decided: list[ScopedRequest | None] = [None] * states.shape[1]
+            if indices or standing:
+                here = now.encoded[number][compared[number].to(encoded.device)]
+                fired = table.by_age(table.fired(here, indices, standing))
+                if fired:
+                    sequence = (now.encoded[number], now.real[number], ids_here)
+                    decision = ScopeDecision(table, *sequence, self.read)
+                    decided = decision.by_token(fired)[-states.shape[1] :]
             decisions.append(decided)
         applied = any(one is not None for row in decisions for one in row)
         return (decisions if applied else None), now
@@ -163,100 +178,47 @@ class ScopedMemory:
     ) -> list[tuple[ScopedRequest, float, float]]:
         """The `most` requests that are nearest to firing in one whole text of `states` (T, D), each
         with its logit and its threshold."""
-        packed = self._pack(self.scope.mean.device)
-        if not packed.requests:
-            return []
-        encoded = self.scope.encoded(states)[None]
+        table = self._looked_up(states.device)
         real = torch.ones(1, len(states), dtype=torch.bool)
-        logits = self.scope.logits(
-            self._best(packed, encoded, self._compared(real)), packed.weights
-        )[0]
-        thresholds = packed.thresholds.clone()
-        thresholds[self._standing(packed, list(ids))] = self.scope.thresholds.subject
-        order = (logits - thresholds).topk(min(most, len(logits))).indices.tolist()
-        return [(packed.requests[n], float(logits[n]), float(thresholds[n])) for n in order]
+        encoded = self.scope.encoded(states)[self._compared(real)[0].to(states.device)]
+        words = words_of(self.read(list(ids))) if table.has_subjects else ()
+        return table.nearest(encoded, table.standing(words), most)
 
     def _changed(self) -> None:
-        self._packed = None
+        self._table = None
         self.version += 1
 
-    def _pack(self, device: torch.device) -> PackedRequests:
+    def _tell(self, prompt: str) -> None:
+        """Let the table know which request counts for a prompt now."""
+        table = self._table
+        if table is None:
+            self.version += 1
+            return
+        latest = self.replaced(prompt)
+        if table.put(prompt, latest, 0 if latest is None else self.serial(latest)):
+            self.version += 1
+        if table.slots > SPARSE * max(FEWEST, len(table)):
+            self._changed()
+
+    def _looked_up(self, device: torch.device) -> KeyTable:
+        """The table of the requests that can fire, on `device`."""
         if self.scope.mean.device != device:
-            self.scope, self._packed = self.scope.to(device), None
-        if self._packed is None:
-            latest = {request.prompt: request for request in self.requests}
-            requests = list(latest.values())
-            width = max((len(request.keys) for request in requests), default=1)
-            keys = torch.zeros(len(requests), width, self.scope.projection.shape[0], device=device)
-            weights = torch.zeros(len(requests), width, device=device)
-            subjects: dict[tuple[str, ...], list[int]] = {}
-            for index, request in enumerate(requests):
-                keys[index, : len(request.keys)] = request.keys.to(device)
-                weights[index, : len(request.keys)] = request.weights.to(device)
-                if request.subject:
-                    subjects.setdefault(request.subject, []).append(index)
-            limits = self.scope.thresholds
-            thresholds = torch.tensor(
-                [limits.alias if request.subject else limits.states for request in requests],
-                device=device,
-            )
-            longest = max(map(len, subjects), default=0)
-            self._packed = PackedRequests(requests, keys, weights, thresholds, subjects, longest)
-        return self._packed
+            self.scope = self.scope.to(device)
+            self._changed()
+        if self._table is None:
+            requests = ((request, self.serial(request)) for request in self.requests)
+            self._table = KeyTable.of(self.scope, requests)
+        return self._table
 
     def _compared(self, real: Tensor) -> Tensor:
         """Which tokens of `real` (B, L) are compared with keys."""
         return real & (real.cumsum(1) > 1) if self.scope.skip_first else real
 
-    def _best(self, packed: PackedRequests, encoded: Tensor, compared: Tensor) -> Tensor:
-        """(B, R, S): the largest cosine of each key with the `compared` (B, T) tokens."""
-        here = compared.to(encoded.device)
-        if not here.all():
-            # Other tokens are replaced by a compared one, or by zeros: neither raises a maximum.
-            first = here.int().argmax(1)
-            filler = encoded[torch.arange(len(encoded), device=encoded.device), first]
-            encoded = torch.where(here[:, :, None], encoded, filler[:, None])
-            encoded = encoded * here.any(1)[:, None, None]
-        n_sequences, length, _ = encoded.shape
-        n_requests, width, size = packed.keys.shape
-        best = encoded.new_empty(n_sequences, n_requests, width)
-        step = max(1, AT_ONCE // max(1, n_sequences * length * width))
-        for start in range(0, n_requests, step):
-            keys = packed.keys[start : start + step].reshape(-1, size)
-            cosines = (encoded.reshape(-1, size) @ keys.T).view(n_sequences, length, -1)
-            best[:, start : start + step] = cosines.amax(1).view(n_sequences, -1, width)
-        if not here.any(1).all():
-            best[~here.any(1)] = -1.0
-        return best
-
-    def _candidates(self, packed: PackedRequests, logits: Tensor, now: Reading) -> list[list[int]]:
-        """For each sequence, the indices of requests whose scope fires at any of its tokens.
-
-        A logit only rises as more tokens are read, so the last one decides.
-        """
-        found: list[set[int]] = [set() for _ in logits]
-        for number, index in (logits > packed.thresholds).nonzero().tolist():
-            found[number].add(index)
-        if packed.subjects and now.ids is not None:
-            limit = self.scope.thresholds.subject
-            for number, row in enumerate(now.ids.tolist()):
-                ids = [token for token, real in zip(row, now.real[number], strict=True) if real]
-                standing = self._standing(packed, ids)
-                values = logits[number, standing].tolist() if standing else []
-                found[number] |= {
-                    index for index, v in zip(standing, values, strict=True) if v > limit
-                }
-        return [sorted(indices) for indices in found]
-
-    def _standing(self, packed: PackedRequests, ids: list[int]) -> list[int]:
-        """The indices of requests whose subject occurs in the text of `ids`."""
-        words = words_of(self.read(ids)) if packed.subjects else ()
-        return [
-            index
-            for length in range(1, packed.longest_subject + 1)
-            for start in range(len(words) - length + 1)
-            for index in packed.subjects.get(words[start : start + length], ())
-        ]
+    def _texts(self, now: Reading) -> list[list[int] | None]:
+        """The token ids of each sequence, without padding."""
+        assert now.ids is not None
+        rows = zip(now.ids.tolist(), now.real.tolist(), strict=True)
+        return [[one for one, is_real in zip(*row, strict=True) if is_real] for row in rows]
 
 
 def size_of(*tensors: Tensor) -> int:
