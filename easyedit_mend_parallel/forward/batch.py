@@ -159,10 +159,9 @@ class Batch:
 
     def logits(self, model: nn.Module) -> Tensor:
         """The model's logits (B, T, vocabulary) for this batch, on the model's output device.
-
-        Raises TargetError for a model that predicts no token at each position.
-        """
-        return self._logits(model, self.labels.shape)
+        Raises TargetError for a model that predicts no token at each position."""
+        read = [value.shape[:2] for value in self.inputs.values() if self.is_of_sequences(value)]
+        return self._logits(model, self.labels.shape, *read)
 
     def _logits(self, model: nn.Module, *shapes: tuple[int, ...]) -> Tensor:
         """The logits in `model`'s output, whose first two sizes have to be one of `shapes`."""
