@@ -32,7 +32,7 @@ ROWS_IN_A_FILE = 1 << 26
 """Maximum size of the rows in one file, unless a single request has more."""
 READ_AT_ONCE = 1 << 20
 """Number of bytes of a file that are read at a time for its checksum."""
-SCOPE_TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias", "common")
+SCOPE_TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias", "common", "relation")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,16 @@ from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 PREFIX, HEADER = "scope.", "scope"
 """The prefix of its tensors' names, and the key of its numbers in the archive's header."""
 TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
-HALVED = ("projection",)
+RELATION = "relation"
+"""The tensor of the relation head, which the scopes of older archives do not have."""
+HALVED = ("projection", RELATION)
 """Tensors stored in half precision: the error is far below that of the hidden states."""
 
 
 def scope_tensors(scope: Scope) -> dict[str, Tensor]:
     """{name in the archive: tensor}"""
-    found = {name: getattr(scope, name).detach().cpu() for name in TENSORS}
+    names = TENSORS if scope.relation is None else (*TENSORS, RELATION)
+    found = {name: getattr(scope, name).detach().cpu() for name in names}
     return {
         PREFIX + name: tensor.half() if name in HALVED else tensor.float()
         for name, tensor in found.items()
@@ -38,6 +41,8 @@ def scope_header(scope: Scope) -> dict[str, Any]:
         "scale": scope.scale,
         "shift": scope.shift,
         "skip_first": scope.skip_first,
+        "relation_scale": scope.relation_scale,
+        "relation_shift": scope.relation_shift,
         "thresholds": asdict(scope.thresholds),
     }
 
@@ -55,7 +60,8 @@ def without_scope(
     if about is None and len(rest) == len(state):
         return rest, None
     try:
-        tensors = {name: state[PREFIX + name].float() for name in TENSORS}
+        names = (*TENSORS, RELATION) if PREFIX + RELATION in state else TENSORS
+        tensors = {name: state[PREFIX + name].float() for name in names}
         assert about is not None
         scope = Scope(
             str(about["blocks_name"]),
@@ -63,6 +69,8 @@ def without_scope(
             scale=float(about["scale"]),
             shift=float(about["shift"]),
             skip_first=bool(about["skip_first"]),
+            relation_scale=float(about.get("relation_scale", 0.0)),
+            relation_shift=float(about.get("relation_shift", 0.0)),
             thresholds=Thresholds(**{n: float(v) for n, v in about["thresholds"].items()}),
             **tensors,
         )
@@ -73,8 +81,11 @@ def without_scope(
         ) from error
     width = len(scope.mean)
     shapes = (scope.std.shape, scope.projection.shape[1:], scope.weigh.shape)
-    if any(shape != (width,) for shape in shapes) or not all(
-        bool(tensor.isfinite().all()) for tensor in tensors.values()
+    fits = scope.relation is None or scope.relation.shape == scope.projection.shape
+    if (
+        any(shape != (width,) for shape in shapes)
+        or not fits
+        or not all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     ):
         raise ArchiveError(
             f"the scope in {path} is damaged: its tensors do not fit each other. Add it anew with "

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 ARCHIVE = "archive.safetensors"
 COMPETITORS = 700
 """Number of training facts that are not trained on, but fill the memory when thresholds are set."""
-FACTS = 2500
+FACTS = 3500
 """Maximum number of facts on which a scope is trained, since their states are in memory."""
 
 

@@ -21,7 +21,7 @@ FALSE_FIRING = 0.005
 """Maximum share of neighbours' texts in which a request that names its subject fires."""
 FALSE_FIRING_WITHOUT_SUBJECT = 0.05
 """The same for requests that name none."""
-OTHER_RELATION = 0.05
+OTHER_RELATION = 0.7
 """Maximum share of pairs of a text and a request about another fact of the same subject in which
 the request fires, if the text's own fact has no edit."""
 LEAST = 0.005
@@ -53,25 +53,34 @@ def choose_thresholds(
         )
     subjects = [words_of(example.subject or "") for example in examples]
     wrong = logits_of(scope, prompts, negatives, states)
+    asked = logits_of(scope, prompts, negatives, states, named=True)
     # Prompts without a subject serve only as competitors.
     named = [*subjects, *((),) * (len(prompts) - len(subjects))]
     standing = _standing(negatives, named)
     known = torch.tensor([bool(subject) for subject in named])
     rephrases = [(q, n) for n, example in enumerate(examples) for q in example.rephrases]
-    own = logits_of(scope, prompts, [q for q, _ in rephrases], states)
-    own = own[torch.arange(len(rephrases)), torch.tensor([n for _, n in rephrases])]
-    least = float(own.quantile(LEAST)) if len(own) else 0.0
+    least, least_asked = (
+        _least(logits_of(scope, prompts, [q for q, _ in rephrases], states, named), rephrases)
+        for named in (False, True)
+    )
     lowest = torch.full_like(wrong, -torch.inf)
-    subject = _threshold(torch.where(standing, wrong, lowest), FALSE_FIRING, least)
+    subject = _threshold(torch.where(standing, asked, lowest), FALSE_FIRING, least_asked)
     subject = max(subject, _other_relations(scope, examples, states))
-    alias = _threshold(torch.where(~standing & known, wrong, lowest), FALSE_FIRING, subject)
+    alias = _threshold(torch.where(~standing & known, wrong, lowest), FALSE_FIRING, least)
     plain = _threshold(wrong, FALSE_FIRING_WITHOUT_SUBJECT, least)
     return replace(scope, thresholds=Thresholds(subject, alias, plain))
 
 
 @torch.no_grad()
-def logits_of(scope: Scope, prompts: Sequence[str], texts: Sequence[str], states: States) -> Tensor:
-    """(texts, prompts): the logit of each prompt's request for each text."""
+def logits_of(
+    scope: Scope,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    states: States,
+    named: bool = False,
+) -> Tensor:
+    """(texts, prompts): the logit of each prompt's request for each text; with `named` that of the
+    relation head, if there is one."""
     found = [scope.keys(states[prompt]) for prompt in prompts]
     width = max(len(weights) for _, weights in found)
     keys = torch.stack([F.pad(k, (0, 0, 0, width - len(k))) for k, _ in found])
@@ -80,9 +89,20 @@ def logits_of(scope: Scope, prompts: Sequence[str], texts: Sequence[str], states
     rows = []
     for text in texts:
         encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
-        best = (encoded @ flat).amax(0).view(len(prompts), width)
+        if named and scope.relation is not None:
+            rows.append(scope.relation_logits(encoded, keys[:, 0]).amax(0))
+            continue
+        best = scope.cosines(encoded, flat.T).amax(0).view(len(prompts), width)
         rows.append(scope.logits(best, weights))
     return torch.stack(rows)
+
+
+def _least(logits: Tensor, rephrases: Sequence[tuple[str, int]]) -> float:
+    """The logit that all but a share of `LEAST` of the rephrases have for their own request."""
+    if not rephrases:
+        return 0.0
+    own = logits[torch.arange(len(rephrases)), torch.tensor([n for _, n in rephrases])]
+    return float(own.quantile(LEAST))
 
 
 def _other_relations(scope: Scope, examples: Sequence[Example], states: States) -> float:
@@ -97,7 +117,7 @@ def _other_relations(scope: Scope, examples: Sequence[Example], states: States) 
         return -float("inf")
     texts = list(dict.fromkeys(text for text, _ in pairs))
     prompts = list(dict.fromkeys(prompt for _, prompt in pairs))
-    logits = logits_of(scope, prompts, texts, states)
+    logits = logits_of(scope, prompts, texts, states, named=True)
     values = [logits[texts.index(text), prompts.index(prompt)] for text, prompt in pairs]
     return float(torch.stack(values).quantile(1 - OTHER_RELATION))
 

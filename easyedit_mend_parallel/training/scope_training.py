@@ -22,6 +22,11 @@ States = Mapping[str, Tensor]
 """{text: its states (T, D)}"""
 
 
+SAME_RELATION = 8.0
+"""The weight of a pair of text and request that ask the same, beside that of another pair: most
+pairs do not."""
+
+
 @dataclass(frozen=True)
 class ScopeOptions:
     """How a scope is trained. A step has a memory of `facts` requests; `dimensions` is the width d
@@ -38,15 +43,20 @@ class ScopeOptions:
 
 
 class ScopeEncoder(nn.Module):
-    """The parameters of a `Scope`, for training."""
+    """The parameters of a `Scope`, for training. The relation head reads the last `relation_width`
+    numbers of a state: those of the lowest target's block."""
 
-    def __init__(self, width: int, dimensions: int) -> None:
+    def __init__(self, width: int, relation_width: int, dimensions: int) -> None:
         super().__init__()
         self.projection = nn.Linear(width, dimensions, bias=False)
         self.weigh = nn.Linear(width, 1)
         self.scale = nn.Parameter(torch.tensor(20.0))
         self.shift = nn.Parameter(torch.tensor(-14.0))
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        self.relation = nn.Linear(relation_width, dimensions, bias=False)
+        self.relation_scale = nn.Parameter(torch.tensor(12.0))
+        self.relation_shift = nn.Parameter(torch.tensor(-6.0))
+        for projection in (self.projection, self.relation):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
     def encoded(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Encoded states (B, T, d), token weights (B, T), zero for padding, and a mask (B, T) that
@@ -65,6 +75,24 @@ class ScopeEncoder(nn.Module):
         best = cosines.masked_fill(~real[:, None, :, None], -1.0).amax(2)
         share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
         return self.scale * (best * share).sum(-1) + self.shift
+
+    def relations(self, queries: Sequence[Tensor], requests: Sequence[Tensor]) -> Tensor:
+        """(Q, R): the relation head's logit of each request for each query."""
+        size = self.relation.in_features
+        last = torch.stack([request[-1, -size:] for request in requests])
+        keys = F.normalize(self.relation(last), dim=-1)
+        rows = [
+            (F.normalize(self.relation(query[:, -size:]), dim=-1) @ keys.T).amax(0)
+            for query in queries
+        ]
+        return self.relation_scale * torch.stack(rows) + self.relation_shift
+
+    @property
+    def padded_relation(self) -> Tensor:
+        """(d, D): the relation head's projection, with zeros for the blocks that it does not
+        read."""
+        found: Tensor = self.relation.weight.detach()
+        return F.pad(found, (self.projection.in_features - self.relation.in_features, 0))
 
 
 def train_scope(
@@ -92,7 +120,7 @@ def train_scope(
     sample = [states[e.request.prompt].float() for e in usable[:500]]
     rows = torch.cat(sample)
     mean, std = rows.mean(0), rows.std(0) + 1e-6
-    encoder = ScopeEncoder(len(mean), options.dimensions)
+    encoder = ScopeEncoder(len(mean), len(mean) // len(blocks), options.dimensions)
     optimizer = torch.optim.AdamW(
         encoder.parameters(), options.lr, weight_decay=options.weight_decay
     )
@@ -108,6 +136,10 @@ def train_scope(
         logits = encoder(standardised(queries), standardised(requests))
         nobody = torch.zeros(len(queries), 1)
         loss = F.cross_entropy(torch.cat([logits, nobody], 1), torch.tensor(answers))
+        if draw.has_relations:
+            requests, queries = draw.relations()
+            found = encoder.relations(standardised(queries), standardised(requests))
+            loss = loss + _relation_loss(found)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -122,6 +154,21 @@ def train_scope(
         encoder.weigh.bias.detach()[0].clone(),
         float(encoder.scale),
         float(encoder.shift),
+        relation=encoder.padded_relation.clone() if draw.has_relations else None,
+        relation_scale=float(encoder.relation_scale),
+        relation_shift=float(encoder.relation_shift),
+    )
+
+
+def _relation_loss(logits: Tensor) -> Tensor:
+    """The loss of logits (Q, R) whose first R queries ask, in order, what the requests ask, and
+    whose others ask nothing."""
+    count, requests = logits.shape
+    nobody = torch.zeros(count, 1)
+    answers = torch.arange(count).clamp(max=requests)
+    same = F.pad(torch.eye(requests), (0, 0, 0, count - requests))
+    return F.cross_entropy(torch.cat([logits, nobody], 1), answers) + (
+        F.binary_cross_entropy_with_logits(logits, same, pos_weight=torch.tensor(SAME_RELATION))
     )
 
 
@@ -168,6 +215,25 @@ class _Draws:
         queries += rng.sample(self._unrelated, count)
         answers += [len(members)] * count
         return list(by_prompt), queries, answers
+
+    @property
+    def has_relations(self) -> bool:
+        """Whether the facts have two or more relations."""
+        return len(self._like[2]) > 1
+
+    def relations(self) -> tuple[list[str], list[str]]:
+        """Prompts of R facts, each of another relation, and texts: for each of those a wording of
+        it or of another fact of its relation, then unrelated ones."""
+        rng, by_relation = self._rng, self._like[2]
+        names = rng.sample(sorted(by_relation), min(self._options.facts, len(by_relation)))
+        chosen = [rng.choice(by_relation[name]) for name in names]
+        asked = [
+            number if rng.random() < 0.5 else rng.choice(by_relation[name])
+            for name, number in zip(names, chosen, strict=True)
+        ]
+        texts = [self._wording(number) for number in asked]
+        texts += rng.sample(self._unrelated, min(self._options.unrelated, len(self._unrelated)))
+        return [self._wording(number) for number in chosen], texts
 
     def _alike(self, number: int, shares: tuple[float, float]) -> int:
         """A fact with the same subject, with a word of the subject, or with the same relation."""

@@ -92,9 +92,14 @@ class KeyTable:
         """The keys (S, d) and their weights (S,) of one request."""
         return self._keys[index], self._weights[index]
 
+    def relation_keys(self, indices: Sequence[int]) -> Tensor:
+        """(n, d): the relation head's keys of requests; zeros without that head."""
+        return self._relation_keys[list(indices)]
+
     def lead(self, encoded: Tensor, compared: Tensor) -> Tensor:
         """(B, LEAD, slots): the largest cosine of each leading key with the `compared` (B, T) of
-        the tokens `encoded` (B, T, d); -1 where a sequence has none of those."""
+        the tokens `encoded` (B, T, d or 2d); -1 where a sequence has none of those."""
+        encoded = encoded[..., : self.scope.width]
         here = compared.to(encoded.device)
         some = here.any(1)
         if not bool(here.all()):
@@ -130,14 +135,17 @@ class KeyTable:
 
     def fired(self, encoded: Tensor, possible: Sequence[int], standing: Sequence[int]) -> set[int]:
         """Of the `possible` indices those over their threshold, and of those whose subject is
-        `standing` in the text those over the subject's, for the tokens (L, d) of one text."""
+        `standing` in the text those over the subject's, for the tokens (L, d or 2d) of one text."""
         found: set[int] = set()
         limits = self._thresholds
         for indices, limit in ((possible, None), (standing, self.scope.thresholds.subject)):
             step = max(1, AT_ONCE // (max(1, len(encoded)) * self._keys.shape[1]))
             for start in range(0, len(indices), step):
                 part = torch.tensor(indices[start : start + step], device=encoded.device)
-                over = self._logits(encoded, part) > (limits[part] if limit is None else limit)
+                if limit is None:
+                    over = self._logits(encoded, part) > limits[part]
+                else:
+                    over = self._named_logits(encoded, part) > limit
                 found.update(part[over].tolist())
         return found
 
@@ -151,7 +159,11 @@ class KeyTable:
         step = max(1, AT_ONCE // (max(1, len(encoded)) * self._keys.shape[1]))
         logits = torch.cat([self._logits(encoded, part) for part in torch.split(indices, step)])
         limits = self._thresholds.clone()
-        limits[list(standing)] = self.scope.thresholds.subject
+        if standing:
+            named = torch.tensor(standing, device=encoded.device)
+            limits[named] = self.scope.thresholds.subject
+            place = torch.isin(indices, named)
+            logits[place] = self._named_logits(encoded, indices[place])
         order = (logits - limits[indices]).topk(min(most, len(logits))).indices.tolist()
         at = indices.tolist()
         return [(self.request(at[n]), float(logits[n]), float(limits[at[n]])) for n in order]
@@ -175,13 +187,20 @@ class KeyTable:
         keys = self._keys[indices]
         if not len(encoded):
             return self.scope.logits(-torch.ones_like(keys[..., 0]), self._weights[indices])
-        best = (keys.flatten(0, 1) @ encoded.T).amax(1).view(keys.shape[:2])
+        best = self.scope.cosines(encoded, keys.flatten(0, 1)).amax(0).view(keys.shape[:2])
         return self.scope.logits(best, self._weights[indices])
 
+    def _named_logits(self, encoded: Tensor, indices: Tensor) -> Tensor:
+        """(n,): the logits of requests whose subject stands in the text: the relation head's."""
+        if self.scope.relation is None or not len(encoded):
+            return self._logits(encoded, indices)
+        return self.scope.relation_logits(encoded, self._relation_keys[indices]).amax(0)
+
     def _make(self, capacity: int) -> None:
-        size, device = self.scope.projection.shape[0], self.scope.mean.device
+        size, device = self.scope.width, self.scope.mean.device
         self._keys = torch.zeros(capacity, MOST_KEYS, size, device=device)
         self._weights = torch.zeros(capacity, MOST_KEYS, device=device)
+        self._relation_keys = torch.zeros(capacity, size, device=device)
         self._rest = torch.zeros(capacity, device=device)
         self._leading = torch.zeros(LEAD, size, capacity, device=device)
         self._thresholds = torch.full((capacity,), torch.inf, device=device)
@@ -189,7 +208,7 @@ class KeyTable:
     def _grow(self) -> None:
         before, used = vars(self).copy(), len(self._slots)
         self._make(2 * len(self._keys))
-        for name in ("_keys", "_weights", "_rest", "_thresholds"):
+        for name in ("_keys", "_weights", "_relation_keys", "_rest", "_thresholds"):
             getattr(self, name)[:used] = before[name][:used]
         self._leading[:, :, :used] = before["_leading"][:, :, :used]
 
@@ -201,9 +220,11 @@ class KeyTable:
             if index == len(self._keys):
                 self._grow()
             self._slots.append(None)
-        order = request.weights.argsort(descending=True, stable=True)
-        keys = request.keys[order].to(self._keys)
-        weights = request.weights[order].to(self._weights)
+        keys, weights = request.keys, request.weights
+        if self.scope.relation is not None:
+            self._relation_keys[index], keys, weights = keys[0], keys[1:], weights[1:]
+        order = weights.argsort(descending=True, stable=True)
+        keys, weights = keys[order].to(self._keys), weights[order].to(self._weights)
         n = len(keys)
         self._keys[index, :n], self._keys[index, n:] = keys, 0
         self._weights[index, :n], self._weights[index, n:] = weights, 0

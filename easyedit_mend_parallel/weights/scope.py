@@ -51,6 +51,11 @@ class Scope:
     same in every text. `trained` is false for a scope that was fitted to unrelated text. Then
     `common` (n, d) are encoded tokens of that text, and a token's weight is its distance from the
     nearest of them.
+
+    The *relation head* decides for a request whose subject stands in the text as words: it tells
+    what is asked of the subject. `relation` (d, D), or None without one, encodes the last token of
+    a prompt, whose state predicts the answer. Its logit is `relation_scale` × (the largest cosine
+    of that encoding with any token's) + `relation_shift`.
     """
 
     blocks_name: str
@@ -65,6 +70,9 @@ class Scope:
     thresholds: Thresholds = field(default_factory=Thresholds)
     skip_first: bool = False
     common: Tensor | None = None
+    relation: Tensor | None = None
+    relation_scale: float = 0.0
+    relation_shift: float = 0.0
 
     @property
     def trained(self) -> bool:
@@ -74,19 +82,36 @@ class Scope:
         """`states` (..., D), in any dtype, as fp32 on the scope's device."""
         return (states.to(self.mean.device, torch.float32) - self.mean) / self.std
 
+    @property
+    def width(self) -> int:
+        """d, the width of a key."""
+        return len(self.projection)
+
     def encoded(self, states: Tensor) -> Tensor:
-        """Encoded states (..., d), each of norm 1, for `states` (..., D)."""
-        return F.normalize(self.standardised(states) @ self.projection.T, dim=-1)
+        """Encoded states (..., d), each of norm 1, for `states` (..., D); with a relation head
+        (..., 2d), with that head's encodings, each of norm 1, after them."""
+        standardised = self.standardised(states)
+        found = F.normalize(standardised @ self.projection.T, dim=-1)
+        if self.relation is None:
+            return found
+        return torch.cat([found, F.normalize(standardised @ self.relation.T, dim=-1)], -1)
 
     def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (S, d) of a prompt's `states` (T, D), and their weights (S,), which sum to 1. S
-        is at most `MOST_KEYS`."""
+        is at most `MOST_KEYS`, and one more with a relation head: its key is the first, with
+        weight 0."""
+        last = states[-1:]
         if self.skip_first and len(states) > 1:
             states = states[1:]
         weights = self._token_weights(states)
         kept = weights.topk(min(MOST_KEYS, len(weights))).indices.sort().values
         chosen = weights[kept]
-        return self.encoded(states[kept]), chosen / chosen.sum().clamp(min=1e-12)
+        keys = self.encoded(states[kept])[:, : self.width]
+        weights = chosen / chosen.sum().clamp(min=1e-12)
+        if self.relation is None:
+            return keys, weights
+        asked = self.encoded(last)[:, self.width :]
+        return torch.cat([asked, keys]), torch.cat([weights.new_zeros(1), weights])
 
     def _token_weights(self, states: Tensor) -> Tensor:
         if self.common is not None:
@@ -98,6 +123,16 @@ class Scope:
         """Logits (...,) from each key's largest cosine (..., S) and weight (..., S)."""
         return self.scale * (best * weights).sum(-1) + self.shift
 
+    def cosines(self, encoded: Tensor, keys: Tensor) -> Tensor:
+        """(T, S): the cosines of encoded tokens (T, d or 2d) with a request's keys (S, d)."""
+        return encoded[:, : self.width] @ keys.T
+
+    def relation_logits(self, encoded: Tensor, keys: Tensor) -> Tensor:
+        """(T, R): the relation head's logit at each encoded token (T, 2d) alone, for requests whose
+        first keys are these (R, d)."""
+        cosines = encoded[:, self.width :] @ keys.T
+        return self.relation_scale * cosines + self.relation_shift
+
     def to(self, device: torch.device) -> Scope:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
@@ -108,7 +143,11 @@ class Scope:
         """Identifies this scope; thresholds do not count."""
         digest = hashlib.sha256(f"{self.blocks_name} {self.blocks} {self.skip_first}".encode())
         digest.update(f"{self.scale:.6g} {self.shift:.6g}".encode())
-        for tensor in (self.mean, self.std, self.projection, self.weigh):
+        tensors = [self.mean, self.std, self.projection, self.weigh]
+        if self.relation is not None:
+            digest.update(f"{self.relation_scale:.6g} {self.relation_shift:.6g}".encode())
+            tensors.append(self.relation)
+        for tensor in tensors:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -81,14 +81,19 @@ class ScopeDecision:
         threshold."""
         scope, request = self._table.scope, self._table.request(index)
         keys, weights = (tensor.cpu() for tensor in self._table.keys_of(index))
-        cosines = self._encoded[start:] @ keys.T
+        cosines = scope.cosines(self._encoded[start:], keys)
         if scope.skip_first and start == 0:
             cosines[0] = -1.0
         logits = scope.logits(cosines.cummax(0).values, weights)
         limits = scope.thresholds
         thresholds = torch.full_like(logits, limits.alias if request.subject else limits.states)
         if request.subject and self._ids is not None:
-            thresholds[self._subject_end(self._ids[start:], request.subject) :] = limits.subject
+            end = self._subject_end(self._ids[start:], request.subject)
+            thresholds[end:] = limits.subject
+            if scope.relation is not None:
+                key = self._table.relation_keys([index]).cpu()
+                asked = scope.relation_logits(self._encoded[start:], key)[:, 0]
+                logits[end:] = asked.cummax(0).values[end:]
         return logits - thresholds
 
     def _subject_end(self, ids: list[int], subject: tuple[str, ...]) -> int:

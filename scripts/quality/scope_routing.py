@@ -31,12 +31,15 @@ class Routing:
         self._standing = torch.tensor(
             [[bool(r.subject) and stands_in(one, r.subject) for r in requests] for one in words]
         )
-        logits = []
+        logits, asked = [], []
         for text in texts:
             encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
-            best = (keys.flatten(0, 1) @ encoded.T).amax(1).view(len(requests), width)
+            best = scope.cosines(encoded, keys.flatten(0, 1)).amax(0).view(len(requests), width)
             logits.append(scope.logits(best, weights))
+            if scope.relation is not None:
+                asked.append(scope.relation_logits(encoded, keys[:, 0]).amax(0))
         self._logits = torch.stack(logits)
+        self._asked = torch.stack(asked) if asked else self._logits
 
     def fired(self, texts: Sequence[str], among: Sequence[int], named: bool) -> list[int]:
         """For each text the request that fires of those `among`, or -1."""
@@ -45,6 +48,7 @@ class Routing:
         limits = torch.full_like(logits, self._limits.states)
         if named:
             standing = self._standing[rows][:, list(among)]
+            logits = torch.where(standing, self._asked[rows][:, list(among)], logits)
             limits = torch.where(
                 standing, torch.tensor(self._limits.subject), torch.tensor(self._limits.alias)
             )
