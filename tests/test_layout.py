@@ -10,6 +10,8 @@ import tomllib
 from documented.blocks import ROOT
 
 PACKAGE = ROOT / "easyedit_mend_parallel"
+LONGEST = 350
+"""Lines of a module, at most (CONTRIBUTING.md)."""
 WAY_OF_AN_EDIT = (
     "forward/requests.py",
     "forward/batch.py",
@@ -101,3 +103,12 @@ def test_every_module_opens_with_what_it_does() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert silent == []
+
+
+def test_no_module_is_longer_than_a_reader_takes_in_at_once() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(lines) > 100
+    assert {name: count for name, count in lines.items() if count > LONGEST} == {}

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.method.growing_system import (
-    LARGEST_ERROR,
-    GrowingSystem,
-    SolveRows,
-    SystemOptions,
-    empty_systems,
-)
+from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
 from easyedit_mend_parallel.method.mend import Proposal
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.method.sequence_edit import (
@@ -33,7 +27,11 @@ from easyedit_mend_parallel.method.sequence_edit import (
     Making,
     SequenceEdit,
     Updates,
+    gone,
+    same_edits,
+    without,
 )
+from easyedit_mend_parallel.method.sequence_systems import SequenceSystems
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.foreign import WrittenBits
 from easyedit_mend_parallel.weights.ledger import Ledger
@@ -65,14 +63,10 @@ class EditSequence:
     ) -> None:
         self.targets, self.apply, self.memory = list(targets), apply, memory
         self.options = options
-        self.preserved: PreservedInputs | None = None
-        """What the targets see of preserved text, once the systems were made."""
         self._model = weakref.ref(model)
         self._edits: list[SequenceEdit] = []
         self._settled: list[SequenceEdit] = []
-        self._systems: dict[str, GrowingSystem] = {}
-        self._solved: list[SequenceEdit] = []
-        """What is in the systems besides the settled edits, in order."""
+        self._systems = SequenceSystems(self.targets, options)
         self._change: Entry | None = None
         self._net: Updates = {}
         self._former: tuple[list[SequenceEdit], Updates] = ([], {})
@@ -114,6 +108,11 @@ class EditSequence:
             return [*self._settled, *self._edits]
 
     @property
+    def preserved(self) -> PreservedInputs | None:
+        """The inputs of preserved text that the systems began with; None before the first solve."""
+        return self._systems.preserved
+
+    @property
     def requests(self) -> list[Request]:
         """Those of its edits, oldest first."""
         return [request for edit in self.edits for request in edit.requests]
@@ -151,7 +150,7 @@ class EditSequence:
             else:
                 others, proposal = [], making.alone(batch, requests)
                 edit = SequenceEdit(list(requests), batch, proposal.updates)
-            edit.replaced = _gone(self._edits, others)
+            edit.replaced = gone(self._edits, others)
             write([*others, edit], making.preserved)
         return edit, proposal
 
@@ -169,7 +168,7 @@ class EditSequence:
             left = list(self._edits)
             for edit in edits:
                 others = self._others(edit.requests, left)
-                edit.replaced = _gone(left, others)
+                edit.replaced = gone(left, others)
                 left = [*others, edit]
             write(left, preserved)
 
@@ -190,7 +189,7 @@ class EditSequence:
             )
         if gone:
             with self._without_net() as write:
-                write(_without(self._edits, gone))
+                write(without(self._edits, gone))
 
     def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
         """{target name: its bits as they would be without `edit`}, in new memory; empty where the
@@ -199,7 +198,7 @@ class EditSequence:
             if self._change is None or not self.holds(edit) or edit in self._settled:
                 return {}
             base = self._change.before()
-            left = _without(self._edits, [one for one in self._edits if one.is_of(edit)])
+            left = without(self._edits, [one for one in self._edits if one.is_of(edit)])
             if not left and not self._settled:
                 return {name: bits.clone() for name, bits in base.items()}
             net = self._solve(left)
@@ -240,7 +239,7 @@ class EditSequence:
                     preserved: Callable[[], PreservedInputs | None] = lambda: None,
                 ) -> None:
                     if edits or self._settled:
-                        is_former = bool(edits) and _same(edits, self._former[0])
+                        is_former = bool(edits) and same_edits(edits, self._former[0])
                         net = self._former[1] if is_former else self._solve(edits, preserved)
                         change: Entry | None = put(self.targets, net, self.apply)
                     else:
@@ -302,66 +301,19 @@ class EditSequence:
         """The net update of the settled edits and of `edits`."""
         if not self._settled and len(edits) == 1 and edits[0].alone is not None:
             return edits[0].alone
-        if not self._systems:
-            self.preserved = preserved()
-            self._systems = empty_systems(self.targets, self.options, self.preserved)
-        try:
-            self._bring_to(edits)
-            if any(system.error() > LARGEST_ERROR for system in self._systems.values()):
-                log.info("the systems have lost precision and are solved from their rows again")
-                self._restart()
-                self._bring_to(edits)
-            net = {name: system.net() for name, system in self._systems.items()}
-        except BaseException:
-            self._restart()
-            raise
-        size = sum(system.nbytes for system in self._systems.values())
-        if size > self.memory:
-            self._restart()
-            raise UpdateError(
-                f"the systems of this model's edits need {size >> 20} MiB, and sequence_memory is "
-                f"{self.memory >> 20} MiB; nothing was written. Raise sequence_memory, set "
-                "preserved_text_weight: 0, or add edits up unsolved with `sequence: add`"
-            )
-        return net
-
-    def _bring_to(self, edits: Sequence[SequenceEdit]) -> None:
-        """Make the systems hold `edits`: from what they hold where that is a part, or anew."""
-        common = 0
-        while common < min(len(edits), len(self._solved)):
-            if edits[common] is not self._solved[common]:
-                break
-            common += 1
-        while len(self._solved) > common:
-            self._solved.pop()
-            dropped = [system.drop_last() for system in self._systems.values()]
-            if not all(dropped):
-                self._restart()
-                common = 0
-        for edit in edits[common:]:
-            assert edit.rows is not None
-            for name, system in self._systems.items():
-                system.add(edit.rows[name])
-            self._solved.append(edit)
-
-    def _restart(self) -> None:
-        for system in self._systems.values():
-            system.restart()
-        self._solved = []
+        return self._systems.solved(edits, preserved, self.memory)
 
     def _settle(self) -> None:
         """Let go of the oldest edits' rows where those and the systems exceed `memory`."""
-        systems = sum(system.nbytes for system in self._systems.values())
-        taken = sum(edit.nbytes for edit in self._edits)
+        taken = self._systems.nbytes + sum(edit.nbytes for edit in self._edits)
         count = 0
-        while systems + taken > self.memory and count < len(self._edits) - 1:
+        while taken > self.memory and count < len(self._edits) - 1:
             taken -= self._edits[count].nbytes
             count += 1
-        if not count or not _same(self._solved, self._edits):
+        if not count or not self._systems.hold(self._edits):
             return
         oldest, self._edits = self._edits[:count], self._edits[count:]
-        for name, system in self._systems.items():
-            system.settle([edit.rows[name] for edit in oldest if edit.rows is not None])
+        self._systems.settle(count)
         for edit in oldest:
             edit.rows = edit.alone = None
         if not self._settled:
@@ -371,14 +323,11 @@ class EditSequence:
             )
         self._settled += oldest
         self._former = ([], {})
-        self._solved = list(self._edits)
 
     def _look_whether_undone(self) -> None:
         """Forget the edits where the ledger has undone their net update (`rollback_all`)."""
         if self._change is not None and not self._change.applied:
-            if self._settled:
-                self._systems = {}
-            self._restart()
+            self._systems.restart(anew=bool(self._settled))
             self._edits, self._settled, self._change, self._net = [], [], None, {}
             self._former = ([], {})
 
@@ -393,32 +342,3 @@ class EditSequence:
         if model is None:
             raise UpdateError("the model that was edited no longer exists")
         return model
-
-
-def _same(one: Sequence[SequenceEdit], other: Sequence[SequenceEdit]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-def _gone(
-    before: Sequence[SequenceEdit], after: Sequence[SequenceEdit]
-) -> list[tuple[int, SequenceEdit]]:
-    """The edits of `before` that are not, or not whole, in `after`, with their indices."""
-    return [
-        (index, one) for index, one in enumerate(before) if not any(one is other for other in after)
-    ]
-
-
-def _without(edits: Sequence[SequenceEdit], gone: Sequence[SequenceEdit]) -> list[SequenceEdit]:
-    """`edits` without those that are `gone`, and with what these had replaced."""
-    left = [edit for edit in edits if not any(edit is one for one in gone)]
-    for index, old in sorted(
-        (pair for one in gone for pair in one.replaced), key=lambda pair: pair[0]
-    ):
-        if any(old is one for one in gone):
-            continue
-        place = next((n for n, one in enumerate(left) if one.is_of(old)), None)
-        if place is None:
-            left.insert(index, old)
-        else:
-            left[place] = old
-    return left

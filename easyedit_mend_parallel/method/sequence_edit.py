@@ -71,3 +71,33 @@ class SequenceEdit:
     @property
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows in (self.rows or {}).values())
+
+
+def same_edits(one: Sequence[SequenceEdit], other: Sequence[SequenceEdit]) -> bool:
+    """Whether both are the same edits in the same order."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def gone(
+    before: Sequence[SequenceEdit], after: Sequence[SequenceEdit]
+) -> list[tuple[int, SequenceEdit]]:
+    """The edits of `before` that are not, or not whole, in `after`, with their indices."""
+    return [
+        (index, one) for index, one in enumerate(before) if not any(one is other for other in after)
+    ]
+
+
+def without(edits: Sequence[SequenceEdit], gone: Sequence[SequenceEdit]) -> list[SequenceEdit]:
+    """`edits` without those that are `gone`, and with what these had replaced."""
+    left = [edit for edit in edits if not any(edit is one for one in gone)]
+    for index, old in sorted(
+        (pair for one in gone for pair in one.replaced), key=lambda pair: pair[0]
+    ):
+        if any(old is one for one in gone):
+            continue
+        place = next((n for n, one in enumerate(left) if one.is_of(old)), None)
+        if place is None:
+            left.insert(index, old)
+        else:
+            left[place] = old
+    return left
