@@ -11,6 +11,7 @@ from benchmarks import report
 from benchmarks.limit import Limit
 from benchmarks.plain_mend import PlainMend
 from benchmarks.rounds import compared
+from benchmarks.scopes import measured
 from benchmarks.shapes import Shape, requests, tokenizer, twin
 from toys import same_bits
 
@@ -67,6 +68,14 @@ def test_a_twin_shares_weights_and_no_hooks() -> None:
 
     assert (model.get_parameter(name) == 3).all()
     model(torch.tensor([[1, 2]]))
+
+
+def test_the_scopes_of_a_benchmark_fire_in_the_texts_where_they_should() -> None:
+    found = measured(Shape("tiny", 6, 32, 48, 2, 2, 300, rank=8), 400, 1)
+
+    assert found["edits"] == 400
+    assert found["text"].keys() > {"without", "no scope fires", "one fires"}
+    assert found["token"].keys() == {"without", "no scope fires"}
 
 
 def test_ratios_are_of_the_same_round() -> None:

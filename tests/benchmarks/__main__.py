@@ -56,6 +56,7 @@ def figures() -> dict[str, tuple[int, tuple[str, ...]]]:
         found[f"disk, {apply}, capped"] = 1, ("disk", "7b", "--apply", apply, "--gib", "2.5")
     for what in ("soak", "solved", "systems", "targets", "bytes"):
         found[f"growth, {what}"] = 1, ("growth", what)
+    found["scopes smollm2-135m"] = 1, ("scopes", "--shape", "smollm2-135m")
     found["start, imports"] = 1, ("startup", "imports")
     for shape in CPU_SHAPES:
         found[f"start, first edit {shape}"] = THREADS, ("startup", "first", "--shape", shape)

@@ -246,6 +246,15 @@ def growth_table(found: Figures) -> list[str]:
     return rows
 
 
+def scopes_table(found: Figures) -> list[str]:
+    rows = table("SmolLM2's shape, one thread", "time", "times the pass without edits")
+    figure = found.get("scopes smollm2-135m", {}).get("found", {})
+    for what, says in (("text", "12 tokens"), ("token", "one token after a cache")):
+        for name, one in figure.get(what, {}).items():
+            rows.append(row(f"{says}: {name}", seconds(one["seconds"]), times(one["ratio"])))
+    return rows
+
+
 def at_marks(ms: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.3g} ms at {int(mark):,}" for mark, value in ms.items())
 
@@ -266,6 +275,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "training": training_table,
     "disk": disk_table,
     "growth": growth_table,
+    "scopes": scopes_table,
     "start": start_table,
     "commands": commands_table,
 }
