@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,15 @@ class Decision:
     states: dict[int, Tensor] = field(default_factory=dict)
     requests: list[list[ScopedRequest | None]] | None = None
     reading: Reading | None = None
+
+    @cached_property
+    def routing(self) -> tuple[list[ScopedRequest], Tensor]:
+        """The requests that apply anywhere, and for each of the B × T positions the index of its
+        request among them; -1 where none applies."""
+        flat = [request for sequence in self.requests or () for request in sequence]
+        numbers = {one: n for n, one in enumerate(dict.fromkeys(filter(None, flat)))}
+        route = torch.tensor([-1 if one is None else numbers[one] for one in flat])
+        return list(numbers), route
 
 
 class Gate:

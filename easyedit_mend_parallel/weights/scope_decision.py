@@ -51,7 +51,8 @@ class ScopeDecision:
         while indices:
             requests = [self._table.request(index) for index in indices]
             after = start + _first(over) + 1
-            later, over_later = self._firing(indices, after)
+            # Of one request, every stretch would be its own.
+            later, over_later = self._firing(indices[1:] and indices, after)
             end = after + _first(over_later) if later else length
             answer = self._first_answer(requests, over, start, end)
             which = int(over[:, end - 1 - start].argmax()) if answer is None else answer[0]

@@ -66,9 +66,8 @@ class ScopedRows:
         decision = self._gate.decision
         if decision is None or decision.requests is None:
             return None
-        flat = [request for sequence in decision.requests for request in sequence]
-        fired = {request: None for request in flat if request is not None}
-        update = _one_of(self._gate.memory, list(fired), self._target.name, output.device)
+        fired, route = decision.routing
+        update = _one_of(self._gate.memory, fired, self._target.name, output.device)
         if update is None:
             return None
         shard = shard_of_layer(layer, self._target)
@@ -81,17 +80,15 @@ class ScopedRows:
         if shard is not None and is_distributed(x):
             x = shard.whole(x, "in")
         x = x.flatten(0, -2)
-        if len(x) != len(flat):
+        if len(x) != len(route):
             raise UpdateError(
-                f"the layer of {self._target.name} sees {len(x)} rows where {len(flat)} tokens "
+                f"the layer of {self._target.name} sees {len(x)} rows where {len(route)} tokens "
                 "were read: a scoped edit needs a layer that sees every token once. Set "
                 "`apply: output`"
             )
-        number = {request: index for index, request in enumerate(fired)}
-        route = torch.tensor([-1 if one is None else number[one] for one in flat])
         here = (route >= 0).nonzero()[:, 0].to(output.device)
         rows = output.flatten(0, -2)
-        whose = route[route >= 0].to(output.device)
+        whose = None if len(fired) == 1 else route[route >= 0].to(output.device)
         if shard is None:
             gain = update.added(x[here], whose)
         else:  # every process feels the same requests, so that all of them call this
