@@ -7,6 +7,7 @@ import copy
 import gc
 import itertools
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from scoped_toys import THREE, base_logits, editor_of, logits
 from toys import same_bits, tokenizer_for, toy_model
 
 from easyedit_mend_parallel import UpdateError, load_scoped, rollback_all, save_scoped
+from easyedit_mend_parallel.weights import slabs
+from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.stores.scoped import ScopedStaged, scoped_memory
 
 WORDS = "red green blue town sea cat mat sun river east west stone".split()  # noqa: SIM905
@@ -181,6 +184,57 @@ def test_a_copy_has_the_files_for_itself_and_they_go_with_the_last_model(
     assert same_bits(logits(twin, TEXTS), felt)
     del twin
     assert not files(scratch)
+
+
+def storages(model: Any) -> set[int]:
+    """Where the rows that are in memory lie."""
+    memory = scoped_memory(model)
+    found = [memory.rows(request, name) for request in memory.requests for name in memory.targets]
+    return {
+        part.untyped_storage().data_ptr() for rows in found for part in (rows.keys, rows.values)
+    }
+
+
+def test_rows_in_memory_share_one_block_and_a_copy_has_its_own() -> None:
+    model, _ = edited("1GiB")
+    assert len(storages(model)) == 1
+    twin, felt = copy.deepcopy(model), logits(model, TEXTS)
+    assert len(storages(twin)) == 1
+    assert not storages(twin) & storages(model)
+    rollback_all(model)
+    assert same_bits(logits(twin, TEXTS), felt)
+
+
+def test_a_block_is_freed_with_the_last_of_its_rows() -> None:
+    model, results = edited("1GiB", MANY[:3])
+    memory = scoped_memory(model)
+    block = weakref.ref(memory.kept._slabs._last)
+    memory.keep_within(memory.key_bytes)
+    memory.kept._slabs._last = None
+    assert memory.kept.bytes == 0
+    del results
+    gc.collect()
+    assert block() is None
+
+
+def test_rows_larger_than_a_block_get_one_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, _ = edited("1GiB")
+    monkeypatch.setattr(slabs, "SLAB", 700)
+    model, _ = edited("1GiB")
+    assert len(storages(model)) > 3
+    assert same_bits(logits(model, TEXTS), logits(plain, TEXTS))
+
+
+def test_what_is_kept_of_an_edit_that_nobody_holds_has_no_rows() -> None:
+    model, results = edited("1GiB", MANY[:3])
+    del results
+    gc.collect()
+    editor_of(model).edit(MANY[3])
+    kept = Ledger.of(model)._settled
+    assert kept
+    for staged in kept:
+        about = staged._about
+        assert sum(part.untyped_storage().nbytes() for part in (about.keys, about.values)) == 0
 
 
 def test_edits_in_files_are_saved_and_loaded_into_files(room: int, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
 from easyedit_mend_parallel.weights.scratch_files import (
@@ -16,6 +18,7 @@ from easyedit_mend_parallel.weights.scratch_files import (
     ScratchFolder,
     write_scratch_tensors,
 )
+from easyedit_mend_parallel.weights.slabs import InSlab, Slabs
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -43,8 +46,25 @@ class KeptRows:
 
     def __init__(self, rows: LowRankUpdate) -> None:
         self.nbytes = rows.keys.nbytes + rows.values.nbytes
-        self.in_memory: LowRankUpdate | None = rows
         self.lies: tuple[_File, RowsPlace] | None = None
+        self._rows: LowRankUpdate | None = rows
+        self._in_slab: tuple[InSlab, InSlab] | None = None
+
+    def in_memory(self) -> LowRankUpdate | None:
+        """The rows, or None if they are in a file."""
+        if self._in_slab is None:
+            return self._rows
+        keys, values = (part.tensor() for part in self._in_slab)
+        return LowRankUpdate(keys, values, torch.zeros(len(keys), dtype=torch.long))
+
+    def settle(self, slabs: Slabs) -> None:
+        """Copy the rows into a slab, if they are on the CPU and in none yet."""
+        if self._rows is not None and self._rows.keys.device.type == "cpu":
+            self._in_slab, self._rows = slabs.take(self._rows), None
+
+    def move(self, file: _File, place: RowsPlace) -> None:
+        """Say that the rows lie in a file from now on."""
+        self.lies, self._rows, self._in_slab = (file, place), None, None
 
 
 class RowKeeper:
@@ -62,6 +82,7 @@ class RowKeeper:
         self._files: dict[_File, None] = {}
         self._folder: ScratchFolder | None = None
         self._recent: dict[KeptRows, LowRankUpdate] = {}
+        self._slabs = Slabs()
 
     @property
     def bytes_in_files(self) -> int:
@@ -70,6 +91,7 @@ class RowKeeper:
     def add(self, kept: KeptRows) -> None:
         """Add `kept`, which may have been removed before."""
         if kept.lies is None:
+            kept.settle(self._slabs)
             self._in_memory[kept] = None
             self.bytes += kept.nbytes
             return
@@ -102,8 +124,9 @@ class RowKeeper:
 
         Raises UpdateError if their file is missing.
         """
-        if kept.in_memory is not None:
-            return kept.in_memory
+        here = kept.in_memory()
+        if here is not None:
+            return here
         rows = self._recent.pop(kept, None)
         if rows is None:
             assert kept.lies is not None
@@ -146,8 +169,7 @@ class RowKeeper:
         self._files[new] = None
         for (kept, _), place in zip(chosen, places, strict=True):
             before = kept.lies
-            kept.lies = (new, place)
-            kept.in_memory = None
+            kept.move(new, place)
             if before is None:
                 del self._in_memory[kept]
                 self.bytes -= kept.nbytes

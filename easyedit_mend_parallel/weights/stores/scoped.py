@@ -34,6 +34,10 @@ _HOOK = "_easyedit_mend_parallel_scoped"
 """The attribute of a layer that holds its `ScopedRows`."""
 
 
+_NOTHING = torch.empty(0)
+"""In the place of rows; a slice of them would keep their memory."""
+
+
 def offer(place: WeightPlace) -> ScopedStore | None:
     """A store for any weight, with `apply: scoped`."""
     if place.apply != SCOPED:
@@ -164,7 +168,7 @@ class ScopedStaged:
 
     def __init__(self, store: ScopedStore, update: ScopedUpdate) -> None:
         self._store = store
-        self._about = replace(update, keys=update.keys[:0], values=update.values[:0])
+        self._about = replace(update, keys=_NOTHING, values=_NOTHING, request=_NOTHING)
         self._rows: list[tuple[ScopedRequest, KeptRows]] | None = _by_request(update)
         """What `commit` puts into the memory; what `undo` took out of it is put back."""
         self._serial: int | None = None
