@@ -251,13 +251,22 @@ def test_a_folder_is_written_whole_or_not_at_all(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["edits"]
 
 
-def test_edits_with_a_scope_without_training_are_saved_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["untrained", "with a relation head"])
+def test_edits_with_a_scope_of_another_kind_are_saved_too(kind: str, tmp_path: Path) -> None:
     model = toy_model("llama")
     targets = find_targets(model, toy_targets(model))
     scope = untrained_scope(model, tokenizer_for(model), targets, lines=TEXTS)
+    if kind != "untrained":
+        scope = parts("llama")[1]
+        head = torch.eye(len(scope.mean))
+        scope = replace(scope, relation=head, relation_scale=1.5, relation_shift=0.25)
     decided_by(model, scope).edit(THREE)
     folder = save_scoped(model, tmp_path / "edits")
     fresh = toy_model("llama")
     load(folder, fresh)
-    assert same_bits(scoped_memory(fresh).scope.common, scope.common)
+    found = scoped_memory(fresh).scope
+    assert found.fingerprint() == scope.fingerprint()
+    assert found.thresholds == scope.thresholds
+    for name, value in vars(scope).items():
+        assert not torch.is_tensor(value) or same_bits(getattr(found, name), value), name
     assert same_bits(logits(fresh, TEXTS), logits(model, TEXTS))

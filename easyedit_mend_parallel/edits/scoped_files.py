@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ ROWS_IN_A_FILE = 1 << 26
 """Maximum size of the rows in one file, unless a single request has more."""
 READ_AT_ONCE = 1 << 20
 """Number of bytes of a file that are read at a time for its checksum."""
-SCOPE_TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias", "common", "relation")
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,11 @@ def write_scopes(
     }
     write_tensors(folder / KEYS_FILE, tensors, {})
     files[KEYS_FILE] = _sum(folder / KEYS_FILE)
-    plain = {name: value for name, value in vars(scope).items() if name not in SCOPE_TENSORS}
+    plain = {
+        name: value
+        for name, value in vars(scope).items()
+        if not (value is None or torch.is_tensor(value))
+    }
     index = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -225,7 +228,7 @@ def _plain(memory: ScopedMemory, request: ScopedRequest) -> dict[str, Any]:
 
 def _scope(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scope:
     values: dict[str, Any] = {
-        name: tensors[name].clone() for name in SCOPE_TENSORS if name in tensors
+        one.name: tensors[one.name].clone() for one in fields(Scope) if one.name in tensors
     }
     plain: dict[str, Any] = dict(about) | {
         "blocks": tuple(about["blocks"]),
