@@ -17,7 +17,7 @@ from scoped_toys import THREE, base_logits, editor_of, logits
 from toys import same_bits, tokenizer_for, toy_model
 
 from easyedit_mend_parallel import UpdateError, load_scoped, rollback_all, save_scoped
-from easyedit_mend_parallel.weights import slabs
+from easyedit_mend_parallel.weights import row_keeper, slabs
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.stores.scoped import ScopedStaged, scoped_memory
 
@@ -215,6 +215,26 @@ def test_a_block_is_freed_with_the_last_of_its_rows() -> None:
     del results
     gc.collect()
     assert block() is None
+
+
+def test_the_memory_of_rows_that_were_taken_out_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slabs, "SLAB", 6000)
+    monkeypatch.setattr(row_keeper, "SLAB", 6000)
+    model, results = edited("1GiB")
+    full, felt = len(storages(model)), logits(model, PROMPTS[::4])
+    blocks = {weakref.ref(kept._in_slab[0].slab) for kept in scoped_memory(model).kept._in_memory}
+    for number, result in enumerate(results):
+        if number % 4:
+            result.rollback()
+    assert full > 3
+    assert len(storages(model)) < full / 2
+    gc.collect()
+    assert not [block for block in blocks if block() is not None]
+    assert same_bits(logits(model, PROMPTS[::4]), felt)
+    results[1].entry.again()
+    assert not same_bits(logits(model, PROMPTS[1]), base_logits(model, PROMPTS[1]))
 
 
 def test_rows_larger_than_a_block_get_one_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

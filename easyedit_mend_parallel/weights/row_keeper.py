@@ -18,7 +18,7 @@ from easyedit_mend_parallel.weights.scratch_files import (
     ScratchFolder,
     write_scratch_tensors,
 )
-from easyedit_mend_parallel.weights.slabs import InSlab, Slabs
+from easyedit_mend_parallel.weights.slabs import SLAB, InSlab, Slabs
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,14 @@ class _File:
 class KeptRows:
     """The rows of one request for one target, in memory or in a file. A `RowKeeper` reads them."""
 
+    __slots__ = ("__weakref__", "_in_slab", "_rows", "_slabs", "lies", "nbytes")
+
     def __init__(self, rows: LowRankUpdate) -> None:
         self.nbytes = rows.keys.nbytes + rows.values.nbytes
         self.lies: tuple[_File, RowsPlace] | None = None
         self._rows: LowRankUpdate | None = rows
         self._in_slab: tuple[InSlab, InSlab] | None = None
+        self._slabs: Slabs | None = None
 
     def in_memory(self) -> LowRankUpdate | None:
         """The rows, or None if they are in a file."""
@@ -58,13 +61,15 @@ class KeptRows:
         return LowRankUpdate(keys, values, torch.zeros(len(keys), dtype=torch.long))
 
     def settle(self, slabs: Slabs) -> None:
-        """Copy the rows into a slab, if they are on the CPU and in none yet."""
-        if self._rows is not None and self._rows.keys.device.type == "cpu":
-            self._in_slab, self._rows = slabs.take(self._rows), None
+        """Copy the rows into a slab of `slabs`, if they are on the CPU and in none of those yet."""
+        rows = self.in_memory()
+        if rows is not None and rows.keys.device.type == "cpu" and self._slabs is not slabs:
+            self._in_slab, self._slabs, self._rows = slabs.take(rows), slabs, None
 
     def move(self, file: _File, place: RowsPlace) -> None:
         """Say that the rows lie in a file from now on."""
-        self.lies, self._rows, self._in_slab = (file, place), None, None
+        self.lies = (file, place)
+        self._rows = self._in_slab = self._slabs = None
 
 
 class RowKeeper:
@@ -83,6 +88,8 @@ class RowKeeper:
         self._folder: ScratchFolder | None = None
         self._recent: dict[KeptRows, LowRankUpdate] = {}
         self._slabs = Slabs()
+        self._removed = 0
+        """Size of what was removed from the present slabs."""
 
     @property
     def bytes_in_files(self) -> int:
@@ -101,11 +108,17 @@ class RowKeeper:
         self._files[file] = None
 
     def remove(self, kept: KeptRows) -> None:
-        """Remove `kept`. A file with few other rows left is rewritten without it."""
+        """Remove `kept`. A file with few other rows left is rewritten without it, and the rows in
+        memory are copied together once more was removed than is left."""
         self._recent.pop(kept, None)
         if kept.lies is None:
             del self._in_memory[kept]
             self.bytes -= kept.nbytes
+            self._removed += kept.nbytes
+            if self._removed > max(self.bytes, SLAB):
+                self._slabs, self._removed = Slabs(), 0
+                for one in self._in_memory:  # the old slabs go one by one, as they get empty
+                    one.settle(self._slabs)
             return
         file, _ = kept.lies
         del file.live[kept]

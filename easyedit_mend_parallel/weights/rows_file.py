@@ -19,7 +19,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate
 KEYS, VALUES = "keys", "values"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowsPlace:
     """Where the rows of one update lie in a file: rows `start` to `stop` of the two tensors
     `stack`.keys and `stack`.values."""

@@ -42,7 +42,7 @@ class Slab:
         return copied
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InSlab:
     """A tensor in a slab."""
 
