@@ -78,6 +78,8 @@ def test_the_wheel_has_the_package_and_no_tests(wheel: Path) -> None:
         "py.typed",
         "cli/check.py",
         "demo/smollm2-135m-instruct.safetensors",
+        "demo/smollm2-135m-instruct-scoped.safetensors",
+        "demo/capitals.jsonl",
         "demo/smollm2-135m.yaml",
     ):
         assert f"easyedit_mend_parallel/{name}" in names

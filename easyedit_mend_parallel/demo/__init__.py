@@ -10,9 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def demo_archive() -> Path:
-    """The small trained archive that ships with the package, for SmolLM2-135M-Instruct."""
-    return Path(__file__).with_name("smollm2-135m-instruct.safetensors")
+def demo_archive(scoped: bool = False) -> Path:
+    """The small trained archive that ships with the package, for SmolLM2-135M-Instruct.
+
+    `scoped` gives the one for `apply: scoped`. Its hypernetwork was trained without neighbours,
+    which a scope preserves: more rephrases succeed, and written into weights its edits change
+    neighbours.
+    """
+    name = "smollm2-135m-instruct-scoped" if scoped else "smollm2-135m-instruct"
+    return Path(__file__).with_name(f"{name}.safetensors")
 
 
 def demo_hparams() -> Path:

@@ -29,6 +29,7 @@ from rich.table import Table
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.facts import DEMO_FACTS, DemoFact
+from easyedit_mend_parallel.demo.hundred import edit_a_hundred
 from easyedit_mend_parallel.demo.placements import NAMES, Spread, choices, spread
 from easyedit_mend_parallel.demo.sequence import edit_one_after_another
 from easyedit_mend_parallel.demo.smollm2 import DemoError, prepare
@@ -94,7 +95,7 @@ def show(name: str, console: Console) -> int:
         home = os.getcwd()
         os.chdir(folder)  # EasyEdit writes its logs where it is run
         try:
-            held = edit_facts(where, console)
+            held = edit_facts(where, console, hundred=name != "simulated")
         finally:
             os.chdir(home)
     console.print(f"{name}: {time.perf_counter() - started:.0f} seconds\n")
@@ -107,7 +108,7 @@ def _refuse_without(module: str, where: str) -> None:
         raise DemoError(f"this demo needs {module}, which is not here: put {where} on PYTHONPATH")
 
 
-def edit_facts(where: Spread, console: Console) -> bool:
+def edit_facts(where: Spread, console: Console, hundred: bool) -> bool:
     import easyeditor
 
     directory = str(prepare())
@@ -171,6 +172,8 @@ def edit_facts(where: Spread, console: Console) -> bool:
         style="dim",
     )
     held &= edit_one_after_another(editor, DEMO_FACTS, console)
+    if hundred:
+        held &= edit_a_hundred(model, tokenizer, console)
     return held and all(
         torch.equal(weight, one_device.get_parameter(name))
         for name, weight in kept_weights(model, targets).items()

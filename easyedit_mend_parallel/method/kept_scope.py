@@ -81,7 +81,12 @@ def without_scope(
         ) from error
     width = len(scope.mean)
     shapes = (scope.std.shape, scope.projection.shape[1:], scope.weigh.shape)
-    fits = scope.relation is None or scope.relation.shape == scope.projection.shape
+    relation = scope.relation
+    fits = relation is None or (
+        relation.dim() == 2
+        and len(relation) == len(scope.projection)
+        and relation.shape[1] <= width
+    )
     if (
         any(shape != (width,) for shape in shapes)
         or not fits

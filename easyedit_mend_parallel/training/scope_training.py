@@ -87,13 +87,6 @@ class ScopeEncoder(nn.Module):
         ]
         return self.relation_scale * torch.stack(rows) + self.relation_shift
 
-    @property
-    def padded_relation(self) -> Tensor:
-        """(d, D): the relation head's projection, with zeros for the blocks that it does not
-        read."""
-        found: Tensor = self.relation.weight.detach()
-        return F.pad(found, (self.projection.in_features - self.relation.in_features, 0))
-
 
 def train_scope(
     blocks_name: str,
@@ -154,7 +147,7 @@ def train_scope(
         encoder.weigh.bias.detach()[0].clone(),
         float(encoder.scale),
         float(encoder.shift),
-        relation=encoder.padded_relation.clone() if draw.has_relations else None,
+        relation=encoder.relation.weight.detach().clone() if draw.has_relations else None,
         relation_scale=float(encoder.relation_scale),
         relation_shift=float(encoder.relation_shift),
     )

@@ -53,8 +53,9 @@ class Scope:
     nearest of them.
 
     The *relation head* decides for a request whose subject stands in the text as words: it tells
-    what is asked of the subject. `relation` (d, D), or None without one, encodes the last token of
-    a prompt, whose state predicts the answer. Its logit is `relation_scale` × (the largest cosine
+    what is asked of the subject. `relation` (d, D'), or None without one, encodes the last token of
+    a prompt, whose state predicts the answer; it reads the last D' numbers of the states, those of
+    the lowest target's block. Its logit is `relation_scale` × (the largest cosine
     of that encoding with any token's) + `relation_shift`.
     """
 
@@ -94,7 +95,8 @@ class Scope:
         found = F.normalize(standardised @ self.projection.T, dim=-1)
         if self.relation is None:
             return found
-        return torch.cat([found, F.normalize(standardised @ self.relation.T, dim=-1)], -1)
+        read = standardised[..., -self.relation.shape[1] :]
+        return torch.cat([found, F.normalize(read @ self.relation.T, dim=-1)], -1)
 
     def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (S, d) of a prompt's `states` (T, D), and their weights (S,), which sum to 1. S

@@ -55,6 +55,7 @@ class Bench:
         self.model: Any = AutoModelForCausalLM.from_pretrained(path).eval().requires_grad_(False)
         hparams = MENDParallelHyperParams.from_hparams(str(demo_hparams()))
         hparams.archive, hparams.apply, hparams.untrained = str(archive), "scoped", untrained
+        hparams.on_worse = "ignore"  # an edit that fails is counted
         self.editor = MendParallel(self.model, self.tokenizer, hparams)
         assert self.editor.scoping is not None
         self.scope = self.editor.scoping.scope
