@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.trunk import nearly_equal
 from easyedit_mend_parallel.weights.target import Target
 
-SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Maximum difference of the rows of one sequence at two places of a batch, relative to the largest;
-half: 5e-2."""
 _in_order: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 """What was found by asking: whether a layer's rows are in order."""
 
@@ -81,10 +79,7 @@ def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
 def _same_ends(rows: Tensor) -> bool:
     """Whether the first third of `rows` (n, in) is the last."""
     n = len(rows) // 3
-    if len(rows) != 3 * n:
-        return False
-    apart = (rows[:n] - rows[2 * n :]).abs().max()
-    return bool(apart <= SAME.get(rows.dtype, 5e-2) * rows.abs().max())
+    return len(rows) == 3 * n and nearly_equal(rows[:n], rows[2 * n :])
 
 
 def _mixed(target: Target, how: str) -> TargetError:
