@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.adapters import MergedAdapters
 from easyedit_mend_parallel.weights.change import Entry, Record, covers, dependent, nothing
+from easyedit_mend_parallel.weights.interrupts import interrupts_held
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
 from easyedit_mend_parallel.weights.target import Target
@@ -70,6 +71,7 @@ class Ledger:
         """Independent staged updates (`Staged.independent`) that only `undo_all` can still undo."""
 
     @classmethod
+    @interrupts_held()
     def of(cls, model: nn.Module) -> Ledger:
         with cls._making:
             ledger = cls._of_model.get(model)
@@ -110,16 +112,26 @@ class Ledger:
                     "the ranks that hold this model computed different updates; nothing was "
                     "written. Give every rank the same requests and the same archive"
                 )
-            commit_all(list(staged.values()), ranks)
-            self._made += 1
-            record = Record(by_name, dict(updates), staged, apply, self._made)
+            record = Record(by_name, dict(updates), staged, apply, self._made + 1)
             entry = Entry(self, record)
             record.entry = weakref.ref(entry)
+            try:
+                self._commit(record, ranks)
+            except KeyboardInterrupt:
+                if ranks.alone:  # it waited until the change was whole
+                    self._undo(record, alone=True)
+                raise
             if not keep_rows:
                 record.let_rows_go()
-            self._records.append(record)
-            self._forget_unheld()
             return entry
+
+    @interrupts_held()
+    def _commit(self, record: Record, ranks: Ranks) -> None:
+        """Write what was staged for `record`, and note it as the last change."""
+        commit_all(list(record.staged.values()), ranks)
+        self._made += 1
+        self._records.append(record)
+        self._forget_unheld()
 
     @contextmanager
     def without(self, entry: Entry | None) -> Iterator[Put]:
@@ -139,20 +151,21 @@ class Ledger:
             ranks = Ranks.of(self._model())
             with ranks.agree("stage the way back"):
                 guards = self._guards(record) if covers(record, later) else {}
-            again = self._take_out(record, later, ranks)
-            former = [(other, name, other.staged[name]) for other, name, _ in again]
-            for other, name, staged in again:
-                other.staged[name] = staged
-            del self._records[index]
-            put = Put(self)
+            put, former = Put(self), None
             try:
+                with interrupts_held():
+                    again = self._take_out(record, later, ranks)
+                    former = [(other, name, other.staged[name]) for other, name, _ in again]
+                    for other, name, staged in again:
+                        other.staged[name] = staged
+                    del self._records[index]
                 yield put
             finally:
-                if not put.is_done:
-                    self._put_back(record, index, former, guards, ranks)
-                else:
+                if put.is_done:
                     for staged in record.staged.values():
                         staged.forget()
+                elif former is not None:
+                    self._put_back(record, index, former, guards, ranks)
 
     def _guards(self, record: Record) -> dict[str, Staged]:
         """Staged updates without rows, whose undo restores the present bits of `record`'s
@@ -164,6 +177,7 @@ class Ledger:
             for name in dependent(record)
         }
 
+    @interrupts_held()
     def _put_back(
         self,
         record: Record,
@@ -208,6 +222,7 @@ class Ledger:
         backups = {name: staged.before for name, staged in first.items()}
         return {name: backup for name, backup in backups.items() if backup is not None}
 
+    @interrupts_held()
     def undo_all(self) -> None:
         """Restore every weight to its bits from before its first change.
 
@@ -234,6 +249,7 @@ class Ledger:
             self._settled.clear()
             free_spare_memory(self._live_model())
 
+    @interrupts_held()
     def _undo(self, record: Record, alone: bool) -> None:
         with self.lock:
             index = next((n for n, r in enumerate(self._records) if r is record), None)
