@@ -5,6 +5,7 @@ Knows nothing of the files' content.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ HEADER = "easyedit_mend_parallel"
 CHECKSUM = "checksum"
 """The key of a checksum: in a JSON header that of the tensors, in the metadata that of the header.
 Each shows where the other was lost, so no flipped bit turns a file into one without a checksum."""
+
+READ_AT_ONCE = 1 << 20
+"""Number of bytes of a file that are read at a time for its sha256."""
 
 
 def cache_folder() -> Path:
@@ -159,6 +163,15 @@ def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor
             name: torch.empty(shape, device="meta") if len(shape) > 1 else file.get_tensor(name)
             for name, shape in shapes.items()
         }, header
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, which is read a part at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def checksum_of(tensors: Mapping[str, Tensor]) -> str:

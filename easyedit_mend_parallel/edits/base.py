@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.errors import EditError, TargetError
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights import offload as holder
 from easyedit_mend_parallel.weights.change import Entry
@@ -22,7 +22,7 @@ from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
 from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
-from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.target import Target, find_target
 
 Sums: TypeAlias = Mapping[str, str]
 """{dtype: sha256 of a tensor's bytes in that dtype}"""
@@ -45,6 +45,24 @@ def kept_weight(model: nn.Module, name: str) -> Tensor:
             "with from_pretrained"
         )
     return kept
+
+
+def target_in(model: nn.Module, target: Target, source: object) -> Target:
+    """A file's `target` as it is in `model`, which may store its weight in another orientation.
+
+    Raises EditError, which names the file `source`, for a model without it or with other widths.
+    """
+    try:
+        here = find_target(model, target.name)
+    except TargetError as error:
+        raise EditError(f"{source} was made for another model: {error}") from None
+    if here.shape != target.shape:
+        raise EditError(
+            f"{source} was made for another model: {target.name} maps {target.in_features} to "
+            f"{target.out_features} there, and {here.in_features} to {here.out_features} in this "
+            "one"
+        )
+    return here
 
 
 def sums_of(weight: Tensor) -> Sums:

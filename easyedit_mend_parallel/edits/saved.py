@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.edits.base import check_base
+from easyedit_mend_parallel.edits.base import check_base, target_in
 from easyedit_mend_parallel.edits.scoping import Scoping, check_below
 from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, rows_of_tensors
-from easyedit_mend_parallel.errors import EditError, MendParallelError, TargetError
+from easyedit_mend_parallel.errors import EditError, MendParallelError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
@@ -34,7 +34,7 @@ from easyedit_mend_parallel.weights.offload import refuse_lost_files
 from easyedit_mend_parallel.weights.placement import Placement, place
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores.scoped import SCOPED
-from easyedit_mend_parallel.weights.target import Target, find_target
+from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -157,20 +157,6 @@ class SavedEdit:
             check_below(model, self.about["scope"], self.source)
         return scoping.scoped(model, self.updates, self.requests)
 
-    def found_in(self, model: nn.Module, target: Target) -> Target:
-        """`target` as it is in `model`, which may store its weight in another orientation."""
-        try:
-            here = find_target(model, target.name)
-        except TargetError as error:
-            raise EditError(f"{self.source} was made for another model: {error}") from None
-        if here.shape != target.shape:
-            raise EditError(
-                f"{self.source} was made for another model: {target.name} maps "
-                f"{target.in_features} to {target.out_features} there, and {here.in_features} to "
-                f"{here.out_features} in this one"
-            )
-        return here
-
 
 def refuse_scoped(edit: SavedEdit, what: str) -> None:
     """Raise EditError for a scoped edit, since `what` cannot store where it applies."""
@@ -196,7 +182,9 @@ def applied_edits(
         unchecked: dict[str, str] = {}
         with Ranks.of(model).agree("prepare the saved edit"):
             for edit in edits.values():
-                targets = [edit.found_in(model, target) for target in edit.targets.values()]
+                targets = [
+                    target_in(model, target, edit.source) for target in edit.targets.values()
+                ]
             refuse_lost_files(model)
             if check:
                 unchecked = check_base(model, targets, first.about["base"], first.source)

@@ -15,23 +15,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_mend_parallel.edits.saved import package_versions
-from easyedit_mend_parallel.errors import EditError, TargetError
-from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.files import read_tensors, sha256_of, write_tensors
 from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate, Thresholds
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
-from easyedit_mend_parallel.weights.target import Target, find_target
+from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 KIND, FORMAT_VERSION = "scoped edits", 1
 INDEX, KEYS_FILE = "scoped.json", "keys.safetensors"
 ROWS_IN_A_FILE = 1 << 26
 """Maximum size of the rows in one file, unless a single request has more."""
-READ_AT_ONCE = 1 << 20
-"""Number of bytes of a file that are read at a time for its checksum."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class SavedScopes:
         index = _index(folder)
         for name, expected in index["files"].items():
             path = folder / name
-            if not path.is_file() or _sum(path) != expected:
+            if not path.is_file() or sha256_of(path) != expected:
                 raise EditError(
                     f"{path} is missing, cut short or changed: its checksum is not that of "
                     f"{INDEX}. Copy the whole folder again, or make the edits again"
@@ -74,18 +72,6 @@ class SavedScopes:
             )
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise EditError(f"{folder} is damaged: {type(error).__name__} {error}") from error
-
-    def found_in(self, model: nn.Module, target: Target) -> Target:
-        try:
-            here = find_target(model, target.name)
-        except TargetError as error:
-            raise EditError(f"{self.folder} was saved from another model: {error}") from None
-        if here.shape != target.shape:
-            raise EditError(
-                f"{self.folder} was saved from another model: {target.name} has the shape "
-                f"{target.shape} there and {here.shape} in this one"
-            )
-        return here
 
     def refuse_other_tokenizer(self, read: Callable[[list[int]], str]) -> None:
         for one in self.requests:
@@ -162,7 +148,7 @@ def write_scopes(
         tensors, places = stacked([(name, update) for _, name, update in rows])
         path = folder / f"rows-{number + 1:05}.safetensors"
         write_tensors(path, tensors, {})
-        files[path.name] = _sum(path)
+        files[path.name] = sha256_of(path)
         lies: dict[int, dict[int, list[int]]] = {at: {} for at, _ in chosen}
         for (at, name, _), place in zip(rows, places, strict=True):
             stack = stacks.setdefault(place.stack, len(stacks))
@@ -175,7 +161,7 @@ def write_scopes(
         **{name: value for name, value in vars(scope).items() if torch.is_tensor(value)},
     }
     write_tensors(folder / KEYS_FILE, tensors, {})
-    files[KEYS_FILE] = _sum(folder / KEYS_FILE)
+    files[KEYS_FILE] = sha256_of(folder / KEYS_FILE)
     plain = {
         name: value
         for name, value in vars(scope).items()
@@ -259,11 +245,3 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _digest(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-
-
-def _sum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(READ_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from easyedit_mend_parallel.edits.base import check_base, describe_weights
+from easyedit_mend_parallel.edits.base import check_base, describe_weights, target_in
 from easyedit_mend_parallel.edits.scoped_files import SavedScopes, write_scopes
 from easyedit_mend_parallel.edits.scoping import Scoping, about_below, check_below, note_below
 from easyedit_mend_parallel.errors import EditError
@@ -99,7 +99,7 @@ def load_scoped(
     with ledger.lock:
         with ranks.agree("prepare the saved scoped edits"):
             saved = SavedScopes.read(Path(folder))
-            targets = [saved.found_in(model, target) for target in saved.targets]
+            targets = [target_in(model, target, saved.folder) for target in saved.targets]
             refuse_lost_files(model)
             Scoping.of(model, tokenizer, targets, saved.scope)
             memory = scoped_memory(model)

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
+from easyedit_mend_parallel.forward.trunk import ForwardStopped
 
 TOKENS_AT_ONCE = 1024
 """Maximum number of tokens, including padding, in one call of the blocks."""
-
-
-class _Stop(Exception):
-    """Ends a forward pass whose rest is not needed."""
 
 
 def block_states(
@@ -61,7 +58,7 @@ def _states(
     def see(number: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen[number] = (args[0] if args else kwargs["hidden_states"]).detach().cpu()
         if number == blocks[-1]:
-            raise _Stop
+            raise ForwardStopped
 
     found = [block for _, block in model.get_submodule(blocks_name).named_children()]
     with ExitStack() as stack:
@@ -69,6 +66,6 @@ def _states(
             hook = partial(see, number)
             handle = found[number].register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
-        with evaluating(model), suppress(_Stop):
+        with evaluating(model), suppress(ForwardStopped):
             model(**called_with(model, inputs))
     return torch.cat([seen[number] for number in blocks], -1)
