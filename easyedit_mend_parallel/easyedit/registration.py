@@ -27,12 +27,17 @@ from easyedit_mend_parallel.easyedit.host import (
     keeps_edits_unless_asked,
     plugins_of_host,
 )
+from easyedit_mend_parallel.easyedit.hparams_classes import read_our_files
 from easyedit_mend_parallel.easyedit.loading import from_pretrained_with, held_in_place
 from easyedit_mend_parallel.easyedit.method import Executor
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.easyedit.trainers import join_trainers, presented
 from easyedit_mend_parallel.errors import HparamsError, PluginError, suggestion
-from easyedit_mend_parallel.hparams import HOST_METHOD, MENDParallelHyperParams
+from easyedit_mend_parallel.hparams import (
+    HOST_METHOD,
+    MENDParallelHyperParams,
+    MENDParallelTrainingHparams,
+)
 from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host
 from easyedit_mend_parallel.plugins.manager import editing_methods
 
@@ -112,6 +117,11 @@ def _join(package: ModuleType) -> None:
         _share_methods(host)
     if _joined.replacement is not None:
         _put_replacement(host)
+    read_our_files(sys.modules[f"{NAME}.models.mend"].MENDHyperParams, MENDParallelHyperParams)
+    read_our_files(
+        sys.modules[f"{NAME}.trainer.training_hparams"].MENDTrainingHparams,
+        MENDParallelTrainingHparams,
+    )
     _join_editor(sys.modules[f"{NAME}.editors.editor"].BaseEditor, is_early(folder_of(host)))
     join_trainers(
         sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer,

@@ -10,6 +10,7 @@ from easyedit_mend_parallel.hparams.editing import (
     MENDParallelHyperParams,
 )
 from easyedit_mend_parallel.hparams.training import MENDParallelTrainingHparams
+from easyedit_mend_parallel.hparams.values import names_method
 
 __all__ = [
     "HOST_METHOD",
@@ -17,4 +18,5 @@ __all__ = [
     "MENDParallelHyperParams",
     "MENDParallelTrainingHparams",
     "MendHparams",
+    "names_method",
 ]

@@ -81,6 +81,12 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
     return values, path
 
 
+def names_method(name_or_path: str | Path, method: str) -> bool:
+    """Whether a file says `alg_name: method` or `alg: method`. Raises as `read_values`."""
+    values, _ = read_values(name_or_path)
+    return method in (values.get(name) for name in METHOD_FIELDS)
+
+
 def problems_with(values: Mapping[str, Any]) -> list[str]:
     """Every problem of `values`, which have the right types. Absent fields are not checked."""
     problems = [
