@@ -22,6 +22,7 @@ from easyedit_mend_parallel.cli import (
     export,
     list,
     plugins,
+    run,
     show,
     train,
     undo,
@@ -68,6 +69,7 @@ app.command("apply")(apply.command)
 app.command("export")(export.command)
 app.command("show")(show.command)
 app.command("demo")(demo.command)
+app.command("run", context_settings=run.CONTEXT)(run.command)
 app.command("plugins")(plugins.command)
 app.command("train")(train.command)
 

@@ -78,8 +78,9 @@ def replace_mend(**options: Any) -> None:
     editors and in its `EditTrainer`.
 
     Scripts and yaml files need no change. `options` are fields of `MENDParallelHyperParams` that
-    are added to them, such as `model_kwargs` or `network_device`. Editors made earlier, and
-    multimodal and personality models, keep EasyEdit's MEND. `restore_mend()` reverts the call.
+    are added to them, such as `model_kwargs` or `network_device`, and to files that name
+    `MEND_PARALLEL` where EasyEdit's own classes read them. Editors made earlier, and multimodal and
+    personality models, keep EasyEdit's MEND. `restore_mend()` reverts the call.
 
     Raises HparamsError for an unknown option.
     """
@@ -117,11 +118,12 @@ def _join(package: ModuleType) -> None:
         _share_methods(host)
     if _joined.replacement is not None:
         _put_replacement(host)
-    read_our_files(sys.modules[f"{NAME}.models.mend"].MENDHyperParams, MENDParallelHyperParams)
-    read_our_files(
+    editing, training = (
+        sys.modules[f"{NAME}.models.mend"].MENDHyperParams,
         sys.modules[f"{NAME}.trainer.training_hparams"].MENDTrainingHparams,
-        MENDParallelTrainingHparams,
     )
+    read_our_files(editing, MENDParallelHyperParams, _options_of_replacement)
+    read_our_files(training, MENDParallelTrainingHparams, _options_of_replacement)
     _join_editor(sys.modules[f"{NAME}.editors.editor"].BaseEditor, is_early(folder_of(host)))
     join_trainers(
         sys.modules[f"{NAME}.trainer.BaseTrainer"].BaseTrainer,
@@ -198,6 +200,10 @@ def _options_for(name: str, hparams: Any) -> Mapping[str, Any] | None:
     if name == HOST_METHOD and _joined.replacement is not None:
         return _joined.replacement.get("model_kwargs") or {}
     return None
+
+
+def _options_of_replacement() -> Mapping[str, Any]:
+    return _joined.replacement or {}
 
 
 def _treat_as_known(batch_editor: Any) -> None:

@@ -124,14 +124,18 @@ class MendHparams(MendFields):
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_hparams(cls: type[Hparams], hparams_name_or_path: str | Path) -> Hparams:
+    def from_hparams(
+        cls: type[Hparams], hparams_name_or_path: str | Path, **instead: Any
+    ) -> Hparams:
         """Read a yaml or json file. The ending `.yaml` may be omitted, as in EasyEdit.
+
+        The values of `instead` override those of the file.
 
         Raises HparamsError if the file is missing or not a mapping, or if keys are missing,
         unknown or of the wrong type. The error lists all such keys.
         """
         values, path = read_values(hparams_name_or_path)
-        return cls.from_values(values, str(path))
+        return cls.from_values({**values, **instead}, str(path))
 
     @classmethod
     def taken_from(cls: type[Hparams], hparams: Any, options: Mapping[str, Any]) -> Hparams:

@@ -89,6 +89,10 @@ def _in_cli(arguments: list[str]) -> Iterator[str]:
             known = [name for each in command.params for name in each.opts + each.secondary_opts]
             if option not in [*known, "--help"]:
                 yield f"mend-parallel {command.name} has no option {option}"
+        elif word.endswith(".py") and not command.context_settings.get(
+            "allow_interspersed_args", True
+        ):
+            return  # what follows the name of a script is the script's
 
 
 def _in_program(arguments: list[str]) -> Iterator[str]:
