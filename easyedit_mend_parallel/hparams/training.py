@@ -28,6 +28,9 @@ class MENDParallelTrainingHparams(MendHparams):
     #: base model, given prompt and answer. The first is the answer's last token. `0`: text after an
     #: answer is not compared.
     continuation_positions: int = 0
+    #: Largest number of edits that a training step solves together, like a batch or a sequence. The
+    #: number is drawn anew for each group, from 1 to this one. `1`: each edit is made by itself.
+    solved_edits: int = 1
     #: With `chat`, the fraction of facts in chat form; the others stay plain.
     chat_share: float = 1.0
     #: Number of edits from which the network's statistics are computed before the first step.

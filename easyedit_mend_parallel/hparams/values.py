@@ -42,7 +42,7 @@ FACTORS = {
     "max_step": "is the largest factor by which a failed edit is scaled",
 }
 """The fields that scale an edit, and what each does."""
-COUNTS = ("locality_examples", "locality_positions", "inner_steps")
+COUNTS = ("locality_examples", "locality_positions", "inner_steps", "solved_edits")
 """The fields that are counts of at least 1."""
 SIZES = (
     "overlay_limit",

@@ -163,20 +163,25 @@ class GrowingSystem:
             sizes = (rows.x.double() * rows.x_size).square().sum(1)
             self._ridge = self._relative * float(sizes.mean())
         x, d = rows.rows(self._label_weight)
-        projected = self._project(x)
-        identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
-        root, failed = torch.linalg.cholesky_ex(projected @ x.T + self._ridge * identity)
-        if failed:
-            raise UpdateError(
-                f"the system of {self._name} cannot be solved: its rows are not finite, or repeat "
-                "each other. Nothing was written. Load the model in bfloat16 or float32, or set a "
-                "larger ridge in aggregate_options"
-            )
-        keys = torch.linalg.solve_triangular(root, projected, upper=False)
+        keys, root = self._keys(x)
         values = torch.linalg.solve_triangular(root, d - self._added(x), upper=False)
         self._steps.append(_Step(keys, values, x.T @ (x @ _probe(x))))
         if sum(len(step.keys) for step in self._steps) > x.shape[1]:
             self._add_up(len(self._steps) // 2)
+
+    def solved_with(self, x: Tensor, d: Tensor, label_mask: Tensor) -> LowRankUpdate:
+        """The net update if these rows were added, fp32, with one row of its own for each of them.
+
+        `x` (n, in) and `d` (n, out) are fp32, on the device of the system's rows, and `label_mask`
+        (n,) as in `SolveRows`. Differentiable in `d`; the system does not change. For a system that
+        has preserved text and no edit. Raises UpdateError as `add` does.
+        """
+        heavy = label_mask.unsqueeze(1).double() * (self._label_weight**0.5 - 1) + 1
+        x = x.detach().double() * heavy
+        keys, root = self._keys(x)
+        values = torch.linalg.solve_triangular(root, d.double() * heavy, upper=False)
+        request = torch.full((len(x),), OF_ALL, device=x.device)
+        return LowRankUpdate(keys.float(), values.float(), request)
 
     def drop_last(self) -> bool:
         """Take the last edit out again; False where it was added up with others already."""
@@ -232,6 +237,19 @@ class GrowingSystem:
         held = [*self._now.tensors, *self._start.tensors]
         held += [tensor for step in self._steps for tensor in (step.keys, step.values)]
         return sum(tensor.nbytes for tensor in {id(one): one for one in held}.values())
+
+    def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Z = L⁻¹ X P (n, in) of further inputs x (n, in), and L (n, n)."""
+        projected = self._project(x)
+        identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        root, failed = torch.linalg.cholesky_ex(projected @ x.T + self._ridge * identity)
+        if failed:
+            raise UpdateError(
+                f"the system of {self._name} cannot be solved: its rows are not finite, or repeat "
+                "each other. Nothing was written. Load the model in bfloat16 or float32, or set a "
+                "larger ridge in aggregate_options"
+            )
+        return torch.linalg.solve_triangular(root, projected, upper=False), root
 
     def _project(self, x: Tensor) -> Tensor:
         """x P, (n, in)."""

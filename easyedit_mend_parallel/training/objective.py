@@ -27,6 +27,7 @@ from easyedit_mend_parallel.forward.texts import (
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.training.sampling import Sample
+from easyedit_mend_parallel.training.solving import StepSolver
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
@@ -38,7 +39,7 @@ class Measured:
     caused by the edits. `continuation`: the same after the answers, zero for an example without a
     continuation. `success`: the share of test texts whose labels are all the argmax. `unchanged`:
     the share of positions of locality texts whose argmax is unchanged. Only the losses have a
-    gradient."""
+    gradient. `updates` are the examples' own ones."""
 
     edit: Tensor
     locality: Tensor
@@ -73,15 +74,25 @@ def measure_step(
     locality_positions: int,
     continued: Mapping[Text, Text] | None = None,
     n_continued: int = 0,
+    solver: StepSolver | None = None,
+    sizes: Sequence[int] = (),
 ) -> Measured:
     """Edit every example by itself, and measure each edit on its own texts, in one batch.
+
+    With a `solver`, the examples are edited in groups of these `sizes`, each solved together, and
+    each example's texts are measured under the update of its group.
 
     At most `locality_positions` positions of each locality text are compared. `continued` {text:
     the same text with a continuation} is for texts that test an edit; at most `n_continued`
     positions of each continuation are compared. Differentiable in the network's parameters.
     """
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
-    updates = propose(texts.model, targets, texts.batch(requests), network).updates
+    asked_for = texts.batch(requests)
+    own = propose(texts.model, targets, asked_for, network).updates
+    updates, edited_by = own, torch.arange(len(chosen))
+    if solver is not None:
+        updates = solver.solved(asked_for, own, sizes)
+        edited_by = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     plain = [
         (number, Text(prompt, sample.example.request.target_after(prompt)))
         for number, sample in enumerate(chosen)
@@ -95,7 +106,7 @@ def measure_step(
         for text in sample.locality
     ]
     batch = texts.batch([text for _, text in tried + preserved])
-    route = torch.tensor([number for number, _ in tried + preserved])
+    route = edited_by[[number for number, _ in tried + preserved]]
     labelled = [target_positions(batch, row) for row in range(len(tried))]
     compared = [
         _Compared(
@@ -151,7 +162,7 @@ def measure_step(
         success = (every * _share([[0]] * len(tried), owners).to(every.device)).sum()
         same = (moved[:n_texts].argmax(-1) == before[:n_texts].argmax(-1)).float()
         unchanged = (same * shares.to(same.device)).sum()
-    return Measured(edit, locality, continuation, success, unchanged, updates)
+    return Measured(edit, locality, continuation, success, unchanged, own)
 
 
 @torch.no_grad()

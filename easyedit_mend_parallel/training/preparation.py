@@ -1,4 +1,4 @@
-"""Prepares a run before its first step: statistics, continuations and cached hidden states.
+"""Prepares a run before its first step: statistics, continuations, hidden states, systems.
 
 Knows no losses and no optimizer.
 """
@@ -9,17 +9,22 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from easyedit_mend_parallel.errors import NoTrunkError
+from easyedit_mend_parallel.errors import HparamsError, NoTrunkError
+from easyedit_mend_parallel.forward.batch import text_ids
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+from easyedit_mend_parallel.method.archive import load_archive
+from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.training.continuations import Continuations, to_continue
 from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.training.screen import Screen
+from easyedit_mend_parallel.training.solving import StepSolver
 from easyedit_mend_parallel.weights.target import Target
 
 log = logging.getLogger(__name__)
@@ -106,6 +111,31 @@ def keep_states(
         return
     screen.count(texts.keep(found), len(found), "hidden states below the targets")
     trunk.kept.save()
+
+
+def make_solver(
+    texts: Texts, targets: Sequence[Target], hparams: MENDParallelTrainingHparams
+) -> StepSolver | None:
+    """What solves the edits of a step together; None if `solved_edits` is 1.
+
+    Its options are those of the archive that training starts from, unless the hyperparameters have
+    others. Gathers the targets' inputs for preserved text, or reads them from the cache. Raises
+    HparamsError for options that are not those of a least-squares system.
+    """
+    if hparams.solved_edits == 1:
+        return None
+    kept = {} if hparams.archive is None else load_archive(hparams.archive).header
+    options = hparams.aggregation(kept.get("aggregate", {}))
+    if options.how != "least_squares" or not options.preserved_text:
+        raise HparamsError(
+            f"solved_edits is {hparams.solved_edits}, and the edits of a step are solved together "
+            "by least squares with preserved text: leave out `aggregate`, and `preserved_text` in "
+            "aggregate_options, or set solved_edits: 1"
+        )
+    ids = text_ids(texts.tokenizer, options.preserved_text)
+    system = SystemOptions(options.ridge, options.label_weight, options.preserved_text_weight, 0)
+    preserved = gathered_once(texts.model, targets, ids, hparams.batch_bytes)
+    return StepSolver(texts, targets, system, preserved)
 
 
 def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:

@@ -40,10 +40,12 @@ from easyedit_mend_parallel.training.preparation import (
     draw_continuations,
     gather_statistics,
     keep_states,
+    make_solver,
 )
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
+from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
 from easyedit_mend_parallel.weights.placement import network_home
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -115,6 +117,7 @@ class Trainer:
         self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
         self.progress = Progress(configuration=self._configuration())
         self.continued: dict[Text, Text] = {}
+        self.solver: StepSolver | None = None
         self.evaluations: list[Scores] = []
 
     def run(self) -> Path:
@@ -180,6 +183,8 @@ class Trainer:
                     locality_positions=hparams.locality_positions,
                     continued=self.continued,
                     n_continued=hparams.continuation_positions,
+                    solver=self.solver,
+                    sizes=self._group_sizes(chosen),
                 )
             watch.follow(found.updates)
             moved = (found.locality + found.continuation).to(found.edit.device)
@@ -191,6 +196,9 @@ class Trainer:
         self.processes.average_gradients(parameters)
         norm: Tensor = accelerator.clip_grad_norm_(parameters, hparams.grad_clip)
         return figures, norm
+
+    def _group_sizes(self, chosen: Sequence[Sample]) -> list[int]:
+        return group_sizes(len(chosen), self.hparams.solved_edits, chosen[0].seed)
 
     def _own_parts(self, drawn: Sequence[Sample]) -> list[Sequence[Sample]]:
         """This process's part of a step, `batch_size` at a time."""
@@ -220,6 +228,7 @@ class Trainer:
         drawn = partial(self.sampling.drawn, self.steps)
         self.continued = draw_continuations(self.texts, drawn(), *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
+        self.solver = make_solver(self.texts, self.targets, self.hparams)
         if self.resume:
             return
         if self.hparams.archive is not None:
@@ -321,6 +330,7 @@ class Trainer:
         names = ["batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
         names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
+        names += ["solved_edits"] if self.hparams.solved_edits > 1 else []
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,

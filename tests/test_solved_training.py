@@ -1,0 +1,162 @@
+"""Claims about training through the solve: how a step's edits are grouped, solved and learnt from.
+On toy models; nothing is claimed of how well it is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import toy_hparams, toy_model, toy_network, toy_targets, toy_tokenizer
+from trained.runs import facts, state, trainer
+
+from easyedit_mend_parallel import MendParallel
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.evaluation.data import LocalityText
+from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallelTrainingHparams
+from easyedit_mend_parallel.method.growing_system import GrowingSystem, SystemOptions
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.least_squares import PreservedRows
+from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.method.sequence import EditSequence
+from easyedit_mend_parallel.training.objective import Measured, measure_step
+from easyedit_mend_parallel.training.preparation import make_solver
+from easyedit_mend_parallel.training.sampling import Sample
+from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
+from easyedit_mend_parallel.weights.target import find_targets
+
+SOLVED = {
+    "solved_edits": 4,
+    "aggregate": "least_squares",
+    "aggregate_options": {"preserved_text_weight": 0.1},
+}
+
+
+def solver_of(texts: Texts) -> StepSolver:
+    hparams = MENDParallelTrainingHparams(
+        **toy_hparams(toy_targets(texts.model)).to_dict() | SOLVED
+    )
+    found = make_solver(texts, find_targets(texts.model, toy_targets(texts.model)), hparams)
+    assert found is not None
+    return found
+
+
+def measured(texts: Texts, network: Hypernetwork, **options: Any) -> Measured:
+    samples = [
+        Sample(e, e.rephrases, (LocalityText("the sun rises in the"),), e.request.prompt)
+        for e in facts()[:4]
+    ]
+    targets = find_targets(texts.model, toy_targets(texts.model))
+    return measure_step(texts, targets, network, samples, locality_positions=2, **options)
+
+
+def test_groups_are_of_every_size_up_to_the_largest_and_hold_every_edit() -> None:
+    found = [group_sizes(16, 5, f"seed {n}") for n in range(50)]
+
+    assert all(sum(sizes) == 16 for sizes in found)
+    assert {size for sizes in found for size in sizes} == {1, 2, 3, 4, 5}
+    assert group_sizes(16, 5, "seed 7") == found[7]
+    assert group_sizes(3, 1, "any") == [1, 1, 1]
+
+
+def test_edits_in_groups_of_one_are_edits_by_themselves() -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
+    alone = measured(texts, network)
+    in_groups = measured(texts, network, solver=solver_of(texts), sizes=[1, 1, 1, 1])
+
+    assert torch.equal(alone.edit, in_groups.edit)
+    assert torch.equal(alone.locality, in_groups.locality)
+
+
+def test_a_group_is_solved_as_a_sequence_of_its_edits_is() -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    network, requests = toy_network(model, tokenizer), [e.request for e in facts()[:3]]
+    hparams = MENDParallelHyperParams(
+        **toy_hparams(toy_targets(model)).to_dict()
+        | {name: SOLVED[name] for name in ("aggregate", "aggregate_options")}
+    )
+    editor = MendParallel(model, tokenizer, hparams, network=network)
+    for request in requests:
+        editor.edit(request)
+    of_sequence = EditSequence.all_of(model)[0].change
+    assert of_sequence is not None
+    written = _weights(model)
+    editor.rollback_all()
+
+    texts = Texts(model, tokenizer)
+    batch = texts.batch([Text(r.prompt, r.target_text) for r in requests])
+    own = propose(model, editor.targets, batch, network).updates
+    found = solver_of(texts).solved(batch, own, [3])
+
+    for target in editor.targets:
+        base = target.layer(model).weight.detach()
+        after = base.clone()
+        found[target.name].detach().write(after, target.transposed)
+        change = written[target.name] - base
+        assert (after - written[target.name]).abs().max() <= 1e-3 * change.abs().max()
+
+
+def test_the_gradient_of_a_solved_update_is_that_of_its_rows() -> None:
+    torch.manual_seed(0)
+    x, d, preserved = (torch.randn(n, 6, dtype=torch.float64) for n in (4, 4, 5))
+    options = SystemOptions(1e-2, 10.0, 0.5, 0)
+    system = GrowingSystem("toy", options, PreservedRows(5, preserved.float()))
+    label = torch.tensor([False, True, False, True])
+
+    def solved(rows: torch.Tensor) -> torch.Tensor:
+        update = system.solved_with(x, rows, label)
+        return (update.values.double().T @ update.keys.double()).sum(1)
+
+    assert torch.autograd.gradcheck(solved, (d.requires_grad_(),), eps=1e-2, atol=1e-3, rtol=1e-3)
+
+
+def test_the_network_learns_from_edits_that_are_solved_together() -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    model.requires_grad_(False)
+    texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
+    together = measured(texts, network, solver=solver_of(texts), sizes=[3, 1])
+    alone = measured(texts, network)
+    together.edit.backward()
+
+    assert together.edit != alone.edit
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.mend.parameters())
+
+
+def test_a_run_through_the_solve_resumes_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", **SOLVED)
+    whole.run()
+    first = trainer(tmp_path / "parts", **SOLVED)
+    first.steps = 2
+    first.run()
+    second = trainer(tmp_path / "parts", **SOLVED, resume=True)
+    second.run()
+    plain = trainer(tmp_path / "plain")
+    plain.run()
+
+    one, other, without = state(whole), state(second), state(plain)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(one[name], without[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"solved_edits": 0}, "solved_edits is 0"),
+        ({"solved_edits": 4, "aggregate": "sum"}, "leave out `aggregate`"),
+    ],
+)
+def test_what_cannot_be_solved_together_is_refused(
+    tmp_path: Path, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(HparamsError, match=named):
+        trainer(tmp_path, **options).run()
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    return {
+        target.name: target.layer(model).weight.detach().clone()
+        for target in find_targets(model, toy_targets(model))
+    }
