@@ -1,0 +1,263 @@
+"""Edits the same facts by this package and by EasyEdit's own methods, and judges all by one judge.
+
+    PYTHONPATH=EASYEDIT python scripts/quality/contestants.py --easyedit EASYEDIT --work WORK \
+        --facts validation.jsonl --out contestants.json
+
+SmolLM2-135M-Instruct on one thread. Single edits first, then edits one after another in one model.
+Results are written after each method; a method that is in `--out` is not run again. See
+docs/quality.md for the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from batch_measures import Fact, read_facts
+from contestant_settings import METHODS
+from contestants_easyedit import EasyEdits
+from contestants_shown import plot, table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
+from easyedit_mend_parallel.demo import demo_archive, demo_hparams
+from easyedit_mend_parallel.demo.smollm2 import prepare
+from easyedit_mend_parallel.editor import rollback_all
+from easyedit_mend_parallel.evaluation import Answers, figures, held_text, record
+from easyedit_mend_parallel.evaluation.questions import EDIT
+from easyedit_mend_parallel.evaluation.recording import answers_to
+from easyedit_mend_parallel.method.preserved_text import lines_of
+
+OURS = {
+    "weight": {"aggregate": "least_squares", "sequence": "solve"},
+    "weight, max_step 2": {"aggregate": "least_squares", "sequence": "solve", "max_step": 2.0},
+    "scoped": {"apply": "scoped"},
+}
+"""{name here: this package's hyperparameters}."""
+MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
+FREE = 20
+"""How many facts are also asked in free text."""
+MOST_JUDGED = 100
+"""How many facts are judged where more are in the model."""
+
+
+class Ours:
+    """This package, with the archive that ships for each way to apply an edit."""
+
+    alone = False
+
+    def __init__(self, name: str, model: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
+        hparams = MENDParallelHyperParams.from_hparams(str(demo_hparams()))
+        hparams.archive = str(demo_archive(scoped=name == "scoped"))
+        hparams.on_worse = "ignore"  # an edit that fails is counted
+        for field, value in OURS[name].items():
+            setattr(hparams, field, value)
+        self.editor = MendParallel(self.model, self.tokenizer, hparams)
+
+    def edit(self, fact: Fact) -> None:
+        self.editor.edit(fact.request)
+
+    def restore(self) -> None:
+        rollback_all(self.model)
+
+    @contextmanager
+    def asked(self, prompt_tokens: int | None) -> Iterator[Any]:
+        yield self.model
+
+
+class Judge:
+    """The unedited model's answers to every question about the facts, and those of edited ones."""
+
+    def __init__(self, model: Path, facts: Sequence[Fact], unrelated: Sequence[str]) -> None:
+        base = AutoModelForCausalLM.from_pretrained(model).eval().requires_grad_(False)
+        asked = [
+            {
+                **fact.request,
+                "rephrases": list(fact.rephrases),
+                "neighbours": list(fact.neighbours),
+                "unrelated": [unrelated[number % len(unrelated)]],
+            }
+            for number, fact in enumerate(facts)
+        ]
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        self.recorded = record(base, tokenizer, asked, free=False)
+        self.free = replace(self.recorded, free=True)
+        self.base = figures(self.recorded, self._written(base, range(min(FREE, len(facts)))))
+
+    def answers(self, one: Any, requests: Sequence[int], free: Sequence[int]) -> Answers:
+        """Everything about `requests`, and free text after the prompts of `free`."""
+        numbers = self.recorded.numbers(requests)
+        edits = [n for n in self._edits() if self.recorded.questions[n].request in set(free)]
+        if not one.alone:
+            with one.asked(None) as model:
+                return answers_to(model, self.recorded, numbers) | self._written(model, free)
+        found = Answers()
+        for recorded, chosen in ((self.recorded, numbers), (self.free, edits)):
+            for number in chosen:
+                with one.asked(self._prompt_tokens(number)) as model:
+                    found |= answers_to(model, recorded, [number])
+        return found
+
+    def _written(self, model: Any, requests: Sequence[int]) -> Answers:
+        chosen = [n for n in self._edits() if self.recorded.questions[n].request in set(requests)]
+        return answers_to(model, self.free, chosen)
+
+    def _edits(self) -> list[int]:
+        return [n for n, one in enumerate(self.recorded.questions) if one.kind == EDIT]
+
+    def _prompt_tokens(self, number: int) -> int:
+        question = self.recorded.questions[number]
+        ids = self.recorded.asker.tokenizer(question.prompt)["input_ids"]
+        return len(ids)
+
+
+def measured(
+    one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, save: Callable[[Any], None]
+) -> dict[str, Any]:
+    """Single edits, then edits one after another. A part that its time does not suffice for ends
+    early, with as many facts as it reached."""
+    found: dict[str, Any] = {}
+    one.restore()
+    answers, seconds, made = Answers(), 0.0, 0
+    started = time.process_time()
+    for number, fact in enumerate(facts[: asked.single]):
+        if time.process_time() - started > asked.single_minutes * 60 or late(asked):
+            break
+        before = time.process_time()
+        one.edit(fact)
+        seconds += time.process_time() - before
+        answers |= judge.answers(one, [number], [number] if number < asked.free else [])
+        one.restore()
+        made += 1
+    if made:
+        found["single"] = shown(judge, answers) | {"seconds an edit": seconds / made}
+        save(found)
+    started, seconds = time.process_time(), 0.0
+    last = max(asked.marks, default=0)
+    for number, fact in enumerate(facts[:last], 1):
+        before = time.process_time()
+        one.edit(fact)
+        seconds += time.process_time() - before
+        out_of_time = time.process_time() - started > asked.minutes * 60 or late(asked)
+        if number in asked.marks or out_of_time:
+            judged = random.Random(0).sample(range(number), min(number, MOST_JUDGED))
+            part = judge.answers(one, judged, judged[: asked.free])
+            found[str(number)] = shown(judge, part) | {"seconds an edit": seconds / number}
+            save(found)
+        if out_of_time:
+            break
+    one.restore()
+    return found
+
+
+def late(asked: Any) -> bool:
+    return bool(asked.until) and time.strftime("%H:%M") >= asked.until
+
+
+def shown(judge: Judge, answers: Answers) -> dict[str, Any]:
+    """{measure: [mean, low, high, n]}."""
+    scores = figures(judge.recorded, answers)
+    return {
+        name: [round(x, 4) for x in (s.mean, s.low, s.high)] + [s.n]
+        for name, s in scores.items()
+        if name in MEASURES
+    }
+
+
+def usable(fact: Fact) -> bool:
+    """Whether every method can be asked: some put the subject's place into the prompt."""
+    return bool(fact.subject) and str(fact.subject) in fact.prompt and "{" not in fact.prompt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--easyedit", type=Path, required=True, help="EasyEdit's repository")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for statistics")
+    parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON lines")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first of each file")
+    parser.add_argument("--texts", type=Path, help="facts whose texts go into the statistics")
+    parser.add_argument("--methods", nargs="+", default=[*OURS, *METHODS])
+    parser.add_argument("--choice", type=int, nargs="*", default=[0], help="of the settings tried")
+    parser.add_argument("--single", type=int, default=40, help="facts edited by themselves")
+    parser.add_argument("--free", type=int, default=FREE, help="of them asked in free text")
+    parser.add_argument("--marks", type=int, nargs="*", default=[10, 100])
+    parser.add_argument("--single-minutes", type=float, default=60.0, help="of one core")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for the edits in a row")
+    parser.add_argument("--until", help="HH:MM, when to stop")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; a plot goes beside it")
+    asked = parser.parse_args()
+    asked.work, asked.out = asked.work.resolve(), asked.out.resolve()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    model = prepare()
+    facts, unrelated = chosen_facts(asked)
+    judge = Judge(model, facts, unrelated)
+    results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    results["unedited"] = {n: [s.mean, s.low, s.high, s.n] for n, s in judge.base.items()}
+    texts = statistics_texts(asked.texts)
+    for name in asked.methods:
+        for choice in asked.choice if name in METHODS else [0]:
+            key = name if choice == 0 and asked.choice == [0] else f"{name}, settings {choice}"
+            if key in results or late(asked):
+                continue
+
+            def save(found: Any, key: str = key) -> None:
+                results[key] = found
+                asked.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+            started = time.process_time()
+            try:
+                if name in OURS:
+                    one: Any = Ours(name, model)
+                elif choice < len(METHODS[name].tried):
+                    fields = METHODS[name].fields(choice)
+                    work = asked.work / f"{name}-{choice}"
+                    one = EasyEdits(name, asked.easyedit, model, work, fields, texts, unrelated)
+                else:
+                    continue
+                save(measured(one, judge, facts, asked, save))
+            except Exception:  # the others go on
+                traceback.print_exc()
+                save({**results.get(key, {}), "error": traceback.format_exc(limit=-3)})
+            print(f"{key}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
+            print(json.dumps(results[key]), file=sys.stderr, flush=True)
+    print(table(results, MEASURES))
+    plot(results, MEASURES[:4], asked.out.with_suffix(".png"))
+
+
+def chosen_facts(asked: Any) -> tuple[list[Fact], list[str]]:
+    """The facts in one random order, taken from all files in turn, and unrelated texts."""
+    files, unrelated = [], dict[str, None]()
+    for path in asked.facts:
+        facts, texts = read_facts([path], None)
+        unrelated |= dict.fromkeys(texts)
+        facts = [fact for fact in facts[asked.skip :] if usable(fact)]
+        random.Random(0).shuffle(facts)
+        files.append(facts)
+    mixed = [fact for group in zip(*files, strict=False) for fact in group]
+    return mixed[: max([asked.single, *asked.marks])], list(unrelated)
+
+
+def statistics_texts(train: Path | None) -> list[str]:
+    """The preserved and the held-out text that ship, and the first training facts' texts."""
+    texts = [*lines_of(None), *held_text()]
+    if train is not None:
+        lines = map(json.loads, train.read_text(encoding="utf-8").splitlines()[:1000])
+        texts += [f"{one['prompt']} {one['target_new']}." for one in lines if "prompt" in one]
+    return texts
+
+
+if __name__ == "__main__":
+    main()
