@@ -54,8 +54,7 @@ METHODS = {
         {"objective_optimization": "target_new", "layers": [mapped(21, 32)]},
         [
             {"lr": 5e-4},
-            {"lr": 2e-3},
-            {"lr": 5e-4, "layers": [mapped(27, 28)]},
+            {"lr": 2e-4},
             {"lr": 5e-4, "norm_constraint": 5e-4},
         ],
     ),
@@ -64,7 +63,6 @@ METHODS = {
         {"lora_type": "lora", "num_steps": 25},
         [
             {"lr": 1e-3},
-            {"lr": 2e-3},
             {"lr": 1e-3, "target_modules": ["up_proj", "down_proj"]},
         ],
     ),
@@ -77,7 +75,6 @@ METHODS = {
         },
         [
             {},
-            {"layers": [mapped(17, 48)]},
             {"mom2_adjustment": True},
         ],
     ),
@@ -87,7 +84,6 @@ METHODS = {
         [
             {},
             {"mom2_update_weight": 1500},
-            {"layers": mapped_all([13, 14, 15, 16, 17], 48), "mom2_update_weight": 1500},
         ],
     ),
     "AlphaEdit": Method(
@@ -108,10 +104,9 @@ METHODS = {
             "inner_params": _mlp(mapped_all(range(18, 27), 28), "gate_proj", "up_proj"),
         },
         [
-            {"lr": 1e-5},
             {"lr": 1e-4},
-            {"lr": 1e-3},
-            {"lr": 1e-4, "inner_params": _mlp(mapped_all(range(18, 27), 28), "down_proj")},
+            {"lr": 3e-5},
+            {"lr": 1e-5},
         ],
     ),
     "GRACE": Method(
@@ -120,7 +115,6 @@ METHODS = {
         [
             {"n_iter": 30},
             {"n_iter": 30, "eps": 5.0},
-            {"n_iter": 30, "eps": 20.0},
         ],
         alone=True,
     ),
