@@ -51,6 +51,9 @@ class Executor:
         self._networks: weakref.WeakKeyDictionary[nn.Module, _Network] = weakref.WeakKeyDictionary()
         self._turns: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         """Index of the earlier request with which the next verification starts."""
+        self._rollbacks: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Rollback]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def apply_to_model(
         self,
@@ -70,6 +73,9 @@ class Executor:
         """
         if copy:
             model = copying.deepcopy(model)
+        last = self._rollbacks.get(model, _nothing)()
+        if last is not None:
+            last.settle()
         fields = MENDParallelHyperParams.taken_from(hparams, self.options)
         if fields.on_worse is None:  # EasyEdit's loops over a data set expect no exception
             fields = replace(fields, on_worse=WARN)
@@ -92,7 +98,9 @@ class Executor:
             self._say_lost(editor, result)
         if not return_orig_weights:
             return model, {}
-        return model, Rollback(result, restores=keep_original_weight or not self._keeps_edits)
+        rollback = Rollback(result, not self._keeps_edits, keep_original_weight)
+        self._rollbacks[model] = weakref.ref(rollback)
+        return model, rollback
 
     def _say_lost(self, editor: MendParallel, result: EditResult) -> None:
         """Warn of requests that do not hold: this edit's, and some of the earlier ones in turn."""
@@ -118,6 +126,10 @@ class Executor:
             "fail; replace_mend(aggregate='mean_loss') restores EasyEdit's form",
             how,
         )
+
+
+def _nothing() -> None:
+    return None
 
 
 def _version(archive: str | None) -> tuple[Any, ...]:

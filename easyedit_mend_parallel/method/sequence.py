@@ -191,6 +191,10 @@ class EditSequence:
             with self._without_net() as write:
                 write(without(self._edits, gone))
 
+    def accept_bits(self) -> None:
+        """Take the weights' present bits for those that the edits left there."""
+        self._bits.note(self.model, self.targets)
+
     def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
         """{target name: its bits as they would be without `edit`}, in new memory; empty where the
         edit is not in the model, or was settled."""

@@ -49,6 +49,11 @@ class SequenceEntry:
         if self.sequence.is_alive:
             self.sequence.remove([self.edit])
 
+    def accept_bits(self) -> None:
+        """Take the weights' present bits for those that the edits left there: `undo` then does not
+        refuse them."""
+        self.sequence.accept_bits()
+
     def again(self) -> SequenceEntry:
         """Put the same edit back in, as the last one, after `undo`."""
         self.sequence.restore([self.edit])

@@ -7,6 +7,7 @@ import copy
 import gc
 import logging
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,68 @@ def test_weights_copy_holds_the_bits_from_before_until_it_is_called(toy: Toy, ed
     with pytest.raises(KeyError):
         weights_copy["lm_head.weight"]
     weights_copy()
-    assert (len(weights_copy), list(weights_copy)) == (0, [])
+    assert (len(weights_copy), list(weights_copy)) == (len(toy.names), toy.names)
+    assert all(toys.same_bits(weights_copy[name], toy.before[name]) for name in toy.names)
+
+
+def test_looking_at_weights_copy_undoes_nothing(toy: Toy, editor: Any) -> None:
+    _, _, weights_copy = editor.edit(**ONE, **KEPT)
+
+    for name, bits in weights_copy.items():
+        assert toys.same_bits(bits, toy.before[name])
+    assert len(list(weights_copy.values())) == len(dict(weights_copy)) == len(toy.names)
+    assert {**weights_copy}.keys() == weights_copy.copy().keys() == set(toy.names)
+    assert isinstance(weights_copy, dict)
+    assert toy.changed() == set(toy.names)
+
+
+def test_saved_weights_copy_is_a_dictionary_of_tensors(
+    toy: Toy, editor: Any, tmp_path: Path
+) -> None:
+    _, _, weights_copy = editor.edit(**ONE, **KEPT)
+
+    torch.save(weights_copy, tmp_path / "before.pt")
+
+    loaded = torch.load(tmp_path / "before.pt", weights_only=True)
+    assert type(loaded) is OrderedDict
+    assert set(loaded) == set(copy.deepcopy(weights_copy)) == set(toy.names)
+    assert all(toys.same_bits(loaded[name], toy.before[name]) for name in toy.names)
+    assert toy.changed() == set(toy.names)
+
+
+def test_weights_copy_cannot_be_changed(toy: Toy, editor: Any) -> None:
+    _, _, weights_copy = editor.edit(**ONE, **KEPT)
+
+    for change in (
+        lambda: weights_copy.update({}),
+        lambda: weights_copy.pop(toy.names[0]),
+        lambda: weights_copy.__setitem__("a", torch.zeros(1)),
+        weights_copy.clear,
+    ):
+        with pytest.raises(TypeError, match="weights_copy cannot be changed: call it"):
+            change()
+
+
+def test_after_a_measured_edit_weights_copy_has_the_weights(toy: Toy, editor: Any) -> None:
+    _, _, weights_copy = editor.edit(**ONE, **UNDONE)
+
+    assert toy.changed() == set()
+    assert len(weights_copy) == len(toy.names)
+    assert all(toys.same_bits(bits, toy.before[name]) for name, bits in weights_copy.items())
+
+
+def test_weights_that_a_script_copied_back_are_an_edit_undone(toy: Toy, editor: Any) -> None:
+    _, _, weights_copy = editor.edit(**ONE, **KEPT)
+    with torch.no_grad():
+        for name, bits in weights_copy.items():
+            toy.model.get_parameter(name).copy_(bits)
+
+    _, _, second = editor.edit(**ONE, **KEPT)
+
+    assert not weights_copy.result.entry.applied
+    assert toy.changed() == set(toy.names)
+    second()
+    assert toy.changed() == set()
 
 
 def test_comparing_weights_copy_changes_no_weight(toy: Toy, editor: Any) -> None:
@@ -219,7 +281,7 @@ def test_comparing_weights_copy_changes_no_weight(toy: Toy, editor: Any) -> None
     assert toy.changed() == set(toy.names)
 
 
-def test_items_is_how_easyedit_restores_and_leaves_it_nothing_to_copy(
+def test_a_script_that_says_it_restores_loops_over_items_and_has_nothing_to_copy(
     toy: Toy, editor: Any
 ) -> None:
     _, weights_copy = editor.apply_algo(
@@ -228,7 +290,7 @@ def test_items_is_how_easyedit_restores_and_leaves_it_nothing_to_copy(
         requests(ONE),
         editor.hparams,
         return_orig_weights=True,
-        keep_original_weight=not TODAY,
+        keep_original_weight=True,
     )
 
     assert toy.changed() == set(toy.names)
@@ -290,7 +352,7 @@ def test_normal_edit_takes_the_edit_away_again(toy: Toy, editor: Any) -> None:
     assert seen == [set(toy.names)]
     assert model is toy.model
     assert toy.changed() == set()
-    assert len(weights_copy) == 0
+    assert set(weights_copy) == set(toy.names)
 
 
 @today
