@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -109,7 +109,7 @@ _interposed = _Interposed()
 @contextmanager
 def held_in_place(model: nn.Module, anyway: bool = False) -> Iterator[None]:
     """While the context lasts, `.to()` on a dispatched model (with `anyway`: any) does nothing."""
-    if not anyway and not is_dispatched(model):
+    if (not anyway and not is_dispatched(model)) or _HELD in model.__dict__:
         yield
         return
     _hold(model)
@@ -117,6 +117,40 @@ def held_in_place(model: nn.Module, anyway: bool = False) -> Iterator[None]:
         yield
     finally:
         _release(model)
+
+
+class Assigned:
+    """Holds in place what is assigned to an editor's `model` while this thread constructs it.
+
+    A subclass of EasyEdit's editor, or a stand-in for transformers' classes, may get a dispatched
+    model from anywhere; EasyEdit calls `.to()` on it right after the assignment.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def join(self, editor_class: Any) -> None:
+        """Watch assignments to `editor_class`'s objects. Outside `held` they are ordinary ones."""
+        assign = editor_class.__setattr__
+
+        def __setattr__(editor: Any, name: str, value: Any) -> None:
+            held = getattr(self._of_thread, "held", None)
+            if held is not None and name == "model" and isinstance(value, nn.Module):
+                held.enter_context(held_in_place(value))
+            assign(editor, name, value)
+
+        editor_class.__setattr__ = __setattr__
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the context lasts, dispatched models that are assigned stay where they are."""
+        outer = getattr(self._of_thread, "held", None)
+        with ExitStack() as stack:
+            self._of_thread.held = stack
+            try:
+                yield
+            finally:
+                self._of_thread.held = outer
 
 
 _HELD = "_easyedit_mend_parallel_to"

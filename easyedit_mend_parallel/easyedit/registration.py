@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 import sys
 import weakref
@@ -28,7 +29,11 @@ from easyedit_mend_parallel.easyedit.host import (
     plugins_of_host,
 )
 from easyedit_mend_parallel.easyedit.hparams_classes import read_our_files
-from easyedit_mend_parallel.easyedit.loading import from_pretrained_with, held_in_place
+from easyedit_mend_parallel.easyedit.loading import (
+    Assigned,
+    from_pretrained_with,
+    held_in_place,
+)
 from easyedit_mend_parallel.easyedit.method import Executor
 from easyedit_mend_parallel.easyedit.trainable import trainable_class
 from easyedit_mend_parallel.easyedit.trainers import join_trainers, presented
@@ -62,6 +67,7 @@ class _Joined:
 
 
 _joined = _Joined()
+_assigned = Assigned()
 
 
 def join_when_imported() -> None:
@@ -242,7 +248,10 @@ def _join_editor(editor_class: Any, early: bool) -> None:
             _settle_loaded_pair(editor)
 
     editor_class.__init__ = __init__
-    if early:
+    _assigned.join(editor_class)
+    if not early:
+        editor_class.batch_edit = _saying_what_was_undone(editor_class.batch_edit)
+    else:
         for name in CALLS_OF_EDITOR:
             if name in vars(editor_class):
                 setattr(editor_class, name, _with_cuda_elsewhere(vars(editor_class)[name]))
@@ -260,6 +269,7 @@ def _loading(hparams: Any, model_kwargs: Mapping[str, Any], early: bool) -> Iter
             stack.enter_context(from_pretrained_with({**by_map, **model_kwargs}))
         else:
             stack.enter_context(held_in_place(hparams.model_name[0], hparams.model_parallel))
+        stack.enter_context(_assigned.held())
         # Our code sets the device map and keeps a dispatched model in place, so EasyEdit uses its
         # simplest path; the other path of the early release also fails on a CPU.
         stack.enter_context(presented(hparams, "model_parallel", False))
@@ -276,6 +286,24 @@ def _settle_loaded_pair(editor: Any) -> None:
     if editor.tok.pad_token_id is None:
         log.info("the tokenizer has no padding token; its end-of-sequence token is used")
         editor.tok.pad_token_id = editor.tok.eos_token_id
+
+
+def _saying_what_was_undone(batch_edit: Any) -> Any:
+    """EasyEdit's `batch_edit`, which undoes each batch unless `sequential_edit` is true."""
+    signature = inspect.signature(batch_edit)
+
+    @functools.wraps(batch_edit)
+    def saying(*args: Any, **kwargs: Any) -> Any:
+        answer = batch_edit(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        if args[0] in _joined.editors and not given.get("sequential_edit", False):
+            log.warning(
+                "batch_edit measured each batch and undid it: the model is unedited. "
+                "batch_edit(..., sequential_edit=True) keeps the edits in it"
+            )
+        return answer
+
+    return saying
 
 
 def _with_cuda_elsewhere(call: Any) -> Any:

@@ -343,6 +343,21 @@ def watched(apply: Any, look: Any) -> Any:
 
 
 @today
+@pytest.mark.parametrize("kept", [True, False])
+def test_batches_that_were_only_measured_are_said_to_be(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    logging.disable(logging.NOTSET)
+    editor = BaseEditor.from_hparams(toy.hparams(tmp_path, batch_size=1))
+
+    editor.batch_edit(**TWO, sequential_edit=kept)
+
+    said = [one.getMessage() for one in caplog.records if "sequential_edit=True" in one.message]
+    assert len(said) == (0 if kept else 1)
+    assert toy.changed() == (set(toy.names) if kept else set())
+
+
+@today
 def test_normal_edit_takes_the_edit_away_again(toy: Toy, editor: Any) -> None:
     seen: list[set[str]] = []
     editor.apply_algo = watched(editor.apply_algo, lambda: seen.append(toy.changed()))

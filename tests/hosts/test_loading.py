@@ -3,6 +3,7 @@ device map puts it, in BaseEditor and in EditTrainer; every other method is load
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 import toys
 import transformers
+from accelerate import dispatch_model
 from easyeditor import BaseEditor, EditTrainer, MultimodalTrainer
 from easyeditor.util.alg_train_dict import ALG_TRAIN_DICT
 from host_toys import (
@@ -200,6 +202,40 @@ def test_a_device_map_wins_over_model_parallel(saved: tuple[str, Toy], tmp_path:
     model = BaseEditor.from_hparams(hparams).model
 
     assert model.hf_device_map == mixed_device_map()
+
+
+@pytest.mark.parametrize("model_parallel", [True, False])
+@pytest.mark.parametrize("on_disk", [3, 0], ids=["some_on_disk", "all_in_memory"])
+def test_a_dispatched_model_stays_where_it_is_whoever_made_it(
+    saved: tuple[str, Toy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moves: list[Any],
+    model_parallel: bool,
+    on_disk: int,
+) -> None:
+    path, toy = saved
+    kept = toys.weights(toy.model, toy.names)
+    where = mixed_device_map(on_disk)
+    model = dispatch_model(toy.model, where, offload_dir=str(tmp_path / "disk"), force_hooks=True)
+
+    class Stub:
+        @classmethod
+        def from_pretrained(cls, *_args: Any, **_kwargs: Any) -> Any:
+            return model
+
+    module = sys.modules["easyeditor.editors.editor"]
+    monkeypatch.setattr(module, "AutoModelForCausalLM", Stub)
+    hparams = toy.hparams(tmp_path, model_name=path, model_parallel=model_parallel)
+
+    editor = BaseEditor.from_hparams(hparams)
+
+    assert (editor.model, moves) == (model, [])
+    assert not [name for name in vars(model) if "easyedit" in name]
+    _, edited, weights_copy = editor.edit(**ONE, **KEPT)
+    assert edited is model
+    weights_copy()
+    toys.assert_unchanged(model, kept)
 
 
 def test_without_model_kwargs_a_model_loads_as_for_mend(
