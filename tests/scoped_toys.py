@@ -11,7 +11,7 @@ from torch import Tensor
 from toys import tokenizer_for, toy_hparams, toy_model, toy_network, toy_targets
 
 from easyedit_mend_parallel import MendParallel
-from easyedit_mend_parallel.forward.batch import make_text_batch
+from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.method.load import Trained
 from easyedit_mend_parallel.method.untrained_scope import untrained_scope
 from easyedit_mend_parallel.weights.gate import base_of

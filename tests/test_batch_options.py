@@ -23,8 +23,8 @@ from easyedit_mend_parallel import (
     load_archive,
     save_archive,
 )
-from easyedit_mend_parallel.forward.batch import make_text_batch
 from easyedit_mend_parallel.forward.capture import layer_rows
+from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.method import preserved_cache
 from easyedit_mend_parallel.method.archive_additions import keep_aggregate
 from easyedit_mend_parallel.method.least_squares import Aggregate

@@ -28,9 +28,9 @@ def solved(
 ) -> LowRankUpdate:
     system = System(Target("w", 12, 5), by_rows, options, held)
     x, d, request = rows(n, 12, 5)
-    label_mask = request % 3 == 2
-    system.add(x[:3], d[:3], request[:3], label_mask[:3])
-    system.add(x[3:], d[3:], request[3:], label_mask[3:])
+    label_mask, after = request % 3 == 2, request % 4 == 3
+    system.add(x[:3], d[:3], request[:3], label_mask[:3], after[:3])
+    system.add(x[3:], d[3:], request[3:], label_mask[3:], after[3:])
     return system.solved()
 
 
@@ -40,9 +40,12 @@ def solved(
 def test_a_system_has_the_least_squares_solution(by_rows: bool, held: bool, n: int) -> None:
     x, d, request = rows(n, 12, 5)
     still = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
-    options = Aggregate(ridge=0.01, preserved_text_weight=0.3, label_weight=4.0)
+    options = Aggregate(
+        ridge=0.01, preserved_text_weight=0.3, label_weight=4.0, continuation_weight=9.0
+    )
     mean = x.double().square().sum(1).mean()
-    root = torch.where(request % 3 == 2, 2.0, 1.0).double().unsqueeze(1)
+    root = torch.where(request % 3 == 2, 2.0, 1.0) * torch.where(request % 4 == 3, 3.0, 1.0)
+    root = root.double().unsqueeze(1)
     left = [root * x.double(), (0.01 * mean).sqrt() * torch.eye(12).double()]
     right = [root * d.double(), torch.zeros(12, 5).double()]
     if held:
@@ -77,7 +80,7 @@ def test_rows_that_repeat_each_other_raise_the_ridge_and_say_so(
 ) -> None:
     system = System(Target("layer.w", 12, 5), by_rows, Aggregate(ridge=0), None)
     x, d, request = rows(3, 12, 5)
-    system.add(x[[0, 0, 1]], d, request, request < 0)
+    system.add(x[[0, 0, 1]], d, request, request < 0, request < 0)
 
     with caplog.at_level(logging.WARNING):
         update = system.solved()
@@ -93,7 +96,7 @@ def test_inputs_that_are_not_finite_are_refused_by_name() -> None:
     system = System(Target("layer.w", 12, 5), True, Aggregate(), None)
     x, d, request = rows(3, 12, 5)
     x[1, 4] = torch.nan
-    system.add(x, d, request, request < 0)
+    system.add(x, d, request, request < 0, request < 0)
 
     with pytest.raises(UpdateError, match=r"inputs of layer\.w are not finite"):
         system.solved()

@@ -30,8 +30,8 @@ from toys import (
 
 from easyedit_mend_parallel import MendParallel, TargetError, UpdateError, rollback_all
 from easyedit_mend_parallel.errors import NoTrunkError
-from easyedit_mend_parallel.forward.batch import make_text_batch
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
+from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.method.load import Trained
 from easyedit_mend_parallel.weights import key_table
 from easyedit_mend_parallel.weights.gate import Gate

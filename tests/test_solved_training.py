@@ -3,6 +3,8 @@ On toy models; nothing is claimed of how well it is learnt."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from trained.runs import facts, state, trainer
 from easyedit_mend_parallel import MendParallel
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.evaluation.data import LocalityText
+from easyedit_mend_parallel.forward.capture import layer_rows
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.hparams import MENDParallelHyperParams, MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.growing_system import GrowingSystem, SystemOptions
@@ -27,18 +30,21 @@ from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
 from easyedit_mend_parallel.weights.target import find_targets
 
-SOLVED = {
+SOLVED: dict[str, Any] = {
     "solved_edits": 4,
     "aggregate": "least_squares",
     "aggregate_options": {"preserved_text_weight": 0.1},
 }
 
 
-def solver_of(texts: Texts) -> StepSolver:
-    hparams = MENDParallelTrainingHparams(
-        **toy_hparams(toy_targets(texts.model)).to_dict() | SOLVED
-    )
-    found = make_solver(texts, find_targets(texts.model, toy_targets(texts.model)), hparams)
+def solver_of(
+    texts: Texts, continued: Mapping[Text, Text] | None = None, weight: float = 0.0
+) -> StepSolver:
+    options = SOLVED["aggregate_options"] | {"continuation_weight": weight}
+    values = toy_hparams(toy_targets(texts.model)).to_dict() | SOLVED
+    hparams = MENDParallelTrainingHparams(**values | {"aggregate_options": options})
+    targets = find_targets(texts.model, toy_targets(texts.model))
+    found = make_solver(texts, targets, continued or {}, hparams)
     assert found is not None
     return found
 
@@ -107,7 +113,7 @@ def test_the_gradient_of_a_solved_update_is_that_of_its_rows() -> None:
     label = torch.tensor([False, True, False, True])
 
     def solved(rows: torch.Tensor) -> torch.Tensor:
-        update = system.solved_with(x, rows, label)
+        update = system.alone(x, rows, label)
         return (update.values.double().T @ update.keys.double()).sum(1)
 
     assert torch.autograd.gradcheck(solved, (d.requires_grad_(),), eps=1e-2, atol=1e-3, rtol=1e-3)
@@ -123,6 +129,35 @@ def test_the_network_learns_from_edits_that_are_solved_together() -> None:
 
     assert together.edit != alone.edit
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.mend.parameters())
+
+
+def test_a_solved_edit_asks_for_no_change_after_its_answer() -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
+    request = Text(facts()[0].request.prompt, facts()[0].request.target_text)
+    targets = find_targets(model, toy_targets(model))
+    moved = []
+    for weight in (0.0, 100.0):
+        solver = solver_of(texts, {request: replace(request, continuation=(5, 6, 7))}, weight)
+        batch = texts.batch([solver.continued[request]])
+        own = propose(model, targets, batch, network).updates
+        update = solver.solved(batch, own, [1])[targets[0].name]
+        seen = layer_rows(model, targets[:1], batch, after=True)[targets[0].name]
+        change = update.added(seen.x).norm(dim=1)
+        assert int(seen.after.sum()) == 4  # the answer's last token, and its continuation
+        moved.append(float(change[seen.after].mean() / change[~seen.after].mean()))
+        assert update.values.requires_grad
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_run_with_what_follows_an_answer_draws_it_for_every_request(tmp_path: Path) -> None:
+    options = {"aggregate_options": {"preserved_text_weight": 0.1, "continuation_weight": 10}}
+    run = trainer(tmp_path, **SOLVED | options)
+    run.run()
+    asked = {(e.request.prompt, e.request.target_text) for e in run.data.train}
+    assert {(text.prompt, text.target) for text in run.continued} == asked
+    assert run.solver is not None
+    assert run.solver.continued is run.continued
 
 
 def test_a_run_through_the_solve_resumes_as_if_it_had_not_stopped(tmp_path: Path) -> None:

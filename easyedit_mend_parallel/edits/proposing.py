@@ -11,8 +11,11 @@ from typing import Any
 from torch import nn
 
 from easyedit_mend_parallel.edits.scoping import Scoping
-from easyedit_mend_parallel.forward.batch import Batch, text_ids
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.continuing import with_continuations
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.text_batch import text_ids
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.method.extend_steps import ExtendedSteps
 from easyedit_mend_parallel.method.growing_system import SystemOptions
@@ -64,6 +67,13 @@ class Proposer:
         self._max_relative_norm = hparams.max_relative_norm
         self._step_margin = hparams.step_margin
         self._limit = hparams.batch_bytes
+        self._goes_on = aggregate.goes_on and scoping is None
+        config: Any = model.config
+        if self._goes_on and config.is_encoder_decoder:
+            raise HparamsError(
+                "continuation_weight is for decoder-only models: an encoder-decoder model ends "
+                "each target itself. Set it to 0"
+            )
         self._ids: list[tuple[int, ...]] | None = None
 
     def propose(self, batch: Batch, asked: Sequence[Request]) -> Proposal:
@@ -72,6 +82,8 @@ class Proposer:
         Raises what `propose_batch` and `Scoping.propose` raise.
         """
         own = self._own_updates(asked)
+        if self._goes_on:
+            batch = with_continuations(self._model, self._tokenizer, batch)
         if self._scoping is not None:
             return self._scoping.propose(self._model, self._targets, batch, asked, own, self._limit)
         return propose_batch(
@@ -81,13 +93,24 @@ class Proposer:
             own,
             self._aggregate,
             limit=self._limit,
-            preserved=self._preserved_inputs() if len(asked) > 1 else None,
+            preserved=self._preserved_inputs() if len(asked) > 1 or self._goes_on else None,
         )
 
     def own_rows(self, batch: Batch, asked: Sequence[Request]) -> OwnRows:
         """The rows that the requests of `batch` bring into the systems of a sequence."""
+        weight = 0.0
+        if self._goes_on:
+            weight = self._aggregate.continuation_weight
+            batch = with_continuations(self._model, self._tokenizer, batch)
         own = self._own_updates(asked)
-        return own_rows(self._model, self._targets, batch, own, limit=self._limit)
+        return own_rows(
+            self._model,
+            self._targets,
+            batch,
+            own,
+            limit=self._limit,
+            continuation_weight=weight,
+        )
 
     def making(self) -> Making:
         """What an `EditSequence` calls to make the parts of a new edit."""
@@ -103,6 +126,7 @@ class Proposer:
             weight,
             self._trained.fingerprint,
             tuple(self._preserved_ids()),
+            options.continuation_weight,
         )
 
     def parts(self, batch: Batch) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from easyedit_mend_parallel.errors import RequestError, TargetError
+from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.predicting import (
@@ -28,7 +28,6 @@ from easyedit_mend_parallel.forward.tokenizing import (
     AUTO,
     EASYEDIT,
     Tokenized,
-    ids_of,
     say_other_labels,
     tokenized,
 )
@@ -68,9 +67,7 @@ class Batch:
         model all tokens of the encoder count; if both sides have the same length, tokens of either
         side count. Raises TargetError for a layer that gets neither.
         """
-        position = torch.arange(self.labels.shape[1])
-        last = torch.where(self.labels != IGNORED, position, -1).amax(1, keepdim=True)
-        before_answered = position <= last
+        before_answered = torch.arange(self.labels.shape[1]) <= self._last_labelled()
         mask = self.inputs.get("attention_mask")
         real = torch.ones_like(before_answered) if mask is None else mask.bool().cpu()
         if "decoder_input_ids" not in self.inputs:
@@ -90,6 +87,23 @@ class Batch:
         if length != self.labels.shape[1]:
             return torch.zeros(len(self.labels), length, dtype=torch.bool)
         return self.labels != IGNORED
+
+    def after_mask(self, length: int) -> Tensor:
+        """(B, length) on the CPU: true for real tokens after the last that predicts a label.
+
+        The first of them is the target's last token. False everywhere in an encoder-decoder model,
+        which ends each target itself, and for other lengths than that of the labels.
+        """
+        mask = self.inputs.get("attention_mask")
+        if "decoder_input_ids" in self.inputs or length != self.labels.shape[1]:
+            return torch.zeros(len(self.labels), length, dtype=torch.bool)
+        real = torch.ones_like(self.labels) if mask is None else mask.cpu()
+        return real.bool() & (torch.arange(length) > self._last_labelled())
+
+    def _last_labelled(self) -> Tensor:
+        """(B, 1): the last position of each sequence that predicts a label."""
+        position = torch.arange(self.labels.shape[1])
+        return torch.where(self.labels != IGNORED, position, -1).amax(1, keepdim=True)
 
     def parts(self, tokens: int) -> Iterator[Batch]:
         """This batch in parts of at most `tokens` tokens, padding included, in its order.
@@ -276,11 +290,11 @@ def batch_of(
     """The batch of `texts`, each one a request, as described in `make_batch`."""
     left = tokenizer.padding_side == "left"
     inputs = {
-        "input_ids": _padded([text.ids for text in texts], _padding(tokenizer), left),
-        "attention_mask": _padded([[1] * len(text.ids) for text in texts], 0, left),
+        "input_ids": padded([text.ids for text in texts], padding_id(tokenizer), left),
+        "attention_mask": padded([[1] * len(text.ids) for text in texts], 0, left),
     }
     if model.config.is_encoder_decoder:
-        labels = _padded([text.labels for text in texts], IGNORED, left=False)
+        labels = padded([text.labels for text in texts], IGNORED, left=False)
         inputs["decoder_input_ids"] = decoder_inputs(model, labels)
     else:
         at_end = [
@@ -289,51 +303,13 @@ def batch_of(
             + [IGNORED] * (text.n_after + 1)
             for text in texts
         ]
-        labels = _padded(at_end, IGNORED, left)
+        labels = padded(at_end, IGNORED, left)
     if not special_tokens_in_labels:
         labels = without_special_tokens(labels, tokenizer.all_special_ids)
     return Batch(called_with(model, inputs), labels, torch.arange(len(texts)))
 
 
-def make_text_batch(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> Batch:
-    """A batch of plain texts. The only label of each text is its last token.
-
-    An encoder-decoder model reads a text's first half and predicts the second. Texts of fewer than
-    two tokens are left out. Raises RequestError if there is no other text.
-    """
-    return batch_of_ids(model, text_ids(tokenizer, texts), tokenizer)
-
-
-def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token ids of each text that has two or more. Raises RequestError if no text has."""
-    found = [ids for text in texts if len(ids := ids_of(tokenizer, text)) > 1]
-    if not found:
-        raise RequestError("no unrelated text has two tokens: give longer texts")
-    return found
-
-
-@dataclass(frozen=True)
-class PadRight:
-    """Replaces the tokenizer in `batch_of` if there are only token ids."""
-
-    padding_side: str = "right"
-    pad_token_id: int = 0
-    eos_token_id: int = 0
-    all_special_ids: tuple[int, ...] = ()
-
-
-def batch_of_ids(
-    model: PreTrainedModel, ids: Sequence[tuple[int, ...]], tokenizer: Any = None
-) -> Batch:
-    """`make_text_batch` of texts with these token ids, padded as `tokenizer` does (or right)."""
-    padding = PadRight() if tokenizer is None else tokenizer
-    if model.config.is_encoder_decoder:
-        halves = [Tokenized(text[: len(text) // 2], text[len(text) // 2 :]) for text in ids]
-        return batch_of(model, padding, halves)
-    return batch_of(model, padding, [Tokenized(text, text[-1:]) for text in ids])
-
-
-def _padding(tokenizer: Any) -> int:
+def padding_id(tokenizer: Any) -> int:
     """The id of padding. Any valid id will do, since padding is masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -341,7 +317,8 @@ def _padding(tokenizer: Any) -> int:
     return 0
 
 
-def _padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], filler: int, left: bool) -> Tensor:
+    """(B, T): the rows with `filler` before (`left`) or after each, up to the longest one."""
     width = max(1, *map(len, rows))
     padding = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor(

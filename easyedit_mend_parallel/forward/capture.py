@@ -46,13 +46,21 @@ class LayerRows:
 
     `x` (n, in) and `y` (n, out) have the model's dtype and are on the target's device. They are
     whole also if the weight is split between processes. `request` (n,) is the index of each row's
-    request, and `label_mask` (n,) is true for tokens that predict a label.
+    request, and `label_mask` (n,) is true for tokens that predict a label. `after` (n,) is true for
+    tokens of `Batch.after_mask`, if there are rows of those.
     """
 
     x: Tensor
     y: Tensor
     request: Tensor
     label_mask: Tensor
+    after: Tensor
+
+    def taken(self, rows: Tensor) -> LayerRows:
+        """The rows that `rows` (n,), a mask or indices, chooses."""
+        return LayerRows(
+            self.x[rows], self.y[rows], self.request[rows], self.label_mask[rows], self.after[rows]
+        )
 
 
 def capture(
@@ -102,11 +110,14 @@ def capture(
 
 
 @torch.no_grad()
-def layer_rows(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dict[str, LayerRows]:
+def layer_rows(
+    model: nn.Module, targets: Sequence[Target], batch: Batch, *, after: bool = False
+) -> dict[str, LayerRows]:
     """One forward pass: input and output of each target at the tokens of `Batch.token_mask`.
 
-    The mask leaves out padding, and tokens after the last one that predicts a label. Updates that
-    are attached to the model or written into it apply. Raises TargetError as `capture` does.
+    The mask leaves out padding, and tokens after the last one that predicts a label; with `after`
+    the latter are rows too. Updates that are attached to the model or written into it apply. Raises
+    TargetError as `capture` does.
     """
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
 
@@ -131,19 +142,23 @@ def layer_rows(model: nn.Module, targets: Sequence[Target], batch: Batch) -> dic
         for x, y in seen[target.name]:
             if shard is not None:
                 x, y = shard.whole(x, "in"), shard.whole(y, "out")
-            parts.append(_rows_of_mask(x.flatten(0, -2), y.flatten(0, -2), batch))
+            parts.append(_rows_of_mask(x.flatten(0, -2), y.flatten(0, -2), batch, after))
         found[target.name] = LayerRows(*(torch.cat(part) for part in zip(*parts, strict=True)))
     return found
 
 
-def _rows_of_mask(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rows_of_mask(x: Tensor, y: Tensor, batch: Batch, after: bool) -> tuple[Tensor, ...]:
     """The fields of `LayerRows`, for one pass through a layer."""
     length = len(x) // len(batch.labels)
+    later = batch.after_mask(length).flatten()
     kept = batch.token_mask(length).flatten()
+    if after:
+        kept = kept | later
     request = batch.request.repeat_interleave(length)[kept]
     label_mask = batch.label_mask(length).flatten()[kept]
     here = kept.nonzero().flatten().to(x.device)
-    return x[here], y[here], request.to(x.device), label_mask.to(x.device)
+    masks = (one.to(x.device) for one in (request, label_mask, later[kept]))
+    return x[here], y[here], *masks
 
 
 @contextmanager

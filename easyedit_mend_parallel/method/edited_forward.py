@@ -31,10 +31,20 @@ class EditedForwards:
     Every batch checks whether later passes may start from the hidden states of the first: its first
     sequence runs again, next to the others and without an update, and each target must get the same
     input for it as in the first pass. If one does not, this and all later batches run whole.
+
+    With `after`, tokens after a target have rows too, and no request's own update acts there.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target], states_limit: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        states_limit: int = 0,
+        *,
+        after: bool = False,
+    ) -> None:
         self._model = model
+        self._after = after
         self._targets = targets
         self._by_name = {target.name: target for target in targets}
         self._trunk = _trunk_below(model, targets)
@@ -76,8 +86,8 @@ class EditedForwards:
                 return found
             log.info("the model is run whole: resumed, its targets see something else")
             self._trunk = None
-        with attached(self._model, self._by_name, updates, route=batch.request):
-            return layer_rows(self._model, self._targets, batch)
+        with attached(self._model, self._by_name, updates, batch.request, self._still(batch)):
+            return layer_rows(self._model, self._targets, batch, after=self._after)
 
     def combined(
         self, number: int, batch: Batch, update: Mapping[str, LowRankUpdate]
@@ -86,7 +96,11 @@ class EditedForwards:
         if self._trunk is not None and number in self._states:
             batch = self._trunk.resumed(self._model, batch, self._states[number])
         with attached(self._model, self._by_name, update):
-            return layer_rows(self._model, self._targets, batch)
+            return layer_rows(self._model, self._targets, batch, after=self._after)
+
+    def _still(self, batch: Batch) -> Tensor | None:
+        """(B, T): the tokens at which a request's own update does not act."""
+        return batch.after_mask(batch.labels.shape[1]) if self._after else None
 
     def _resumed(
         self,
@@ -101,19 +115,20 @@ class EditedForwards:
         again = torch.tensor([*range(len(batch.labels)), 0])
         watched = batch.taken(again, torch.cat([batch.request, torch.tensor([nobody])]))
         watched = trunk.resumed(self._model, watched, states[again.to(states.device)])
-        with attached(self._model, self._by_name, updates, route=watched.request):
-            seen = layer_rows(self._model, self._targets, watched)
+        with attached(self._model, self._by_name, updates, watched.request, self._still(watched)):
+            seen = layer_rows(self._model, self._targets, watched, after=self._after)
         found = {}
         for name, both in seen.items():
             was = rows[name].x[: len(rows[name].x) // len(batch.labels)]
-            was = was[batch.token_mask(len(was))[0].nonzero().flatten().to(was.device)]
+            kept = batch.token_mask(len(was))[0]
+            if self._after:
+                kept = kept | batch.after_mask(len(was))[0]
+            was = was[kept.nonzero().flatten().to(was.device)]
             now = both.x[both.request == nobody]
             if not nearly_equal(was, now):
                 return None
             mine = both.request != nobody
-            found[name] = LayerRows(
-                both.x[mine], both.y[mine], both.request[mine], both.label_mask[mine]
-            )
+            found[name] = both.taken(mine)
         return found
 
 

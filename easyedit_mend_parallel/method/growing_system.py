@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.method.least_squares import OF_ALL, PreservedRows
+from easyedit_mend_parallel.method.least_squares import OF_ALL, PreservedRows, scale_of
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
@@ -36,6 +36,7 @@ class SystemOptions:
     preserved_text_weight: float
     network: int
     preserved: tuple[tuple[int, ...], ...] = ()
+    continuation_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class SolveRows:
 
     def rows(self, label_weight: float) -> tuple[Tensor, Tensor]:
         """(x, d) in float64, rows that predict a label scaled by the root of `label_weight`."""
-        heavy = self.label_mask.unsqueeze(1).double() * (label_weight**0.5 - 1) + 1
+        heavy = scale_of(self.label_mask, label_weight).double()
         return self.x.double() * self.x_size * heavy, self.d.double() * self.d_size * heavy
 
     def to(self, device: torch.device) -> SolveRows:
@@ -153,32 +154,31 @@ class GrowingSystem:
         self._label_weight = options.label_weight
         self._relative = max(options.ridge, SMALLEST_RIDGE)
         self._ridge = 0.0 if preserved is None else self._relative * preserved.mean_square
-        self._start = _start(name, self._ridge, preserved, options.preserved_text_weight)
-        self._now = self._start
+        self._empty = _start(name, self._ridge, preserved, options.preserved_text_weight)
+        self._now = self._start = self._empty
         self._steps: list[_Step] = []
 
     def add(self, rows: SolveRows) -> None:
         """Take in the rows of a further edit. Raises UpdateError for rows that cannot be solved."""
-        if not self._ridge:
-            sizes = (rows.x.double() * rows.x_size).square().sum(1)
-            self._ridge = self._relative * float(sizes.mean())
         x, d = rows.rows(self._label_weight)
-        keys, root = self._keys(x)
+        self._ridge = self._ridge_of(rows.rows(1.0)[0])
+        keys, root = self._keys(x, self._project(x), self._ridge)
         values = torch.linalg.solve_triangular(root, d - self._added(x), upper=False)
         self._steps.append(_Step(keys, values, x.T @ (x @ _probe(x))))
         if sum(len(step.keys) for step in self._steps) > x.shape[1]:
             self._add_up(len(self._steps) // 2)
 
-    def solved_with(self, x: Tensor, d: Tensor, label_mask: Tensor) -> LowRankUpdate:
-        """The net update if these rows were added, fp32, with one row of its own for each of them.
+    def alone(self, x: Tensor, d: Tensor, label_mask: Tensor) -> LowRankUpdate:
+        """The update of these rows as those of the only edit, fp32, with one row for each of them.
 
-        `x` (n, in) and `d` (n, out) are fp32, on the device of the system's rows, and `label_mask`
-        (n,) as in `SolveRows`. Differentiable in `d`; the system does not change. For a system that
-        has preserved text and no edit. Raises UpdateError as `add` does.
+        `x` (n, in) and `d` (n, out) are on the device of the system's rows, and `label_mask` (n,)
+        as in `SolveRows`. Differentiable in `d`; the system does not change. Raises UpdateError as
+        `add` does.
         """
-        heavy = label_mask.unsqueeze(1).double() * (self._label_weight**0.5 - 1) + 1
+        heavy = scale_of(label_mask, self._label_weight).double()
         x = x.detach().double() * heavy
-        keys, root = self._keys(x)
+        ridge = self._ridge_of(x)
+        keys, root = self._keys(x, _projected(x, self._empty.factor), ridge)
         values = torch.linalg.solve_triangular(root, d.double() * heavy, upper=False)
         request = torch.full((len(x),), OF_ALL, device=x.device)
         return LowRankUpdate(keys.float(), values.float(), request)
@@ -234,15 +234,18 @@ class GrowingSystem:
     @property
     def nbytes(self) -> int:
         """The memory of the factor and of the solution, now and at the start."""
-        held = [*self._now.tensors, *self._start.tensors]
+        held = [*self._now.tensors, *self._start.tensors, *self._empty.tensors]
         held += [tensor for step in self._steps for tensor in (step.keys, step.values)]
         return sum(tensor.nbytes for tensor in {id(one): one for one in held}.values())
 
-    def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Z = L⁻¹ X P (n, in) of further inputs x (n, in), and L (n, n)."""
-        projected = self._project(x)
+    def _ridge_of(self, x: Tensor) -> float:
+        """c: that of the system, or where it has none yet, by the rows x (n, in) of an edit."""
+        return self._ridge or self._relative * float(x.square().sum(1).mean())
+
+    def _keys(self, x: Tensor, projected: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Z = L⁻¹ X P (n, in) of further inputs x (n, in) with `projected` = X P, and L (n, n)."""
         identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
-        root, failed = torch.linalg.cholesky_ex(projected @ x.T + self._ridge * identity)
+        root, failed = torch.linalg.cholesky_ex(projected @ x.T + ridge * identity)
         if failed:
             raise UpdateError(
                 f"the system of {self._name} cannot be solved: its rows are not finite, or repeat "
@@ -253,8 +256,7 @@ class GrowingSystem:
 
     def _project(self, x: Tensor) -> Tensor:
         """x P, (n, in)."""
-        factor = self._now.factor
-        found = x if factor is None else x @ factor.to(x.device)
+        found = _projected(x, self._now.factor)
         for step in self._steps:
             found = found - (x @ step.keys.T) @ step.keys
         return found
@@ -303,6 +305,11 @@ def _start(name: str, ridge: float, preserved: PreservedRows | None, weight: flo
             "nothing was written. Load the model in bfloat16 or float32"
         )
     return _State(torch.cholesky_inverse(factor), None, weight * (gram @ _probe(gram)))
+
+
+def _projected(x: Tensor, factor: Tensor | None) -> Tensor:
+    """x P, (n, in), for the P of added-up edits."""
+    return x if factor is None else x @ factor.to(x.device)
 
 
 def _probe(like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ HOW = ("mean_loss", "sum", "least_squares")
 """EasyEdit's one mean loss; each request's update added up; one system solved for all."""
 KEYS_FROM = ("edited", "unedited")
 """The forward pass of a system's inputs: edited by each request's own update, or unedited."""
-NUMBERS = ("ridge", "label_weight", "preserved_text_weight")
+NUMBERS = ("ridge", "label_weight", "preserved_text_weight", "continuation_weight")
 FORMER_NAMES = {
     "rows": "keys_from",
     "predicting_weight": "label_weight",
@@ -52,7 +52,8 @@ class Aggregate:
     asks for the outputs of each request's own edited forward pass (with `unedited` there are none).
     `preserved_text` are lines of unrelated text (None: those that ship) on whose inputs the update
     must not act; `preserved_text_weight` is the weight of one of their tokens beside one of a
-    request's; 0 leaves them out.
+    request's; 0 leaves them out. `continuation_weight` is the same for tokens of the text with
+    which the unedited model continues after the target; with 0 there is no such text.
     """
 
     how: str = "least_squares"
@@ -62,6 +63,7 @@ class Aggregate:
     passes: int = 2
     preserved_text: tuple[str, ...] | None = None
     preserved_text_weight: float = 0.1
+    continuation_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("how", HOW), ("keys_from", KEYS_FROM)):
@@ -77,6 +79,11 @@ class Aggregate:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise HparamsError(f"aggregate: {name} is {value!r}; it has to be 0 or more")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether systems have rows of the text that follows a target."""
+        return self.how == "least_squares" and self.continuation_weight > 0
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], source: str) -> Aggregate:
@@ -163,14 +170,16 @@ class System:
         self._product: Tensor | None = None
         self._count, self._square = 0, 0.0
 
-    def add(self, x: Tensor, d: Tensor, request: Tensor, label_mask: Tensor) -> None:
+    def add(self, x: Tensor, d: Tensor, request: Tensor, label_mask: Tensor, after: Tensor) -> None:
         """Take in inputs x (n, in) and what is to be added there, d (n, out).
 
-        `request` (n,) is the request of each, `label_mask` (n,) where it predicts a label.
+        `request` (n,) is the request of each, `label_mask` (n,) where it predicts a label, and
+        `after` (n,) where it is a token after the target.
         """
         self._count += len(x)
         self._square += float(x.double().square().sum())
-        heavy = label_mask.unsqueeze(1).float() * (self._options.label_weight**0.5 - 1) + 1
+        heavy = scale_of(label_mask, self._options.label_weight)
+        heavy = heavy * scale_of(after, self._options.continuation_weight)
         x, d = x.float() * heavy, d.float() * heavy
         if self._by_rows:
             self._kept.append((x, d, request))
@@ -254,6 +263,13 @@ class System:
             f"the system of {self._target.name} cannot be solved with any ridge; nothing was "
             "written. Check the model's dtype, or set `aggregate: sum`"
         )
+
+
+def scale_of(marked: Tensor, weight: float) -> Tensor:
+    """(n, 1), fp32: what rows are multiplied by, so that those that are `marked` (n,) count
+    `weight` times as much as the others."""
+    root: float = weight**0.5
+    return marked.unsqueeze(1).float() * (root - 1) + 1
 
 
 def bytes_for_a_token(targets: Sequence[Target]) -> int:

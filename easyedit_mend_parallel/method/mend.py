@@ -25,6 +25,7 @@ from easyedit_mend_parallel.method.least_squares import (
     bytes_by_inputs,
     bytes_by_rows,
     bytes_for_a_token,
+    scale_of,
 )
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.ranks import Ranks
@@ -94,14 +95,15 @@ def propose_batch(
 ) -> Proposal:
     """One update for the requests of `batch`, combined as `options` say; nothing is written.
 
-    For one request this is what `own_updates` gives. More go through the model in parts, so that
-    the rows of a part and the systems stay within `limit` bytes; the model's own activations come
-    on top. `preserved` are the inputs that a least-squares system preserves.
+    For one request this is what `own_updates` gives, unless systems have rows of what follows a
+    target (`continuation_weight`; `batch` then has the continuations). More go through the model in
+    parts, so that the rows of a part and the systems stay within `limit` bytes; the model's own
+    activations come on top. `preserved` are the inputs that a least-squares system preserves.
 
     Raises what `capture` and `own_updates` raise; UpdateError for systems that do not fit the
     limit or cannot be solved.
     """
-    if batch.n_requests == 1:
+    if batch.n_requests == 1 and not options.goes_on:
         return _own(model, targets, batch, own_updates)
     if options.how == "least_squares":
         return _solved(model, targets, batch, own_updates, options, limit, preserved)
@@ -125,13 +127,15 @@ def own_rows(
     own_updates: OwnUpdates,
     *,
     limit: int,
+    continuation_weight: float = 0.0,
 ) -> OwnRows:
     """Every request's own update, and what it adds at each target to the tokens that it sees.
 
     One forward and backward, and one forward with the updates attached, in parts of at most
-    `limit` bytes. Raises what `capture` and `own_updates` raise.
+    `limit` bytes. With `continuation_weight` tokens after a target have rows too, with this weight,
+    that ask for no change. Raises what `capture` and `own_updates` raise.
     """
-    forwards = EditedForwards(model, targets)
+    forwards = EditedForwards(model, targets, after=continuation_weight > 0)
     losses: list[Tensor] = []
     updates: dict[str, list[LowRankUpdate]] = {target.name: [] for target in targets}
     rows: dict[str, list[SolveRows]] = {target.name: [] for target in targets}
@@ -141,9 +145,10 @@ def own_rows(
         for name, seen in own.seen.items():
             update = own.updates[name].numbered_from(first)
             request = seen.request + first
-            d = update.added(seen.x, route=request)
+            d = update.added(seen.x, route=request).masked_fill(seen.after.unsqueeze(1), 0.0)
+            x = seen.x * scale_of(seen.after, continuation_weight)
             updates[name].append(update)
-            rows[name].append(SolveRows.of(seen.x, d, seen.label_mask, request))
+            rows[name].append(SolveRows.of(x, d, seen.label_mask, request))
     return OwnRows(
         {name: LowRankUpdate.cat(found) for name, found in updates.items()},
         {name: SolveRows.cat(found) for name, found in rows.items()},
@@ -197,7 +202,7 @@ def _solved(
     of = {} if preserved is None else preserved.of
     for_states = left // STATES_SHARE
     parts = _parts(batch, (left - for_states) // bytes_for_a_token(targets))
-    runs = EditedForwards(model, targets, for_states)
+    runs = EditedForwards(model, targets, for_states, after=options.goes_on)
     combined: dict[str, LowRankUpdate] = {}
     edited = options.keys_from == "edited"
     kept: _EditedForward | None = None
@@ -219,7 +224,8 @@ def _solved(
                         d += combined[name].added(seen.x)
                     else:
                         d = own.updates[name].added(seen.x, route=seen.request)
-                    systems[name].add(seen.x, d, seen.request + first, seen.label_mask)
+                        d = d.masked_fill(seen.after.unsqueeze(1), 0.0)
+                    systems[name].add(seen.x, d, seen.request + first, seen.label_mask, seen.after)
         with Ranks.of(model).agree("solve for the update"):
             combined = {name: system.solved() for name, system in systems.items()}
     return Proposal(combined, torch.cat(losses))
@@ -264,7 +270,7 @@ def _forms(
     Each has the form of lower order. If that does not fit, every target has the form that needs
     less memory. Raises UpdateError, with the figures, if that does not fit either.
     """
-    n = batch.n_tokens
+    n = batch.n_tokens + (int(batch.after_mask(batch.width).sum()) if options.goes_on else 0)
     still = {} if preserved is None else preserved.of
     by_rows, needs = {}, {}
     for target in targets:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.files import cache_folder, read_tensors, write_tensors
-from easyedit_mend_parallel.forward.batch import batch_of_ids
+from easyedit_mend_parallel.forward.text_batch import batch_of_ids
 from easyedit_mend_parallel.method.least_squares import PreservedRows, bytes_for_a_token
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.offload import kept_weight

@@ -140,13 +140,16 @@ class EditSequence:
         are then as they were.
         """
         with self._without_net() as write:
-            if self._edits or self._settled:
+            goes_on = self.options.continuation_weight > 0
+            if self._edits or self._settled or goes_on:
                 self._complete(self._edits, making.rows)
                 others = self._others(requests, self._edits)
                 own = making.rows(batch, requests)
-                alone = own.updates if len(requests) == 1 else None
+                alone = own.updates
+                if len(requests) > 1 or goes_on:
+                    alone = self._systems.alone(own.rows, making.preserved)
                 edit = SequenceEdit(list(requests), alone=alone, rows=own.rows)
-                proposal = Proposal(own.updates, own.losses)
+                proposal = Proposal(alone, own.losses)
             else:
                 others, proposal = [], making.alone(batch, requests)
                 edit = SequenceEdit(list(requests), batch, proposal.updates)

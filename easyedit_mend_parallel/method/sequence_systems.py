@@ -6,12 +6,13 @@ Knows edits that have their rows. Knows no model, and not how rows are made.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.method.growing_system import (
     LARGEST_ERROR,
     GrowingSystem,
+    SolveRows,
     SystemOptions,
     empty_systems,
 )
@@ -56,9 +57,7 @@ class SequenceSystems:
         for those only. Raises UpdateError if the systems need more than `memory` bytes or cannot be
         solved; they then hold the settled edits alone.
         """
-        if not self._of:
-            self.preserved = preserved()
-            self._of = empty_systems(self._targets, self._options, self.preserved)
+        self._begin(preserved)
         try:
             self._bring_to(edits)
             if any(system.error() > LARGEST_ERROR for system in self._of.values()):
@@ -78,6 +77,24 @@ class SequenceSystems:
                 "preserved_text_weight: 0, or add edits up unsolved with `sequence: add`"
             )
         return net
+
+    def alone(
+        self, rows: Mapping[str, SolveRows], preserved: Callable[[], PreservedInputs | None]
+    ) -> Updates:
+        """{target name: the update of the edit with these `rows` as the only one}, fp32. Raises
+        what `GrowingSystem.alone` raises."""
+        self._begin(preserved)
+        found = {}
+        for name, system in self._of.items():
+            x, d = rows[name].rows(1.0)
+            found[name] = system.alone(x, d, rows[name].label_mask)
+        return found
+
+    def _begin(self, preserved: Callable[[], PreservedInputs | None]) -> None:
+        """Make the systems, unless they are made."""
+        if not self._of:
+            self.preserved = preserved()
+            self._of = empty_systems(self._targets, self._options, self.preserved)
 
     def settle(self, count: int) -> None:
         """From now on the oldest `count` edits are held for good: their rows can be dropped."""

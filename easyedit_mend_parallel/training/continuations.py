@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import torch
-from transformers import GenerationConfig
 
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.data import Example
 from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.forward.cached_trunk import checksum
+from easyedit_mend_parallel.forward.continuing import TOKENS, generated
 from easyedit_mend_parallel.forward.texts import Text, Texts
-from easyedit_mend_parallel.weights.placement import input_device
 
 log = logging.getLogger(__name__)
 
-TOKENS = 10
-"""Maximum number of tokens of a continuation; it ends earlier if the model ends its text."""
 AT_ONCE = 64
 """Maximum number of continuations that are generated together."""
 FILE = "continuations.json"
@@ -78,7 +72,9 @@ class Continuations:
         while done < len(missing):
             greedy = wanted[missing[done]]
             part = [text for text in missing[done : done + AT_ONCE] if wanted[text] == greedy]
-            for text, found in zip(part, self._generated(part, greedy), strict=True):
+            rows = [self._ids(text) for text in part]
+            made = generated(self._texts.model, rows, greedy=greedy, seed=self._seed)
+            for text, found in zip(part, made, strict=True):
                 self._kept[_key(text, greedy)] = found
             done += len(part)
             yield done
@@ -103,32 +99,6 @@ class Continuations:
                 "nothing follows: set continuation_positions to 0"
             )
         return ids
-
-    @torch.no_grad()
-    def _generated(self, texts: Sequence[Text], greedy: bool) -> list[list[int]]:
-        """The ids that follow each text, without the token that ends it."""
-        model = self._texts.model
-        rows = [self._ids(text) for text in texts]
-        width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        ends = _as_list(model.generation_config.eos_token_id if model.generation_config else None)
-        device = input_device(model)
-        with torch.random.fork_rng():
-            torch.manual_seed(self._seed)
-            made = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=TOKENS,
-                    do_sample=not greedy,
-                    top_k=0 if not greedy else None,
-                    eos_token_id=ends or None,
-                    pad_token_id=ends[0] if ends else 0,
-                ),
-            )
-        found = [row.tolist() for row in made[:, width:].cpu()]
-        return [list(takewhile(lambda token: token not in ends, row)) for row in found]
 
     def _read(self) -> dict[str, list[int]]:
         if self._path is None or not self._path.exists():
@@ -162,7 +132,3 @@ def _identity(texts: Texts, seed: int) -> str:
 
 def _key(text: Text, greedy: bool) -> str:
     return json.dumps([text.prompt, text.target, greedy])
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -87,6 +87,8 @@ def measure_step(
     positions of each continuation are compared. Differentiable in the network's parameters.
     """
     requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
+    if solver is not None:
+        requests = [solver.continued.get(text, text) for text in requests]
     asked_for = texts.batch(requests)
     own = propose(texts.model, targets, asked_for, network).updates
     updates, edited_by = own, torch.arange(len(chosen))

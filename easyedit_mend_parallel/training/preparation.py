@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import HparamsError, NoTrunkError
-from easyedit_mend_parallel.forward.batch import text_ids
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.text_batch import text_ids
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import load_archive
 from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.training.continuations import Continuations, to_continue
 from easyedit_mend_parallel.training.length_filter import Data
@@ -61,16 +62,20 @@ def draw_continuations(
     processes: Processes,
     screen: Screen,
 ) -> dict[Text, Text]:
-    """{text: the text with a continuation}, for the texts of `samples` that get one. Empty if
-    `continuation_positions` is 0. Raises what `Continuations` raises."""
-    if not hparams.continuation_positions:
-        return {}
+    """{text: the text with a continuation}, for the texts of `samples` that get one: those that
+    test an edit if there are `continuation_positions`, and requests if systems have rows of what
+    follows an answer. Raises what `Continuations` raises."""
+    options = solve_options(hparams)
+    of_requests = options is not None and options.continuation_weight > 0
     wanted = {
         text: greedy
         for sample in samples
         for text, greedy in to_continue(sample.example)
-        if text.prompt in sample.prompts
+        if (of_requests and greedy)
+        or (hparams.continuation_positions and text.prompt in sample.prompts)
     }
+    if not wanted:
+        return {}
     drawn = Continuations(texts, seed=hparams.seed, folder=_folder(hparams, processes))
     screen.count(drawn.draw(wanted), len(wanted), "continuations of the answers")
     return drawn.of
@@ -114,13 +119,35 @@ def keep_states(
 
 
 def make_solver(
-    texts: Texts, targets: Sequence[Target], hparams: MENDParallelTrainingHparams
+    texts: Texts,
+    targets: Sequence[Target],
+    continued: Mapping[Text, Text],
+    hparams: MENDParallelTrainingHparams,
 ) -> StepSolver | None:
     """What solves the edits of a step together; None if `solved_edits` is 1.
 
-    Its options are those of the archive that training starts from, unless the hyperparameters have
-    others. Gathers the targets' inputs for preserved text, or reads them from the cache. Raises
-    HparamsError for options that are not those of a least-squares system.
+    Gathers the targets' inputs for preserved text, or reads them from the cache. `continued` has
+    the requests' texts with their continuations. Raises what `solve_options` raises.
+    """
+    options = solve_options(hparams)
+    if options is None or options.preserved_text is None:
+        return None
+    ids = text_ids(texts.tokenizer, options.preserved_text)
+    system = SystemOptions(
+        options.ridge,
+        options.label_weight,
+        options.preserved_text_weight,
+        0,
+        continuation_weight=options.continuation_weight,
+    )
+    preserved = gathered_once(texts.model, targets, ids, hparams.batch_bytes)
+    return StepSolver(texts, targets, system, preserved, continued)
+
+
+def solve_options(hparams: MENDParallelTrainingHparams) -> Aggregate | None:
+    """How the edits of a step are solved together: as the hyperparameters say, and otherwise the
+    archive that training starts from. None if `solved_edits` is 1. Raises HparamsError for options
+    that are not those of a least-squares system.
     """
     if hparams.solved_edits == 1:
         return None
@@ -132,10 +159,7 @@ def make_solver(
             "by least squares with preserved text: leave out `aggregate`, and `preserved_text` in "
             "aggregate_options, or set solved_edits: 1"
         )
-    ids = text_ids(texts.tokenizer, options.preserved_text)
-    system = SystemOptions(options.ridge, options.label_weight, options.preserved_text_weight, 0)
-    preserved = gathered_once(texts.model, targets, ids, hparams.batch_bytes)
-    return StepSolver(texts, targets, system, preserved)
+    return options
 
 
 def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:
@@ -151,7 +175,8 @@ def _texts_of(samples: Iterable[Sample], continued: Mapping[Text, Text]) -> list
     for sample in samples:
         request = sample.example.request
         tried = [Text(prompt, request.target_after(prompt)) for prompt in sample.prompts]
-        found[Text(request.prompt, request.target_text)] = None
+        asked = Text(request.prompt, request.target_text)
+        found |= dict.fromkeys((asked, continued.get(asked, asked)))
         found |= dict.fromkeys(continued.get(text, text) for text in tried)
         found |= dict.fromkeys(Text(one.prompt, one.target) for one in sample.locality)
     return list(found)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.capture import layer_rows
-from easyedit_mend_parallel.forward.texts import Texts
+from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.method.growing_system import SystemOptions, empty_systems
+from easyedit_mend_parallel.method.least_squares import scale_of
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
@@ -38,7 +39,9 @@ class StepSolver:
 
     One least-squares system for each target and group (see `GrowingSystem`), with `preserved`
     inputs of preserved text. As in a sequence, the inputs are those of each edit's own edited
-    forward pass, without a gradient, and a group of one edit has that edit's own update.
+    forward pass, without a gradient, and a group of one edit has that edit's own update, unless
+    nothing is to change after the answer (`continuation_weight`): then it is solved too.
+    `continued` {text of a request: the text with a continuation} is for that.
     """
 
     def __init__(
@@ -47,8 +50,11 @@ class StepSolver:
         targets: Sequence[Target],
         options: SystemOptions,
         preserved: PreservedInputs,
+        continued: Mapping[Text, Text] | None = None,
     ) -> None:
+        self.continued = continued or {}
         self._texts, self._targets = texts, targets
+        self._continuation_weight = options.continuation_weight
         self._systems = empty_systems(targets, options, preserved)
 
     def solved(
@@ -61,23 +67,23 @@ class StepSolver:
         """
         group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         model, by_name = self._texts.model, {target.name: target for target in self._targets}
-        still = {name: update.detach() for name, update in own.items()}
-        with attached(model, by_name, still, route=batch.request):
-            seen = layer_rows(model, self._targets, batch)
+        constant = {name: update.detach() for name, update in own.items()}
+        goes_on, still = self._continuation_weight > 0, batch.after_mask(batch.labels.shape[1])
+        with attached(model, by_name, constant, batch.request, still if goes_on else None):
+            seen = layer_rows(model, self._targets, batch, after=goes_on)
         found = {}
         for name, rows in seen.items():
-            d = own[name].added(rows.x, route=rows.request)
+            d = own[name].added(rows.x, route=rows.request).masked_fill(rows.after[:, None], 0.0)
+            x = rows.x * scale_of(rows.after, self._continuation_weight)
             of = group.to(rows.request.device)[rows.request]
             parts = []
             for number, size in enumerate(sizes):
-                if size == 1:
+                if size == 1 and not goes_on:
                     request = int((group == number).nonzero())
                     part = own[name].of_request(request)
                 else:
                     here = of == number
-                    part = self._systems[name].solved_with(
-                        rows.x[here], d[here], rows.label_mask[here]
-                    )
+                    part = self._systems[name].alone(x[here], d[here], rows.label_mask[here])
                 parts.append(_of_group(part, number))
             found[name] = LowRankUpdate.cat(parts)
         return found

@@ -181,7 +181,7 @@ class Trainer:
                     self.network,
                     chosen,
                     locality_positions=hparams.locality_positions,
-                    continued=self.continued,
+                    continued=self.continued if hparams.continuation_positions else None,
                     n_continued=hparams.continuation_positions,
                     solver=self.solver,
                     sizes=self._group_sizes(chosen),
@@ -228,7 +228,7 @@ class Trainer:
         drawn = partial(self.sampling.drawn, self.steps)
         self.continued = draw_continuations(self.texts, drawn(), *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
-        self.solver = make_solver(self.texts, self.targets, self.hparams)
+        self.solver = make_solver(self.texts, self.targets, self.continued, self.hparams)
         if self.resume:
             return
         if self.hparams.archive is not None:

@@ -138,23 +138,29 @@ def attached(
     targets: Mapping[str, Target],
     updates: Mapping[str, LowRankUpdate],
     route: Tensor | None = None,
+    still: Tensor | None = None,
 ) -> Iterator[None]:
     """While the context lasts, every call of `model` has `updates` ({target name: update}).
 
     Each update is added to its layer's output, on the device of that output. Nothing is written,
     and accelerate's hooks stay. Differentiable in the updates. See `LowRankUpdate.added` for
-    `route`. If a layer is split between processes, all of them must call the model in the same way.
+    `route`. `still` (B, T), boolean, is true for tokens to which nothing is added. If a layer is
+    split between processes, all of them must call the model in the same way.
     """
     with ExitStack() as stack:
         for name, update in updates.items():
             target = targets[name]
-            hook = _adding(update, route, shard_of(model, target))
+            hook = _adding(update, route, still, shard_of(model, target))
             stack.callback(target.layer(model).register_forward_hook(hook).remove)
         yield
 
 
 def output_with_update(
-    update: LowRankUpdate, x: Tensor, output: Tensor, route: Tensor | None = None
+    update: LowRankUpdate,
+    x: Tensor,
+    output: Tensor,
+    route: Tensor | None = None,
+    still: Tensor | None = None,
 ) -> Tensor:
     """A layer's `output` plus what `update` adds to it, summed in fp32 and cast to its dtype once.
 
@@ -162,17 +168,25 @@ def output_with_update(
     `x` on the previous device; the output's device is the one where the layer computed.
     """
     added = update.to(output.device).added(x.to(output.device), route)
-    return (output + added).to(output.dtype)
+    return (output + _moved(added, still)).to(output.dtype)
+
+
+def _moved(added: Tensor, still: Tensor | None) -> Tensor:
+    """`added` (B, T, out) or (B × T, out), with zeros at the tokens of `still` (B, T)."""
+    if still is None:
+        return added
+    here = still.to(added.device).reshape(*added.shape[:-1], 1)
+    return added.masked_fill(here, 0.0)
 
 
 def _adding(  # type: ignore[no-untyped-def]
-    update: LowRankUpdate, route: Tensor | None, shard: Shard | None
+    update: LowRankUpdate, route: Tensor | None, still: Tensor | None, shard: Shard | None
 ):
     def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         device = output.device
         here = None if route is None else route.to(device)
         if shard is None:
-            return output_with_update(update, inputs[0], output, here)
+            return output_with_update(update, inputs[0], output, here, still)
         if is_distributed(output):
             raise UpdateError(
                 f"the output of {shard.target}'s layer is a DTensor, to which no update can be "
@@ -183,7 +197,7 @@ def _adding(  # type: ignore[no-untyped-def]
         x = inputs[0].to(device)
         x = shard.whole(x, "in") if is_distributed(x) else x
         gain = update.to(device).added_here(x, output.shape[-1], shard, here)
-        return (output + gain).to(output.dtype)
+        return (output + _moved(gain, still)).to(output.dtype)
 
     return add
 

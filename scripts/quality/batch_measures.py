@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.evaluation import Score
-from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch, make_text_batch
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.weights.target import Target
 
 AT_ONCE = 32

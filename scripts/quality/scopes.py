@@ -28,9 +28,10 @@ from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
 from easyedit_mend_parallel.evaluation.intervals import Score
-from easyedit_mend_parallel.forward.batch import make_batch, make_text_batch
+from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.block_states import block_states
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.weights.gate import base_of
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
