@@ -179,8 +179,7 @@ class EditSequence:
         """Take edits out; the others are solved again, as if these had never been there.
 
         What they had replaced comes back. The bits are those from before where they were the last.
-        Raises UpdateError for an edit
-        that was settled, with nothing changed.
+        Raises UpdateError for an edit that was settled, with nothing changed.
         """
         held = self.edits
         gone = [one for one in held if any(one.is_of(edit) for edit in edits)]
