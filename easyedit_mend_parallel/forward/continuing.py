@@ -38,8 +38,9 @@ def generated(
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     ends = _as_list(model.generation_config.eos_token_id if model.generation_config else None)
     device = input_device(model)
-    with torch.random.fork_rng(), uncompiled():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(enabled=not greedy), uncompiled():
+        if not greedy:
+            torch.manual_seed(seed)
         made = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

@@ -124,6 +124,14 @@ def a_batch_that_is_solved_has_the_update_of_one_process() -> None:
 
 
 def edits_solved_together_equal_those_of_one_process() -> None:
+    _solved_equals({})
+
+
+def so_do_edits_that_leave_the_text_after_their_targets() -> None:
+    _solved_equals({"aggregate_options": {"continuation_weight": 10, "preserved_text_weight": 0}})
+
+
+def _solved_equals(options: dict[str, Any]) -> None:
     plain = plain_model()
     names = names_of(plain)
     network, sharded = network_of(plain, names), load(plain)
@@ -131,14 +139,15 @@ def edits_solved_together_equal_those_of_one_process() -> None:
     requests = [REQUEST, *OBSERVED[:2]]
     pairs = []
     for model in (plain, sharded):
-        editor = editor_of(model, network, names, aggregate="least_squares")
+        editor = editor_of(model, network, names, aggregate="least_squares", **options)
         pairs.append([editor.edit(request) for request in requests])
     on_one, on_ranks = pairs
     assert_close(sharded, plain, before, 1e-2)
     with_two = {name: full(sharded, name) for name in names}
 
     on_ranks[2].rollback()
-    again = editor_of(sharded, network, names, aggregate="least_squares").edit(requests[2])
+    editor = editor_of(sharded, network, names, aggregate="least_squares", **options)
+    again = editor.edit(requests[2])
     assert all(same_bits(full(sharded, name), with_two[name]) for name in names)
     again.rollback()
     on_one[2].rollback()
@@ -347,6 +356,7 @@ CLAIMS = (
     so_it_does_in_bfloat16_within_the_stated_bound,
     a_batch_that_is_solved_has_the_update_of_one_process,
     edits_solved_together_equal_those_of_one_process,
+    so_do_edits_that_leave_the_text_after_their_targets,
     only_rows_travel,
     a_plan_of_every_style_gives_the_same_edit,
     the_older_tp_plan_argument_gives_the_same_edit,

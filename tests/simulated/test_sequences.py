@@ -27,10 +27,12 @@ def spread(model: Any, placement: str) -> Any:
     return dispatch_model(model, device_map(model, blocks, head), main_device="sim:0")
 
 
-def editors(plain: Any, model: Any, apply: str = "weight") -> list[MendParallel]:
+def editors(
+    plain: Any, model: Any, apply: str = "weight", continuation_weight: float = 0
+) -> list[MendParallel]:
     names, tokenizer = toy_targets(plain), tokenizer_for(plain)
     network = toy_network(plain, tokenizer, names)
-    options = {"preserved_text_weight": 0}
+    options = {"preserved_text_weight": 0, "continuation_weight": continuation_weight}
     hparams = toy_hparams(names, aggregate="least_squares", aggregate_options=options, apply=apply)
     return [
         MendParallel(one, tokenizer, hparams, network=copy.deepcopy(network).to(home))
@@ -75,6 +77,13 @@ def assert_same_change(plain: MendParallel, other: MendParallel, base: dict[str,
 def test_a_sequence_on_any_placement_has_the_update_of_one_device(placement: str) -> None:
     plain = toy_model(PLACEMENTS[placement][0])
     assert_sequences_agree(*editors(plain, spread(copy.deepcopy(plain), placement)))
+
+
+@pytest.mark.parametrize("placement", SPREAD[:2])
+def test_so_has_one_that_leaves_the_text_after_its_targets(placement: str) -> None:
+    plain = toy_model(PLACEMENTS[placement][0])
+    model = spread(copy.deepcopy(plain), placement)
+    assert_sequences_agree(*editors(plain, model, continuation_weight=10))
 
 
 @pytest.mark.parametrize("kind", KINDS)
