@@ -159,5 +159,7 @@ def test_statistics_that_nobody_would_use_or_could_tell_apart_are_refused(case: 
 
 
 def test_a_model_that_cannot_be_loaded_is_named(case: Case) -> None:
-    assert "cannot be loaded" in str(case.refused(tokenizer_name=str(case.folder / "nowhere")))
+    assert "there is no such folder" in str(
+        case.refused(tokenizer_name=str(case.folder / "nowhere"))
+    )
     assert "AutoModelForNothing" in str(case.refused(model_class="AutoModelForNothing"))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from easyedit_mend_parallel.cli.hub import TOKENIZER_FILES, options_for
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.weights.placement import as_device
@@ -22,7 +23,8 @@ def load_model(hparams: MendHparams, device: torch.device | None = None) -> tupl
     means `device_map="auto"`. Without a map, the model goes to `device`; by default to
     `hparams.device` if this machine has an accelerator, else to the CPU.
 
-    Raises HparamsError for a class that transformers does not have, or a model it cannot load.
+    Raises HparamsError for a class that transformers does not have, or for a model or a tokenizer
+    that cannot be loaded; without a network at once.
     """
     if isinstance(hparams.model_name, (tuple, list)):
         model, tokenizer = hparams.model_name
@@ -37,16 +39,25 @@ def load_model(hparams: MendHparams, device: torch.device | None = None) -> tupl
         tokenizer_class = getattr(transformers, hparams.tokenizer_class)
     except AttributeError as error:
         raise HparamsError(f"{error}: see model_class and tokenizer_class") from error
-    try:
-        model = model_class.from_pretrained(hparams.model_name, **options)
-        tokenizer = tokenizer_class.from_pretrained(hparams.tokenizer_name or hparams.model_name)
-    except (OSError, ValueError) as error:
-        raise HparamsError(
-            f"model_name {hparams.model_name!r} cannot be loaded: {error}"
-        ) from error
+    # The tokenizer first: it takes a moment, and the model may take minutes.
+    field = "tokenizer_name" if hparams.tokenizer_name else "model_name"
+    tokenizer = _loaded(
+        tokenizer_class, field, hparams.tokenizer_name or hparams.model_name, TOKENIZER_FILES, {}
+    )
+    model = _loaded(model_class, "model_name", hparams.model_name, ("config.json",), options)
     if "device_map" not in options:
         model.to(device if device is not None else _own_device(hparams))
     return model.eval(), tokenizer
+
+
+def _loaded(
+    loader: Any, field: str, name: Any, known: tuple[str, ...], options: dict[str, Any]
+) -> Any:
+    """What `loader` loads for `name`, the value of `field`. Raises HparamsError."""
+    try:
+        return loader.from_pretrained(name, **options_for(field, name, known), **options)
+    except (OSError, ValueError) as error:
+        raise HparamsError(f"{field} {name!r} cannot be loaded: {error}") from error
 
 
 def _own_device(hparams: MendHparams) -> torch.device:

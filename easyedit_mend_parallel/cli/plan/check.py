@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyedit_mend_parallel.cli.hub import refuse_missing_tokenizer
 from easyedit_mend_parallel.cli.plan import costs
 from easyedit_mend_parallel.cli.plan.costs import Memory, TargetPlan
 from easyedit_mend_parallel.cli.plan.fit import refuse_misfit
@@ -102,6 +103,10 @@ def plan(
         found, differences = with_recorded(found, untrained=untrained)
     made.problems += differences
     sketched = _model(made, found)
+    with made.collecting():
+        tokenizer = found.get("tokenizer_name")
+        if isinstance(tokenizer, str) and tokenizer != found.get("model_name"):
+            refuse_missing_tokenizer(tokenizer)
     targets = _targets(made, found, sketched) if sketched else []
     places = None
     if sketched is not None:
