@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import report
+from benchmarks import evaluating, report
 from benchmarks.limit import Limit
 from benchmarks.plain_mend import PlainMend
 from benchmarks.rounds import compared
@@ -76,6 +76,15 @@ def test_the_scopes_of_a_benchmark_fire_in_the_texts_where_they_should() -> None
     assert found["edits"] == 400
     assert found["text"].keys() > {"without", "no scope fires", "one fires"}
     assert found["token"].keys() == {"without", "no scope fires"}
+
+
+def test_the_time_of_measuring_edits_is_without_that_of_the_edits() -> None:
+    tiny = Shape("tiny", 6, 32, 48, 2, 2, 300, rank=8)
+    found = evaluating.measured(tiny, None, count=3, rounds=1, beside=False)
+
+    assert found["requests"] == 3
+    assert found["of"].keys() == {evaluating.PACKAGE}
+    assert len({example.request.prompt for example in evaluating.examples(16)}) == 16
 
 
 def test_ratios_are_of_the_same_round() -> None:

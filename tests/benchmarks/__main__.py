@@ -57,6 +57,7 @@ def figures() -> dict[str, tuple[int, tuple[str, ...]]]:
     for what in ("soak", "solved", "systems", "targets", "bytes"):
         found[f"growth, {what}"] = 1, ("growth", what)
     found["scopes smollm2-135m"] = 1, ("scopes", "--shape", "smollm2-135m")
+    found["evaluation"] = 1, ("evaluating", *last)
     found["start, imports"] = 1, ("startup", "imports")
     for shape in CPU_SHAPES:
         found[f"start, first edit {shape}"] = THREADS, ("startup", "first", "--shape", shape)

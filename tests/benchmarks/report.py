@@ -255,6 +255,16 @@ def scopes_table(found: Figures) -> list[str]:
     return rows
 
 
+def evaluation_table(found: Figures) -> list[str]:
+    rows = table("measuring an edit, before and after", "a request", "times this package")
+    figure = found.get("evaluation", {}).get("found", {})
+    count = figure.get("requests", 1)
+    for name, one in figure.get("of", {}).items():
+        each = {key: value / count for key, value in one["seconds"].items()}
+        rows.append(row(name, seconds(each), times(one["ratio"])))
+    return rows
+
+
 def at_marks(ms: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.3g} ms at {int(mark):,}" for mark, value in ms.items())
 
@@ -276,6 +286,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
     "disk": disk_table,
     "growth": growth_table,
     "scopes": scopes_table,
+    "evaluation": evaluation_table,
     "start": start_table,
     "commands": commands_table,
 }
