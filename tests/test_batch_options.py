@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,28 @@ def test_text_is_gathered_once_for_a_model_and_its_archive(
     again.edit(BATCH)
 
     assert calls == [1]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_line_says_what_takes_long_in_the_first_batch_of_a_base(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    slow: bool,
+) -> None:
+    monkeypatch.setattr(preserved_cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(preserved_cache, "SILENT_SECONDS", 0.01 if slow else 60.0)
+    gathered = PreservedInputs.gathered
+    monkeypatch.setattr(
+        PreservedInputs, "gathered", lambda *args: time.sleep(0.3) or gathered(*args)
+    )
+
+    for _ in range(2):  # the second model of the same base reads what the first one wrote
+        editor_of(toy_model("llama"), aggregate_options=None).edit(BATCH)
+
+    said = [one for one in caplog.messages if "lines of preserved text" in one]
+    assert len(said) == (1 if slow else 0)
+    assert all(str(tmp_path) in one for one in said)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\xff"])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 KIND, FORMAT_VERSION = "preserved inputs", 1
 SAMPLED = 4096
 """Number of entries of each weight by which a base is recognised."""
+SILENT_SECONDS = 2.0
+"""How long the forward pass may take before a message says what it is."""
 
 
 def gathered_once(
@@ -49,11 +53,11 @@ def gathered_once(
         found = read_inputs(path, targets)
         if found is not None:
             return found
-        log.info("gathering the inputs of preserved text, once for this base: %s", path)
     with ranks.agree("make the batch of text to preserve"):
         batch = batch_of_ids(model, ids)
     parts = batch.parts(limit // bytes_for_a_token(targets))
-    gathered = PreservedInputs.gathered(model, targets, parts)
+    with _said_if_slow(len(ids), path):
+        gathered = PreservedInputs.gathered(model, targets, parts)
     rounded = PreservedInputs({name: _rounded(rows) for name, rows in gathered.of.items()})
     if path is not None:
         try:
@@ -61,6 +65,22 @@ def gathered_once(
         except OSError as error:
             log.info("the inputs of preserved text are not cached: %s", error)
     return rounded
+
+
+@contextmanager
+def _said_if_slow(lines: int, path: Path | None) -> Iterator[None]:
+    """Log one line if the context lasts longer than `SILENT_SECONDS`, and nothing otherwise."""
+    message = "the first batch of a base runs %d lines of preserved text through the model" + (
+        ", once: their inputs are kept in %s" if path is not None else ""
+    )
+    values = (lines,) if path is None else (lines, path)
+    timer = threading.Timer(SILENT_SECONDS, log.warning, (message, *values))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _key(model: nn.Module, targets: Sequence[Target], ids: Sequence[tuple[int, ...]]) -> str:
