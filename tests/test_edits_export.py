@@ -36,6 +36,8 @@ from easyedit_mend_parallel import (
     save_edited,
     squash,
 )
+from easyedit_mend_parallel.edits.squashing import of_true_rank
+from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 
 def loaded(folder: Path, model: Any) -> Any:
@@ -63,6 +65,44 @@ def test_peft_gives_the_logits_and_merges_to_the_weights_of_the_edit(
     for name, weight in weights(model).items():
         assert close(merged.get_parameter(name).detach(), weight, 1e-6), name
     assert not [w for w in recwarn if "fan_in_fan_out" in str(w.message)]
+
+
+def test_an_adapter_has_the_true_rank_of_a_batch(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    result = editor_of(model, aggregate="least_squares").edit(FACTS)
+    saved = result.saved()
+    for name, update in saved.updates.items():  # as a solved batch with more tokens than inputs
+        saved.updates[name] = LowRankUpdate(
+            torch.cat([update.keys, update.keys * 0.5, torch.zeros_like(update.keys)]),
+            torch.cat([update.values * 0.5, update.values, torch.zeros_like(update.values)]),
+            torch.cat([update.request] * 3),
+        )
+    rows = saved.rows
+
+    trimmed = of_true_rank(saved)
+    folder = export_peft(saved, tmp_path / "adapter")
+
+    ranks = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    assert max(ranks.values()) == trimmed.rows <= rows // 3
+    assert trimmed.about["squashed"]["rows"] == rows
+    assert max(trimmed.about["squashed"]["errors"].values()) <= 1e-6
+    adapted = peft.PeftModel.from_pretrained(toy_model("llama"), folder).eval()
+    assert close(logits_on_facts(toy_model("llama"), adapted), logits_on_facts(model), 1e-4)
+
+
+def test_an_edit_of_full_rank_is_exported_as_it_is() -> None:
+    _, result = edited()
+    saved = result.saved()
+    for name, update in saved.updates.items():
+        size = min(len(update.keys), update.keys.shape[1], update.values.shape[1])
+        whole = LowRankUpdate(
+            torch.eye(size, update.keys.shape[1]),
+            torch.eye(size, update.values.shape[1]),
+            update.request[:size],
+        )
+        saved.updates[name] = whole
+
+    assert of_true_rank(saved) is saved
 
 
 def test_targets_of_unequal_ranks_keep_their_own(tmp_path: Path) -> None:

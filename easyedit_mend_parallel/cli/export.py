@@ -29,6 +29,7 @@ def command(
 ) -> None:
     """Write edits as a PEFT LoRA adapter, or as a plain state-dict delta."""
     from easyedit_mend_parallel.edits import export_delta, export_peft, squash
+    from easyedit_mend_parallel.edits.squashing import of_true_rank
 
     if (peft is None) == (delta is None):
         raise typer.BadParameter("name one of --peft and --delta")
@@ -38,6 +39,8 @@ def command(
         edit = squash(edit, rank)
         errors = edit.about["squashed"]["errors"]
     if peft is not None:
+        edit = of_true_rank(edit)  # as export_peft does; here its error can be shown
+        errors = errors or edit.about.get("squashed", {}).get("errors", {})
         written = export_peft(edit, peft)
     else:
         assert delta is not None
@@ -46,5 +49,8 @@ def command(
         print(json.dumps({"written": str(written), "rows": edit.rows, "errors": errors}, indent=2))
         return
     print(f"{written}: {len(edit.requests)} request(s), at most {edit.rows} rows for each target")
+    if rank is None and errors:
+        print(f"  rows that add nothing were dropped, with an error of {max(errors.values()):.0e}")
+        return
     for name, error in errors.items():
         print(f"  {name}: squashed with an error of {error:.1%}")

@@ -6,13 +6,17 @@ Writes the files that peft reads, without importing peft. Knows no model.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from easyedit_mend_parallel.edits.saved import SavedEdit, refuse_scoped
+from easyedit_mend_parallel.edits.squashing import of_true_rank
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
+
+log = logging.getLogger(__name__)
 
 PREFIX = "base_model.model."
 """peft's prefix of the base model's module names."""
@@ -22,8 +26,9 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     """Write the adapter to `folder`, which must be new or empty; whole or not at all.
 
     ΔW = valuesᵀ keys is a LoRA (Hu et al. 2021) with A = keys, B = valuesᵀ and a scale of 1; each
-    target has its number of rows as rank (`rank_pattern`), in fp32. Use `squash` first to limit the
-    rank.
+    target has the true rank of its update as rank (`rank_pattern`), in fp32: rows that add nothing
+    are dropped, with an error of at most 1e-6 (`of_true_rank`), which is logged. Use `squash` first
+    to limit the rank further.
 
     Raises EditError for an edit that was written into a tied weight (an adapter changes only one of
     the two layers), and for an edit that adds nothing.
@@ -31,6 +36,10 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     refuse_scoped(edit, "a LoRA adapter")
     if edit.about.get("hparams", {}).get("apply", "weight") == "weight":
         _refuse_tied(edit)
+    rows, edit = edit.rows, of_true_rank(edit)
+    if edit.rows < rows:
+        dropped = max(edit.about["squashed"]["errors"].values())
+        log.info("rank %d instead of %d, with an error of %.0e", edit.rows, rows, dropped)
     tensors, ranks = {}, {}
     for name, update in edit.updates.items():
         layer = edit.targets[name].layer_name

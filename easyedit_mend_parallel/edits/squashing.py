@@ -21,6 +21,8 @@ ROWS_AT_ONCE = 2048
 good approximation of its rank, but not the best. Its error is measured in both cases."""
 OF_ROWS = ("tokens", "rows")
 """Header entries about an edit's rows, which do not apply to the squashed edit."""
+TRUE_RANK_ERROR = 1e-6
+"""The relative error (Frobenius) within which an update has its true rank: fp32 rows have more."""
 NO_REQUEST = -1
 """The request of a row that belongs to all requests of its edit."""
 
@@ -40,6 +42,31 @@ def squash(edits: SavedEdit | Sequence[SavedEdit], rank: int) -> SavedEdit:
     squashed, errors = {}, {}
     for name, update in edit.updates.items():
         squashed[name], errors[name] = squashed_update(update, rank)
+    return _with(edit, squashed, errors, rank)
+
+
+def of_true_rank(edit: SavedEdit, error: float = TRUE_RANK_ERROR) -> SavedEdit:
+    """`edit` with as few rows for each target as its update needs within `error` (relative,
+    Frobenius).
+
+    A batch of edits may have as many rows as a layer has inputs, and most of them add nothing: four
+    facts of 1,536 rows had a rank of 16. `about["squashed"]` is that of `squash`. An edit none of
+    whose updates gets smaller is returned unchanged.
+    """
+    fewer, errors = dict(edit.updates), dict.fromkeys(edit.updates, 0.0)
+    for name, update in edit.updates.items():
+        if len(update.keys) > 1:
+            rank = _rank(update, error)
+            if rank < len(update.keys):
+                fewer[name], errors[name] = squashed_update(update, rank)
+    if all(fewer[name] is edit.updates[name] for name in fewer):
+        return edit
+    return _with(edit, fewer, errors, max(len(update.keys) for update in fewer.values()))
+
+
+def _with(
+    edit: SavedEdit, squashed: dict[str, LowRankUpdate], errors: dict[str, float], rank: int
+) -> SavedEdit:
     about = {name: value for name, value in edit.about.items() if name not in OF_ROWS}
     about["squashed"] = {"rank": rank, "rows": edit.rows, "errors": errors}
     positions = {name: torch.arange(len(update.keys)) for name, update in squashed.items()}
@@ -75,6 +102,17 @@ def squashed_update(update: LowRankUpdate, rank: int) -> tuple[LowRankUpdate, fl
     error = (left / whole).clamp(min=0).sqrt() if whole > 0 else torch.zeros(())
     request = torch.full((len(rounded[0]),), NO_REQUEST, device=update.keys.device)
     return LowRankUpdate(*rounded, request), float(error)
+
+
+def _rank(update: LowRankUpdate, error: float) -> int:
+    """The smallest number of rows, at least 1, with which the update is within `error`."""
+    if len(update.keys) > ROWS_AT_ONCE:
+        update, _ = squashed_update(update, ROWS_AT_ONCE)
+    key_rest = torch.linalg.qr(update.keys.double().T, mode="r").R
+    value_rest = torch.linalg.qr(update.values.double().T, mode="r").R
+    sizes = torch.linalg.svdvals(value_rest @ key_rest.T).square()
+    left = sizes.flip(0).cumsum(0).flip(0)  # what is lost where all from here on are dropped
+    return max(1, int((left > error**2 * left[0]).sum()))
 
 
 def _parts(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
