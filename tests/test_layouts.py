@@ -3,6 +3,7 @@ requests at once are edited as each alone, or refused before anything changes.""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -246,3 +247,33 @@ def test_the_other_weights_of_a_model_with_shared_blocks_are_edited_alike_by_eit
             found.append(model(input_ids=ids["input_ids"]).logits)
 
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+class Mixture(nn.Module):
+    """Two experts in the place of a block's MLP; every other token goes to the first."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([copy.deepcopy(mlp), mlp])
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        out = torch.empty_like(flat)
+        for number, expert in enumerate(self.experts):
+            out[number::2] = expert(flat[number::2])
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("n_requests", [1, 2, 3])
+def test_experts_are_refused_as_experts(n_requests: int) -> None:
+    model = toy_model("llama")
+    model.model.layers[4].mlp = Mixture(model.model.layers[4].mlp)
+    names = [f"model.layers.4.mlp.experts.{number}.up_proj.weight" for number in range(2)]
+    tokenizer = tokenizer_for(model)
+    editor = MendParallel(model, tokenizer, toy_hparams(names, archive=None, untrained=True))
+    before = weights(model)
+
+    with pytest.raises(TargetError, match=r"experts\.0\..* it is an expert of a mixture"):
+        editor.edit(REQUESTS[:n_requests])
+
+    assert_unchanged(model, before)

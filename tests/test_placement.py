@@ -4,6 +4,7 @@ hook and the weight itself, and where these contradict each other all three are 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -293,3 +294,23 @@ def test_a_model_may_be_dispatched_anew_between_two_edits() -> None:
     assert place(model, target) == Placement(CPU, "ram")
     remove_hook_from_submodules(model)
     assert place(model, target) == Placement(CPU)
+
+
+@pytest.mark.parametrize("processes", [2, 1])
+def test_plain_slices_of_a_tensor_parallel_plan_are_refused_before_anything_runs(
+    processes: int,
+) -> None:
+    # what transformers 5.5 leaves under `tp_plan="auto"`: marked layers with plain tensors
+    model = toy_model("llama")
+    name = toy_targets(model)[0]
+    layer = model.get_submodule(name.rpartition(".")[0])
+    layer._hf_tp_plan = "colwise"
+    layer._hf_device_mesh = SimpleNamespace(size=lambda: processes)
+    if processes == 1:
+        assert find_target(model, name).shape == find_target(toy_model("llama"), name).shape
+        return
+    layer.weight = torch.nn.Parameter(layer.weight.detach()[:12].clone())
+    model.forward = None  # nothing may be computed
+
+    with pytest.raises(PlacementError, match=f"{name} is split between processes .colwise., and"):
+        MendParallel(model, tokenizer_for(model), toy_hparams(toy_targets(model)))

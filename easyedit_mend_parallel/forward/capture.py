@@ -224,7 +224,8 @@ def _refuse_unreached(targets: Sequence[Target], seen: Mapping[str, Sequence[Any
     unreached = [target.name for target in targets if not seen[target.name]]
     if unreached:
         raise TargetError(
-            f"the forward pass does not use {', '.join(unreached)}; take it out of inner_params"
+            f"the forward pass does not use {', '.join(unreached)}; take it out of inner_params "
+            "(an expert of a mixture is not used where no token is sent to it)"
         )
 
 

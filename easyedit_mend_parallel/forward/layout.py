@@ -30,10 +30,12 @@ def refuse_other_layout(
     sequences shows it, which each layer needs once.
     """
     n_sequences = len(batch.labels)
-    if n_sequences == 1:
-        return
     lengths = {value.shape[1] for value in batch.inputs.values() if batch.is_of_sequences(value)}
     lengths.add(batch.labels.shape[1])
+    for target in targets:
+        _refuse_experts(target, seen[target.name], {n_sequences * length for length in lengths})
+    if n_sequences == 1:
+        return
     unknown = []
     for target in targets:
         for x in seen[target.name]:
@@ -50,6 +52,18 @@ def refuse_other_layout(
             else:
                 unknown.append(target)
     _ask(model, unknown, batch)
+
+
+def _refuse_experts(target: Target, seen: Sequence[Tensor], tokens: set[int]) -> None:
+    """Raise TargetError for a layer to which a router sends some of a batch's tokens."""
+    for x in seen:
+        if x.dim() == 2 and len(x) not in tokens:
+            raise TargetError(
+                f"{target.name} sees {len(x)} rows, and the batch has {max(tokens)} tokens: it is "
+                "an expert of a mixture, which gets the tokens that a router sends it, or it reads "
+                "no text. Experts cannot be edited: take it out of inner_params, and name weights "
+                "that every token passes, such as those of the attention or of a shared expert"
+            )
 
 
 def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from easyedit_mend_parallel.errors import TargetError, suggestion
+from easyedit_mend_parallel.errors import PlacementError, TargetError, suggestion
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def find_target(model: nn.Module, name: str) -> Target:
             "linear layer: take it out of inner_params"
         )
     weight = parameters[parameter_name]
+    _refuse_plain_slices(name, layer, weight)
     if isinstance(layer, Conv1D):
         rows, columns = weight.shape if hasattr(weight, "to_local") else (layer.nx, layer.nf)
         return Target(name, rows, columns, transposed=True)
@@ -124,6 +125,20 @@ def find_target(model: nn.Module, name: str) -> Target:
     raise TargetError(
         f"{name} belongs to a {type(layer).__name__}; MEND edits torch.nn.Linear and "
         "transformers' Conv1D layers: take it out of inner_params"
+    )
+
+
+def _refuse_plain_slices(name: str, layer: nn.Module, weight: nn.Parameter) -> None:
+    """Raise PlacementError for a weight that a tensor-parallel plan of transformers split without
+    saying so: some of its versions leave each process a plain tensor, and mark the layer."""
+    plan, mesh = getattr(layer, "_hf_tp_plan", None), getattr(layer, "_hf_device_mesh", None)
+    if plan is None or hasattr(weight, "to_local") or (mesh is not None and mesh.size() == 1):
+        return
+    raise PlacementError(
+        f"{name} is split between processes ({plan}), and this version of transformers leaves a "
+        f"plain tensor {tuple(weight.shape)} of it on each, which does not say what it is a part "
+        "of: load the model with a device_map, or use a version of transformers whose "
+        "tensor-parallel weights are DTensors (tested: 5.23)"
     )
 
 
