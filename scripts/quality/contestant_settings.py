@@ -80,7 +80,11 @@ METHODS = {
     ),
     "MEMIT": Method(
         "MEMIT/llama-7b.yaml",
-        {**_LOCATED, "layers": mapped_all([4, 5, 6, 7, 8], 32)},
+        {
+            **_LOCATED,
+            "layers": mapped_all([4, 5, 6, 7, 8], 32),
+            "lm_head_module": "model.embed_tokens",  # tied, as in their file for LLaMA-3.2-3B
+        },
         [
             {},
             {"mom2_update_weight": 1500},
@@ -91,8 +95,7 @@ METHODS = {
         {**_LOCATED, "layers": mapped_all([4, 5, 6, 7, 8], 32)},
         [
             {},
-            {"nullspace_threshold": 2e-3},
-            {"nullspace_threshold": 2e-3, "L2": 0.1},
+            {"L2": 0.1},
         ],
     ),
     "ULTRAEDIT": Method(

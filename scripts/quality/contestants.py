@@ -47,8 +47,6 @@ OURS = {
 MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
 FREE = 20
 """How many facts are also asked in free text."""
-MOST_JUDGED = 100
-"""How many facts are judged where more are in the model."""
 
 
 class Ours:
@@ -152,7 +150,7 @@ def measured(
         seconds += time.process_time() - before
         out_of_time = time.process_time() - started > asked.minutes * 60 or late(asked)
         if number in asked.marks or out_of_time:
-            judged = random.Random(0).sample(range(number), min(number, MOST_JUDGED))
+            judged = random.Random(0).sample(range(number), min(number, asked.judged))
             part = judge.answers(one, judged, judged[: asked.free])
             found[str(number)] = shown(judge, part) | {"seconds an edit": seconds / number}
             save(found)
@@ -193,6 +191,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=40, help="facts edited by themselves")
     parser.add_argument("--free", type=int, default=FREE, help="of them asked in free text")
     parser.add_argument("--marks", type=int, nargs="*", default=[10, 100])
+    parser.add_argument("--judged", type=int, default=100, help="facts, where more are in a row")
     parser.add_argument("--single-minutes", type=float, default=60.0, help="of one core")
     parser.add_argument("--minutes", type=float, default=60.0, help="for the edits in a row")
     parser.add_argument("--until", help="HH:MM, when to stop")

@@ -54,6 +54,10 @@ for MELO when it edits too (its file says the last token of prompt and target, w
 """
 
 
+class Enough(Exception):
+    """The layers above are not needed."""
+
+
 class EasyEdits:
     """One method with a model of its own.
 
@@ -98,7 +102,7 @@ class EasyEdits:
         found = kind.from_hparams(str(file))
         told = {"device": "cpu", "model_name": NAME, "model_parallel": False, "fp16": False}
         told |= {
-            "stats_dir": str(self.work / "stats"),
+            "stats_dir": str(self.work.parent / "stats"),
             "P_loc": str(self.work / "null_space_project.pt"),
         }
         known = set(found.__dict__)
@@ -234,17 +238,21 @@ class EasyEdits:
         self.hparams.mom2_n_samples = len(texts)
         self.hparams.mom2_dataset = "wikipedia"  # a name of its own list; the texts are ours
         folder = Path(self.hparams.stats_dir) / model_name / "wikipedia_stats"
-        names = [self.hparams.rewrite_module_tmp.format(layer) for layer in self.hparams.layers]
+        layers = sorted(self.hparams.layers)
+        names = [self.hparams.rewrite_module_tmp.format(layer) for layer in layers]
         files = {n: folder / f"{n}_float32_mom2_{len(texts)}.npz" for n in names}
         missing = {n: file for n, file in files.items() if not file.exists()}
         if not missing:
             return
+        last = list(missing)[-1]
         found = {n: stats.CombinedStat(mom2=stats.SecondMoment()) for n in missing}
         real = torch.ones(0)
 
         def kept(name: str) -> Callable[..., None]:
             def hook(_module: Any, inputs: Any) -> None:
                 found[name].add(inputs[0][real])
+                if name == last:
+                    raise Enough
 
             return hook
 
@@ -256,7 +264,8 @@ class EasyEdits:
                     ordered[start : start + 16], return_tensors="pt", padding=True
                 )
                 real = part["attention_mask"].bool()
-                self.model.model(**part)
+                with contextlib.suppress(Enough):
+                    self.model.model(**part)
         for one in hooks:
             one.remove()
         for name, file in missing.items():
