@@ -4,8 +4,8 @@
         --facts validation.jsonl --out contestants.json
 
 SmolLM2-135M-Instruct on one thread. Single edits first, then edits one after another in one model.
-Results are written after each method; a method that is in `--out` is not run again. See
-docs/quality.md for the figures.
+Results are written after each part of a method; the parts that are in `--out` are not run again.
+See docs/quality.md for the figures.
 """
 
 from __future__ import annotations
@@ -122,15 +122,27 @@ class Judge:
 
 
 def measured(
-    one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, save: Callable[[Any], None]
-) -> dict[str, Any]:
-    """Single edits, then edits one after another. A part that its time does not suffice for ends
-    early, with as many facts as it reached."""
-    found: dict[str, Any] = {}
+    one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, found: Any, save: Callable[[], None]
+) -> None:
+    """Single edits, then edits one after another, into `found`, without the parts that are there.
+
+    A part that its time does not suffice for ends early, with as many facts as it reached.
+    """
     one.restore()
+    if "single" not in found:
+        singly(one, judge, facts[: asked.single], asked, found)
+        save()
+    if not late(asked):
+        in_a_row(one, judge, facts[: max(asked.marks, default=0)], asked, found, save)
+    if not late(asked):
+        found["done"] = True
+        save()
+
+
+def singly(one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, found: Any) -> None:
     answers, seconds, made = Answers(), 0.0, 0
     started = time.process_time()
-    for number, fact in enumerate(facts[: asked.single]):
+    for number, fact in enumerate(facts):
         if time.process_time() - started > asked.single_minutes * 60 or late(asked):
             break
         before = time.process_time()
@@ -141,10 +153,13 @@ def measured(
         made += 1
     if made:
         found["single"] = shown(judge, answers) | {"seconds an edit": seconds / made}
-        save(found)
+
+
+def in_a_row(
+    one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, found: Any, save: Callable[[], None]
+) -> None:
     started, seconds = time.process_time(), 0.0
-    last = max(asked.marks, default=0)
-    for number, fact in enumerate(facts[:last], 1):
+    for number, fact in enumerate(facts, 1):
         before = time.process_time()
         one.edit(fact)
         seconds += time.process_time() - before
@@ -153,11 +168,10 @@ def measured(
             judged = random.Random(0).sample(range(number), min(number, asked.judged))
             part = judge.answers(one, judged, judged[: asked.free])
             found[str(number)] = shown(judge, part) | {"seconds an edit": seconds / number}
-            save(found)
+            save()
         if out_of_time:
             break
     one.restore()
-    return found
 
 
 def late(asked: Any) -> bool:
@@ -209,27 +223,30 @@ def main() -> None:
     for name in asked.methods:
         for choice in asked.choice if name in METHODS else [0]:
             key = name if choice == 0 and asked.choice == [0] else f"{name}, settings {choice}"
-            if key in results or late(asked):
+            found = results.setdefault(key, {})
+            if found.get("done") or late(asked):
                 continue
+            found.pop("error", None)
 
-            def save(found: Any, key: str = key) -> None:
-                results[key] = found
+            def save() -> None:
                 asked.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
             started = time.process_time()
             try:
+                if name not in OURS and choice >= len(METHODS[name].tried):
+                    del results[key]
+                    continue
                 if name in OURS:
                     one: Any = Ours(name, model)
-                elif choice < len(METHODS[name].tried):
+                else:
                     fields = METHODS[name].fields(choice)
                     work = asked.work / f"{name}-{choice}"
-                    one = EasyEdits(name, asked.easyedit, model, work, fields, texts, unrelated)
-                else:
-                    continue
-                save(measured(one, judge, facts, asked, save))
+                    one = EasyEdits(name, asked.easyedit, model, work, fields, texts)
+                measured(one, judge, facts, asked, found, save)
             except Exception:  # the others go on
                 traceback.print_exc()
-                save({**results.get(key, {}), "error": traceback.format_exc(limit=-3)})
+                found["error"] = traceback.format_exc(limit=-3)
+                save()
             print(f"{key}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
             print(json.dumps(results[key]), file=sys.stderr, flush=True)
     print(table(results, MEASURES))

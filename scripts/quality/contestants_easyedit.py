@@ -62,7 +62,7 @@ class EasyEdits:
     """One method with a model of its own.
 
     `fields` replace those of the method's yaml file in `clone`. `texts` are what the statistics of
-    ROME, MEMIT and AlphaEdit are computed from; `unrelated` are WISE's locality prompts.
+    ROME, MEMIT and AlphaEdit are computed from, and WISE's locality prompts.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class EasyEdits:
         work: Path,
         fields: dict[str, Any],
         texts: Sequence[str],
-        unrelated: Sequence[str],
     ) -> None:
         self.name, self.alone, self.work = name, METHODS[name].alone, work
         work.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ class EasyEdits:
         self.tokenizer.padding_side = "right" if name in RIGHT else "left"
         self.path = model
         self.model: Any = AutoModelForCausalLM.from_pretrained(model).eval()
-        self.unrelated, self.made = unrelated, 0
+        self.texts, self.made = texts, 0
         self.undo: Callable[[], Any] | None = None
         self.melo: Any = None
         with quiet():
@@ -152,7 +151,7 @@ class EasyEdits:
         """One more edit, on top of those that are in the model."""
         request: dict[str, Any] = {**fact.request, "ground_truth": None}
         request |= {"portability": {}, "locality": {}}
-        request["loc_prompt"] = self.unrelated[self.made % len(self.unrelated)]
+        request["loc_prompt"] = self.texts[self.made % len(self.texts)]
         options: dict[str, Any] = {"copy": False, "return_orig_weights": True}
         if self.name == "AlphaEdit":
             options["reset_cache"] = self.made == 0
