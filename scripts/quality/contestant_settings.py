@@ -1,7 +1,8 @@
-"""The settings of EasyEdit's methods on SmolLM2: their files, what was tried, what was chosen.
+"""The settings of EasyEdit's methods on SmolLM2: their files, what differs, and what to try.
 
-Every method starts from EasyEdit's own file for another model; layers are taken at the same share
-of the depth. Knows no model and runs nothing.
+docs/experiments.md says what has been tried, and on which facts. Every method starts from
+EasyEdit's own file for another model; layers are taken at the same share of the depth. Knows no
+model and runs nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def mapped_all(layers: Sequence[int], of: int, blocks: int = BLOCKS) -> list[int
 @dataclass(frozen=True)
 class Method:
     """One of EasyEdit's methods. `file` is its yaml file under EasyEdit's `hparams/`; `changed`
-    replaces fields of it; each of `tried` replaces some of those, and the first of them was chosen
-    on validation facts."""
+    replaces fields of it; each of `tried` replaces some of those, and the first of them is used.
+    """
 
     file: str
     changed: dict[str, Any]
@@ -110,6 +111,7 @@ METHODS = {
             {"lr": 1e-4},
             {"lr": 3e-5},
             {"lr": 1e-5},
+            {"lr": 1e-3},
         ],
     ),
     "GRACE": Method(

@@ -5,7 +5,7 @@
 
 SmolLM2-135M-Instruct on one thread. Single edits first, then edits one after another in one model.
 Results are written after each part of a method; the parts that are in `--out` are not run again.
-See docs/quality.md for the figures.
+See docs/experiments.md for the figures.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for statistics")
     parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON lines")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first of each file")
+    parser.add_argument("--drawn", type=int, default=0, help="and those that scopes.py judged")
     parser.add_argument("--texts", type=Path, help="facts whose texts go into the statistics")
     parser.add_argument("--methods", nargs="+", default=[*OURS, *METHODS])
     parser.add_argument("--choice", type=int, nargs="*", default=[0], help="of the settings tried")
@@ -259,7 +260,8 @@ def chosen_facts(asked: Any) -> tuple[list[Fact], list[str]]:
     for path in asked.facts:
         facts, texts = read_facts([path], None)
         unrelated |= dict.fromkeys(texts)
-        facts = [fact for fact in facts[asked.skip :] if usable(fact)]
+        drawn = {fact.prompt for fact in random.Random(0).sample(facts, len(facts))[: asked.drawn]}
+        facts = [f for f in facts[asked.skip :] if usable(f) and f.prompt not in drawn]
         random.Random(0).shuffle(facts)
         files.append(facts)
     mixed = [fact for group in zip(*files, strict=False) for fact in group]
