@@ -19,7 +19,7 @@ from torch import nn
 from easyedit_mend_parallel.edits.proposing import Proposer
 from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_replaced
-from easyedit_mend_parallel.errors import RequestError, UpdateError
+from easyedit_mend_parallel.errors import PlacementError, RequestError, UpdateError
 from easyedit_mend_parallel.evaluation.verification import Verdict, verify
 from easyedit_mend_parallel.forward.batch import Batch, make_batch
 from easyedit_mend_parallel.forward.calling import refuse_uncallable
@@ -42,6 +42,7 @@ from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.ranks import Ranks
+from easyedit_mend_parallel.weights.sharding import split_code
 from easyedit_mend_parallel.weights.stores import prepare
 from easyedit_mend_parallel.weights.stores.scoped import SCOPED
 from easyedit_mend_parallel.weights.target import find_targets
@@ -54,9 +55,10 @@ class MendParallel:
     their layers.
 
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
-    by a tensor-parallel plan; then every process makes the same calls. `tokenizer` is not changed.
-    `hparams` name the targets, the network's options and the trained archive. With `network` no
-    archive is read: it is a hypernetwork, or the `trained` of an earlier editor of the same model.
+    by a tensor-parallel plan or by torch's `fully_shard`; then every process makes the same calls.
+    `tokenizer` is not changed. `hparams` name the targets, the network's options and the trained
+    archive. With `network` no archive is read: it is a hypernetwork, or the `trained` of an earlier
+    editor of the same model.
     With `untrained: true` in the hyperparameters the network is the identity, and each request gets
     the step along its gradient after which the model gives its target.
 
@@ -85,7 +87,13 @@ class MendParallel:
         self._chat = hparams.chat
         self._overlay_limit = hparams.overlay_bytes
         self._scope_limit = hparams.scope_bytes
-        with Ranks.of(model).agree("prepare the editor"):
+        ranks = Ranks.of(model)
+        if not ranks.alone and not ranks.same(split_code(model)):
+            raise PlacementError(
+                "the ranks that hold this model split it in different ways: load it on every rank "
+                "with the same engine, plan and mesh"
+            )
+        with ranks.agree("prepare the editor"):
             refuse_uncallable(model)
             if isinstance(network, Hypernetwork):
                 network = Trained(network)

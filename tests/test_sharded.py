@@ -1,5 +1,6 @@
-"""Runs the claims of tests/sharded in two processes that hold one tensor-parallel model (torchrun,
-gloo, CPU), and reports each by its name. tests/sharded/worker.py says how to run one by hand.
+"""Runs the claims of tests/sharded in processes that hold one split model (torchrun, gloo, CPU):
+two for tensor parallelism and FSDP2, four for HSDP. Reports each claim by its name.
+tests/sharded/worker.py says how to run one by hand.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import inner_runs
 import pytest
 
 WORKER = Path(__file__).parent / "sharded" / "worker.py"
-TIME_LIMIT_SECONDS = 240  # a hang fails; the claims take 20 seconds on two idle cores
+TIME_LIMIT_SECONDS = 300  # a hang fails; the claims take 45 seconds on two idle cores
 
 
-def test_everything_holds_on_a_tensor_parallel_model(
-    tmp_path: Path, subtests: pytest.Subtests
+@pytest.mark.parametrize("processes", [2, 4])
+def test_everything_holds_on_a_split_model(
+    processes: int, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(WORKER)]
+    command += ["--nproc-per-node", str(processes), str(WORKER)]
     inner_runs.run(
         command,
         subtests,

@@ -18,6 +18,7 @@ from easyedit_mend_parallel.errors import EditError, TargetError
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights import offload as holder
 from easyedit_mend_parallel.weights.change import Entry
+from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
 from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
@@ -127,7 +128,7 @@ def describe_weights(
         weights[name] = about
     about_model = {
         "id": _identity(model),
-        "class": type(model).__name__,
+        "class": _class(model),
         "encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
         "vectors": vectors(model, whole),
     }
@@ -204,10 +205,10 @@ def _is_base(weights: Sequence[Tensor], like: Tensor, saved: Mapping[str, Any]) 
 
 def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) -> str:
     """Compare the class, norms and biases of the model instead of a weight; say which."""
-    if type(model).__name__ != about["class"]:
+    if _class(model) != about["class"]:
         raise EditError(
             f"{what} was made on a {about['class']} ({about['id']}), and this model is a "
-            f"{type(model).__name__}: load that base"
+            f"{_class(model)}: load that base"
         )
     mine, saved = vectors(model, whole=True), about["vectors"]
     common = sorted(mine.keys() & saved.keys())
@@ -219,6 +220,12 @@ def _compare_otherwise(model: nn.Module, about: Mapping[str, Any], what: str) ->
             "model have other bits. Load that base; check=False applies the edit anyway"
         )
     return "the model's class, its norms and biases, and the weights' shapes were compared instead"
+
+
+def _class(model: nn.Module) -> str:
+    """The name of the model's own class; FSDP2 makes it a class of its own, with a prefix."""
+    name = type(model).__name__
+    return name.removeprefix("FSDP") if is_fully_sharded(model, "") else name
 
 
 def _identity(model: Any) -> str:

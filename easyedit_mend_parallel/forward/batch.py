@@ -32,6 +32,7 @@ from easyedit_mend_parallel.forward.tokenizing import (
     tokenized,
 )
 from easyedit_mend_parallel.weights.compiled import uncompiled
+from easyedit_mend_parallel.weights.fully_sharded import ended
 from easyedit_mend_parallel.weights.sharding import whole_logits
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Batch:
 
         A compiled model runs uncompiled, since its graphs would not run the hooks of an edit.
         """
-        with uncompiled(), explained(model):
+        with uncompiled(), explained(model), ended(model):
             return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:

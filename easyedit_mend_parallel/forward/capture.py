@@ -20,6 +20,7 @@ from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.layout import refuse_other_layout
 from easyedit_mend_parallel.forward.quantized import differentiable
 from easyedit_mend_parallel.weights.compiled import uncompiled
+from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.sharding import shard_of
 from easyedit_mend_parallel.weights.target import Target
 
@@ -195,12 +196,14 @@ def watched(
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """While the context lasts, no parameter of the model requires a gradient."""
+    reshard(model)  # of what FSDP2 left whole, the shard is a parameter of its own
     thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in thawed:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
+        reshard(model)
         for parameter in thawed:
             parameter.requires_grad_(True)
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from easyedit_mend_parallel.errors import PlacementError, UpdateError
 from easyedit_mend_parallel.weights.placement import place
-from easyedit_mend_parallel.weights.sharding import shard_of
+from easyedit_mend_parallel.weights.sharding import stored_part
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.stores.protocol import WeightStore
 from easyedit_mend_parallel.weights.target import Target
@@ -35,10 +34,8 @@ def weight_norm(model: nn.Module, target: Target) -> float:
     if not isinstance(store, WeightStore):
         return _estimated(model, target)
     square = torch.linalg.vector_norm(store.read(), dtype=torch.float32) ** 2
-    shard = shard_of(model, target)
-    if shard is not None and shard.side is not None:
-        dist.all_reduce(square, group=shard.group)
-    return float(square.sqrt())
+    part = stored_part(model, target)
+    return float((square if part is None else part.summed(square)).sqrt())
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.overlay import Overlays
 
 RAM, DAT, SAFETENSORS, UNKNOWN = "ram", "dat", "safetensors", "unknown"
@@ -65,8 +66,10 @@ def kept_weight(model: nn.Module, name: str) -> Tensor | None:
     """The parameter `name` as the next forward pass will use it, however it is stored.
 
     Do not write to it. A weight on disk is read from its file, or from this package's overlay. The
-    result is None if the parameter has no values and no hook of accelerate holds any.
+    result is None if the parameter has no values and no hook of accelerate holds any. A weight that
+    FSDP2 left whole is put back into its shards.
     """
+    reshard(model, name.rpartition(".")[0])
     weight = model.get_parameter(name)
     if weight.device.type != "meta":
         return weight.detach()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.weights.sharding import flat_mesh
+from easyedit_mend_parallel.weights.fully_sharded import refuse_engines, reshard
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -24,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class Ranks:
-    """The processes over which a tensor-parallel model is split; `Ranks.of(model)` finds them.
+    """The processes over which a model is split; `Ranks.of(model)` finds them.
 
-    All of them must make the same calls in the same order, as in the model's forward pass. A
-    process that fails inside the model's own collectives does not vote.
+    They are all processes of a mesh, also those that hold copies of others' shards (HSDP). All of
+    them must make the same calls in the same order, as in the model's forward pass. A process that
+    fails inside the model's own collectives does not vote.
     """
 
     def __init__(self, mesh: DeviceMesh | None = None) -> None:
@@ -37,15 +38,16 @@ class Ranks:
     def of(cls, model: nn.Module | None) -> Ranks:
         """The processes over which the parameters of `model` are split, found from its DTensors.
 
-        Raises PlacementError for a mesh of several dimensions.
+        Weights that FSDP2 left whole are put back into their shards for this. Raises PlacementError
+        for FSDP1 and DeepSpeed ZeRO-3.
         """
         if model is None or not dist.is_available() or not dist.is_initialized():
             return cls()
-        for name, parameter in model.named_parameters():
-            mesh: DeviceMesh | None = getattr(parameter, "device_mesh", None)
-            if mesh is not None and mesh.size() > 1:
-                return cls(flat_mesh(mesh, name))
-        return cls()
+        refuse_engines(model)
+        reshard(model)
+        meshes = [getattr(parameter, "device_mesh", None) for parameter in model.parameters()]
+        split = [mesh for mesh in meshes if mesh is not None and mesh.size() > 1]
+        return cls(max(split, key=lambda mesh: mesh.size(), default=None))
 
     @property
     def alone(self) -> bool:
@@ -54,7 +56,7 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         """Whether this process writes what only one of them writes."""
-        return self._mesh is None or self._mesh.get_local_rank() == 0
+        return self._mesh is None or _place_in(self._mesh) == 0
 
     @contextmanager
     def agree(self, what: str) -> Iterator[None]:
@@ -102,8 +104,16 @@ class Ranks:
     def gathered(self, number: float) -> Tensor:
         """The numbers of all processes (ranks,), in order, in fp64. Waits for all of them."""
         assert self._mesh is not None
-        group = self._mesh.get_group()
         numbers = torch.zeros(self._mesh.size(), dtype=torch.float64, device=self._mesh.device_type)
-        numbers[self._mesh.get_local_rank()] = number
-        dist.all_reduce(numbers, group=group)
+        numbers[_place_in(self._mesh)] = number
+        for dimension in range(self._mesh.ndim):
+            dist.all_reduce(numbers, group=self._mesh.get_group(dimension))
         return numbers
+
+
+def _place_in(mesh: DeviceMesh) -> int:
+    """The index of this process among all of the mesh, row by row."""
+    place = 0
+    for dimension, size in enumerate(mesh.shape):
+        place = place * size + mesh.get_local_rank(dimension)
+    return place

@@ -1,4 +1,5 @@
-"""How a target's weight is split between processes, and how its token rows are gathered.
+"""How a target's layer computes and its weight is stored in a model that is split between
+processes, and how its token rows are gathered.
 
 Reads this from the weight (a DTensor), not from the plan that loaded it. An edit sends only token
 rows between processes; weights are gathered to be saved or checksummed. Knows nothing of
@@ -7,6 +8,7 @@ hypernetworks or stores.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +18,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded, refuse_stages, reshard
 from easyedit_mend_parallel.weights.target import Target
 
 if TYPE_CHECKING:
@@ -95,26 +98,25 @@ class Shard:
 
 
 def shard_of(model: nn.Module, target: Target) -> Shard | None:
-    """How the weight of `target` is currently split in `model`; None if it is not.
+    """How the layer of `target` computes: on which part of its weight; None for all of it.
 
-    Raises PlacementError for anything but plain tensor parallelism: FSDP, several mesh dimensions,
-    interleaved slices.
+    Under FSDP2 a layer computes with its whole weight, though it is stored in shards
+    (`stored_part`). Raises PlacementError for anything but that and plain tensor parallelism:
+    several split mesh dimensions, interleaved slices.
     """
+    reshard(model, target.layer_name)
     layer = target.layer(model)
-    if not is_distributed(layer.get_parameter("weight")):
+    weight = layer.get_parameter("weight")
+    if not is_distributed(weight):
         return None
-    path = target.layer_name.split(".")
-    modules = (model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1))
-    if any(hasattr(module, "reshard") for module in modules):
-        raise PlacementError(
-            f"{target.name} is sharded by FSDP, which cannot be edited: load the model with a "
-            "tensor-parallel plan (DistributedConfig(tp_plan='auto')) or a device_map instead"
-        )
+    if is_fully_sharded(model, target.layer_name):
+        _refuse_other_shards(weight, target)
+        return None
     return shard_of_layer(layer, target)
 
 
 def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
-    """`shard_of` the target's layer by itself, in a model that is not sharded by FSDP."""
+    """`shard_of` the target's layer by itself, while it computes or in a model without FSDP2."""
     weight = layer.get_parameter("weight")
     if not is_distributed(weight):
         return None
@@ -134,9 +136,7 @@ def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
         )
     dimension = placement.dim % 2
     width = weight.shape[dimension]
-    chunk = _chunk(width, group)
-    start = min(width, mesh.get_local_rank() * chunk)
-    here = slice(start, min(width, start + chunk))
+    here = _slice(width, group, mesh.get_local_rank())
     if weight.to_local().shape[dimension] != here.stop - here.start or width == 1:
         raise PlacementError(
             f"{target.name} has {weight.to_local().shape[dimension]} of {width} on this process, "
@@ -145,6 +145,86 @@ def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
         )
     side: Side = "in" if (dimension == 0) == target.transposed else "out"
     return Shard(target.name, group, side, width, here)
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The part of a target's weight that this process stores: its `rows` and `columns`.
+
+    `groups` are the groups of processes over which it is split, which communicate on devices of the
+    type `device`; other processes have copies.
+    """
+
+    rows: slice
+    columns: slice
+    groups: tuple[Any, ...]
+    device: str
+
+    def summed(self, number: Tensor) -> Tensor:
+        """The sum of all parts' numbers. Every process must call this; may change `number`."""
+        number = number.to(self.device)
+        for group in self.groups:
+            dist.all_reduce(number, group=group)
+        return number
+
+
+def stored_part(model: nn.Module, target: Target) -> StoredPart | None:
+    """The part of the weight of `target` in this process; None for a weight that is not split.
+
+    Raises PlacementError as `shard_of` does, and for a part that has another size than its DTensor
+    says.
+    """
+    shard_of(model, target)  # refuses unknown splits
+    weight: Any = target.layer(model).get_parameter("weight")
+    if not is_distributed(weight):
+        return None
+    mesh, here, groups = weight.device_mesh, [slice(0, width) for width in weight.shape], []
+    for dimension, placement in enumerate(weight.placements):
+        if not hasattr(placement, "dim"):
+            continue
+        group, side = mesh.get_group(dimension), placement.dim % 2
+        here[side] = _slice(weight.shape[side], group, mesh.get_local_rank(dimension))
+        groups.append(group)
+    sizes = tuple(part.stop - part.start for part in here)
+    if tuple(weight.to_local().shape) != sizes:
+        raise PlacementError(
+            f"{target.name} has a part of shape {tuple(weight.to_local().shape)} on this process, "
+            f"where its DTensor ({weight.placements}) says {sizes}: it cannot be edited in this "
+            "split"
+        )
+    return StoredPart(here[0], here[1], tuple(groups), mesh.device_type)
+
+
+def split_code(model: nn.Module) -> int:
+    """A number that is the same on two processes if they split `model` in the same way."""
+    reshard(model)
+    code = 0
+    for name, parameter in model.named_parameters():
+        split: Any = parameter
+        how = (split.placements, split.device_mesh.shape) if is_distributed(split) else ()
+        code = zlib.crc32(str((name, how)).encode(), code)
+    return code
+
+
+def _refuse_other_shards(weight: Any, target: Target) -> None:
+    """Raise PlacementError for a weight that FSDP2 does not split alone: one mesh dimension over
+    which it is split into plain slices, and copies over at most one more (HSDP)."""
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Shard as SplitAlong
+
+    mesh, placements = weight.device_mesh, weight.placements
+    refuse_stages(mesh, target.name)
+    copies, split = placements[:-1], placements[-1]
+    if (
+        type(split) is not SplitAlong
+        or len(copies) > 1
+        or not all(isinstance(one, Replicate) for one in copies)
+    ):
+        raise PlacementError(
+            f"{target.name} lies on a mesh with dimensions {mesh.mesh_dim_names}, placed as "
+            f"{placements}; under fully_shard (FSDP2) only weights that it alone splits can be "
+            "edited: a mesh of one dimension, or (replicate, shard), without tensor parallelism"
+        )
 
 
 def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
@@ -179,7 +259,9 @@ def whole_tensor(part: Tensor, like: Tensor | None = None) -> Tensor:
         part = DTensor.from_local(
             part, split.device_mesh, split.placements, shape=split.shape, stride=split.stride()
         )
-    whole: Tensor = part.full_tensor()
+    if part.device.type != part.device_mesh.device_type:  # FSDP2's CPUOffloadPolicy
+        part = part.to(part.device_mesh.device_type)
+    whole: Tensor = part.full_tensor()  # type: ignore[attr-defined]
     return whole
 
 
@@ -189,7 +271,9 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
-    """`mesh`. Raises PlacementError if it has more than one dimension."""
+    """`mesh`. Raises PlacementError if it has more than one dimension, or is one of several with
+    pipeline stages."""
+    refuse_stages(mesh, of)
     if mesh.ndim != 1:
         raise PlacementError(
             f"{of} lies on a mesh with dimensions {mesh.mesh_dim_names}; only tensor parallelism "
@@ -201,6 +285,13 @@ def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
 def _chunk(width: int, group: Any) -> int:
     """The width of each slice; the last ones may be narrower."""
     return -(-width // dist.get_world_size(group))
+
+
+def _slice(width: int, group: Any, rank: int) -> slice:
+    """The slice of the process with this rank in `group`, as `torch.chunk` makes it."""
+    chunk = _chunk(width, group)
+    start = min(width, rank * chunk)
+    return slice(start, min(width, start + chunk))
 
 
 def _summed(part: Tensor, group: Any) -> Tensor:

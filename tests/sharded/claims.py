@@ -39,6 +39,7 @@ from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.target import find_targets
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
@@ -59,6 +60,7 @@ def _equals(inner: int) -> None:
     assert_equal_sums(sharded.model, plain.model, before, exact)
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)
     assert result.losses_after == pytest.approx(expected.losses_after, rel=1e-4)
+    reshard(sharded.model)
     for name in names:
         assert result.updates[name].keys.shape == expected.updates[name].keys.shape
         assert same_everywhere(result.updates[name].keys)

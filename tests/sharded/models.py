@@ -35,6 +35,7 @@ from transformers.distributed import DistributedConfig
 
 from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.weights.fully_sharded import reshard
 
 CHECKPOINTS = Path(os.environ["SHARDED_CHECKPOINTS"])
 EVEN, UNEVEN = 24, 25
@@ -114,6 +115,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def shards(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what this process holds of every parameter."""
+    reshard(model)
     return {name: local(weight.detach()).clone() for name, weight in model.named_parameters()}
 
 
@@ -126,6 +128,7 @@ def assert_shards(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 def full(model: nn.Module, name: str) -> Tensor:
     """The whole weight, gathered from every process."""
+    reshard(model)
     weight: Any = model.get_parameter(name).detach()
     whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
     return whole

@@ -1,7 +1,7 @@
-"""One process of a tensor-parallel model: runs and records the claims. Ends with an error where one
-fails.
+"""One process of a split model: runs and records the claims. Ends with an error where one fails.
 
-Started by tests/test_sharded.py. By hand, all of them or those that are named:
+Started by tests/test_sharded.py. By hand, all of them or those that are named (those of HSDP with
+four processes):
 
     PYTHONPATH=tests SHARDED_CHECKPOINTS=/tmp OMP_NUM_THREADS=1 python -m torch.distributed.run \
         --standalone --nproc-per-node 2 tests/sharded/worker.py only_rows_travel
@@ -24,15 +24,17 @@ COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 
 
 def main(names: list[str]) -> None:
-    from sharded import claims, failures, keeping, scoped
+    from sharded import claims, copies, failures, fully, keeping, scoped
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
+    two = (claims, failures, keeping, scoped, fully)
     chosen = [
         claim
-        for claim in (*claims.CLAIMS, *failures.CLAIMS, *keeping.CLAIMS, *scoped.CLAIMS)
+        for module in (two if dist.get_world_size() == 2 else (copies,))
+        for claim in module.CLAIMS
         if not names or claim.__name__ in names
     ]
     for number, claim in enumerate(chosen):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs
+from easyedit_mend_parallel.weights.sharding import shard_of
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
@@ -120,7 +121,7 @@ class OutputStore(LayerReference):
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
         super().__init__(target, layer, model)
-        if hasattr(layer.weight, "to_local"):
+        if shard_of(model, target) is not None:
             raise UpdateError(
                 f"{target.name} is a shard of a tensor-parallel weight: its layer's output is a "
                 "part, to which no update can be added yet. Set `apply: weight`"

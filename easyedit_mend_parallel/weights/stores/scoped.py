@@ -53,11 +53,10 @@ class ScopedRows:
     layer: a deep copy of the model has a copy of it, with a copy of the gate.
     """
 
-    def __init__(self, layer: nn.Module, target: Target, gate: Gate) -> None:
+    def __init__(self, layer: nn.Module, target: Target, gate: Gate, split: bool) -> None:
         never_traced(ScopedRows, "__call__")
         self._target, self._gate = target, gate
         # A split layer's own hooks make its output whole, or a plain tensor: this one comes after.
-        split = is_distributed(layer.get_parameter("weight"))
         self._handle = layer.register_forward_hook(self, prepend=not split)
         setattr(layer, _HOOK, self)
 
@@ -138,7 +137,8 @@ class ScopedStore(LayerReference):
             assert about.scope is not None
             gate = Gate(self.model, ScopedMemory(about.scope, about.read))
         if not hasattr(self.layer, _HOOK):
-            ScopedRows(self.layer, self.target, gate)
+            split = shard_of(self.model, self.target) is not None
+            ScopedRows(self.layer, self.target, gate, split)
             drop_compiled_graphs()
         serial = gate.memory.next_serial() if serial is None else serial
         for request, own in rows:
