@@ -6,7 +6,7 @@ No process holds more than one whole tensor. Knows nothing of edits or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -48,13 +48,10 @@ class Whole(Mapping[str, Tensor]):
 
     def _say(self, number: int) -> None:
         heard = self._ranks.gathered(number).tolist()
-        failed = [str(rank) for rank, state in enumerate(heard[1:], 1) if state == FAILED]
-        self._ended = number == DONE or bool(failed)
-        if failed:
-            raise UpdateError(
-                f"rank {', '.join(failed)} could not gather a tensor; the exception raised there "
-                "says why"
-            )
+        failed = _failed(heard[1:])
+        self._ended = number == DONE or failed is not None
+        if failed is not None:
+            raise failed
 
 
 @contextmanager
@@ -81,11 +78,22 @@ def answer(split: Mapping[str, Tensor], ranks: Ranks) -> None:
         asked, *others = ranks.gathered(WELL if error is None else FAILED).tolist()
         if error is not None:
             raise error
-        if FAILED in others:
-            raise UpdateError("another rank could not gather a tensor; its exception says why")
+        failed = _failed(others)
+        if failed is not None:
+            raise failed
         if asked == DONE:
             return
         try:
             whole_tensor(parts[int(asked) - 1])
         except BaseException as raised:  # reported to the others with the next tensor
             error = raised
+
+
+def _failed(others: Sequence[float]) -> UpdateError | None:
+    """The error of every process but those that failed, from what all but the first one said."""
+    failed = [str(rank) for rank, state in enumerate(others, 1) if state == FAILED]
+    if not failed:
+        return None
+    return UpdateError(
+        f"rank {', '.join(failed)} could not gather a tensor; the exception raised there says why"
+    )
