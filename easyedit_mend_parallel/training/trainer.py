@@ -46,6 +46,7 @@ from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
+from easyedit_mend_parallel.weights.fully_sharded import refuse_training
 from easyedit_mend_parallel.weights.placement import network_home
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -87,6 +88,7 @@ class Trainer:
         resume: bool = False,
         quiet: bool = False,
     ) -> None:
+        refuse_training(model)
         self.hparams, self.folder, self.minutes, self.resume = hparams, folder, minutes, resume
         self.processes = Processes(accelerator or Accelerator())
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)

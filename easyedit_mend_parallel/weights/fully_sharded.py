@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.errors import PlacementError, TrainingError
 
 STAGES = ("pp", "pipe", "pipeline", "stage", "stages")
 """Names that people give to a mesh dimension of pipeline stages."""
@@ -72,6 +72,17 @@ def refuse_engines(model: nn.Module) -> None:
                 "model with fully_shard (FSDP2), a tensor-parallel plan "
                 "(DistributedConfig(tp_plan='auto')) or a device_map"
             )
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raise TrainingError for a base model that FSDP2 splits: a training process has texts of its
+    own and ends some forward passes early, and FSDP2 needs the same passes in every process."""
+    if any(_gathers(module) for module in model.modules()):
+        raise TrainingError(
+            "the base model is sharded by fully_shard (FSDP2), over which no hypernetwork can be "
+            "trained yet, though it can be edited: load it with a device_map, or whole in each "
+            "process"
+        )
 
 
 def refuse_stages(mesh: Any, of: str) -> None:
