@@ -3,6 +3,7 @@ that does not exist, and a hub's name where there is no network."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,21 @@ def test_check_says_that_a_folder_has_no_tokenizer(toy: Toy, tmp_path: Path) -> 
     assert "that folder has no tokenizer" in problem
     toys.byte_level_tokenizer().save_pretrained(tmp_path / "empty")
     assert plan(toy.config(tokenizer_name=str(tmp_path / "empty"))).problems == []
+
+
+def test_packages_that_no_text_model_needs_do_not_warn(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = transformers.AutoTokenizer.from_pretrained
+
+    def warning(*args: Any, **kwargs: Any) -> Any:
+        for module in ("torchvision.io.image", "some.other"):
+            warnings.warn_explicit(f"of {module}", UserWarning, module, 1, module=module)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", warning)
+
+    with pytest.warns(UserWarning, match="of some") as said:
+        load_model(hparams(toy, tokenizer_class="AutoTokenizer"), torch.device("cpu"))
+
+    assert not [one for one in said if "torchvision" in str(one.message)]

@@ -5,6 +5,9 @@ Knows the names of hyperparameters and of transformers' classes, and nothing of 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +17,9 @@ from easyedit_mend_parallel.cli.hub import TOKENIZER_FILES, options_for
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.weights.placement import as_device
+
+UNUSED = ("torchvision", "timm")
+"""Packages that transformers imports where they are installed; no text model needs them."""
 
 
 def load_model(hparams: MendHparams, device: torch.device | None = None) -> tuple[Any, Any]:
@@ -55,9 +61,20 @@ def _loaded(
 ) -> Any:
     """What `loader` loads for `name`, the value of `field`. Raises HparamsError."""
     try:
-        return loader.from_pretrained(name, **options_for(field, name, known), **options)
+        with _quiet():
+            return loader.from_pretrained(name, **options_for(field, name, known), **options)
     except (OSError, ValueError) as error:
         raise HparamsError(f"{field} {name!r} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While the context lasts, packages that transformers imports, and no edit uses, do not warn of
+    what they miss on this machine."""
+    with warnings.catch_warnings():
+        for package in UNUSED:
+            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+        yield
 
 
 def _own_device(hparams: MendHparams) -> torch.device:
