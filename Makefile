@@ -13,13 +13,15 @@ WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor
 # Tiny models are many times slower when every operator starts threads.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
+ATTACK_MINUTES ?= 30
 
-.PHONY: help demo demo-large test bench docs lint format dist clean
+.PHONY: help demo demo-large test attack bench docs lint format dist clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
+	@echo "make attack try to break it: faults at every line, every architecture (twice ATTACK_MINUTES)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
 	@echo "make lint   lint and types only"
@@ -35,6 +37,10 @@ demo-large: $(INSTALLED)
 
 test: lint
 	$(RUN) -m pytest -n $(WORKERS)
+
+attack: $(INSTALLED)
+	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
+	PYTHONPATH=.:tests timeout $(ATTACK_MINUTES)m $(RUN) -W ignore -m attack.architectures
 
 bench: $(INSTALLED)
 	PYTHONPATH=tests $(RUN) -W ignore -m benchmarks

@@ -26,6 +26,7 @@ from easyedit_mend_parallel.forward.calling import refuse_uncallable
 from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
+from easyedit_mend_parallel.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.load import (
     Trained,
@@ -161,6 +162,18 @@ class MendParallel:
 
         Raises RequestError, TargetError, PlacementError or UpdateError. Nothing is changed then.
         """
+
+        def take_back(result: EditResult) -> None:
+            if Ranks.of(self.model).alone:
+                result.rollback()
+
+        return made_whole(lambda: self._edited(requests, losses_after), take_back)
+
+    def _edited(
+        self,
+        requests: Request | Mapping[str, Any] | Iterable[Request | Mapping[str, Any]],
+        losses_after: bool,
+    ) -> EditResult:
         started = time.perf_counter()
         asked = without_repeats(as_requests(requests, self._target_space))
         ledger = Ledger.of(self.model)
@@ -184,39 +197,55 @@ class MendParallel:
                 )
             entry, proposal = self._written(asked, batch)
             try:
-                if self.untrained:
-                    answers = batch.answers(self.tokenizer.all_special_ids)
-                    say_unanswered(self.model, list(self._proposer.parts(answers)), asked)
-                looks = losses_after or self._on_worse != IGNORE
-                after = self._losses(batch) if looks else None
+                after = self._looked_at(asked, batch, proposal, entry, losses_after, ranks)
+                return EditResult(
+                    requests=asked,
+                    updates=proposal.updates,
+                    placements=placements,
+                    before=proposal.losses,
+                    losses_after=after,
+                    seconds=time.perf_counter() - started,
+                    entry=entry,
+                    targets={target.name: target for target in self.targets},
+                    read_tokens=partial(batch.tokens, self.tokenizer),
+                    hparams=self._about,
+                    ask=partial(_ask, self.tokenizer),
+                )
             except BaseException:
-                entry.undo(alone=True)  # other ranks may still be in their forward pass
+                if entry.applied:
+                    entry.undo(alone=True)  # other ranks may still be in their forward pass
                 raise
-            if self._on_worse != IGNORE:
-                try:
-                    with ranks.agree("make every target more likely"):
-                        refuse_worse(asked, proposal.losses.tolist(), after or [], self._on_worse)
-                except BaseException:
-                    entry.undo()
-                    raise
-        return EditResult(
-            requests=asked,
-            updates=proposal.updates,
-            placements=placements,
-            before=proposal.losses,
-            losses_after=after,
-            seconds=time.perf_counter() - started,
-            entry=entry,
-            targets={target.name: target for target in self.targets},
-            read_tokens=partial(batch.tokens, self.tokenizer),
-            hparams=self._about,
-            ask=partial(_ask, self.tokenizer),
-        )
+
+    def _looked_at(
+        self,
+        asked: Sequence[Request],
+        batch: Batch,
+        proposal: Proposal,
+        entry: Entry | SequenceEntry,
+        losses_after: bool,
+        ranks: Ranks,
+    ) -> list[float] | None:
+        """The losses after the edit, where they are asked for. Raises for an edit that makes its
+        targets less likely, after it was undone on every rank."""
+        if self.untrained:
+            answers = batch.answers(self.tokenizer.all_special_ids)
+            say_unanswered(self.model, list(self._proposer.parts(answers)), asked)
+        looks = losses_after or self._on_worse != IGNORE
+        after = self._losses(batch) if looks else None
+        if self._on_worse != IGNORE:
+            try:
+                with ranks.agree("make every target more likely"):
+                    refuse_worse(asked, proposal.losses.tolist(), after or [], self._on_worse)
+            except BaseException:
+                entry.undo()
+                raise
+        return after
 
     def rollback_all(self) -> None:
         """Undo every edit of the model, bit for bit, whichever editor made it."""
         rollback_all(self.model)
 
+    @interrupts_held()
     def verify(self) -> list[Verdict]:
         """A verdict on every request of the model's sequence (`sequence: solve`), oldest first: the
         model's current answer, the target's probability, and whether the edit holds.
@@ -251,10 +280,15 @@ class MendParallel:
         earlier = sequence.requests if self._max_lost is not None else []
         held = verify(self.model, self.tokenizer, earlier)
         edit, proposal = sequence.add(asked, batch, self._proposer.making())
-        entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._proposer.own_rows))
-        if earlier:
-            replaced = {request.prompt for request in asked}
-            self._refuse_lost(entry, [one for one in held if one.request.prompt not in replaced])
+        try:
+            entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._proposer.own_rows))
+            if earlier:
+                new = {request.prompt for request in asked}
+                self._refuse_lost(entry, [one for one in held if one.request.prompt not in new])
+        except BaseException:
+            if sequence.holds(edit):
+                sequence.remove([edit])
+            raise
         return entry, proposal
 
     def _refuse_lost(self, entry: SequenceEntry, before: Sequence[Verdict]) -> None:
@@ -282,6 +316,7 @@ class MendParallel:
         return [loss for part in parts for loss in part.losses_on(self.model).tolist()]
 
 
+@interrupts_held()
 def _ask(tokenizer: Any, model: nn.Module, requests: Sequence[Request]) -> list[Verdict]:
     with Ledger.of(model).lock:
         return verify(model, tokenizer, requests)

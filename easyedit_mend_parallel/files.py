@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import EditError, MendParallelError
+from easyedit_mend_parallel.interrupts import interrupts_held
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
@@ -65,25 +66,33 @@ def text_lines(file: Readable, field: str, error: type[MendParallelError]) -> tu
     return lines
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raise OSError for a folder, a pipe or a device: reading those may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path next to `path`. It replaces `path` if the context ends without an exception.
 
     A reader sees the old file or the new one, never a part; after an exception, the old one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with interrupts_held() as held:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            with held.as_before():
+                yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
 
 
 def is_free(path: Path) -> bool:
@@ -100,17 +109,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if not is_free(path):
         raise EditError(f"{path} exists and is not empty: name a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        mask = _umask()
-        os.chmod(temporary, 0o777 & ~mask)
-        for file in temporary.rglob("*"):
-            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with interrupts_held() as held:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            with held.as_before():
+                yield temporary
+            mask = _umask()
+            os.chmod(temporary, 0o777 & ~mask)
+            for file in temporary.rglob("*"):
+                os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -207,15 +207,30 @@ def test_an_undo_that_broke_off_can_be_asked_for_again(monkeypatch: pytest.Monke
     base = weights(model)
     entry = Ledger.of(model).change(targets, some_updates(targets, 0))
 
-    for undo in (entry.undo, Ledger.of(model).undo_all):
-        with monkeypatch.context() as patch:
-            Breaks(patch, ResidentStaged, "undo", 1, KeyboardInterrupt)
-            with pytest.raises(KeyboardInterrupt):
-                undo()
-        assert entry.applied
+    with monkeypatch.context() as patch:
+        Breaks(patch, ResidentStaged, "undo", 1, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            entry.undo()
+    assert entry.applied
 
     entry.undo()
     assert_unchanged(model, base)
+
+
+def test_an_undo_of_all_edits_that_breaks_off_once_is_finished_before_it_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, targets = three_layers()
+    base = weights(model)
+    entry = Ledger.of(model).change(targets, some_updates(targets, 0))
+
+    with monkeypatch.context() as patch:
+        Breaks(patch, ResidentStaged, "undo", 1, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Ledger.of(model).undo_all()
+
+    assert_unchanged(model, base)
+    assert not entry.applied
 
 
 @pytest.mark.parametrize("what", ["nan-rate", "inf-rate", "nan-statistics-of-one-shape"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
+from easyedit_mend_parallel.interrupts import interrupts_held, interrupts_pass
 from easyedit_mend_parallel.weights.gathering import answer, asking
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
@@ -31,6 +32,7 @@ NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
 """A device map with which transformers looks for weights behind accelerate's hooks."""
 
 
+@interrupts_held()
 def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options: Any) -> Path:
     """`model.save_pretrained(folder, **options)`, with every edit in the written weights.
 
@@ -55,7 +57,8 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
             temporary = stack.enter_context(fresh)
         with ranks.agree("save the model"), _findable(model, ranks) as state:
             if temporary is not None:
-                model.save_pretrained(temporary, **{"state_dict": state, **options})
+                with interrupts_pass():
+                    model.save_pretrained(temporary, **{"state_dict": state, **options})
                 if tokenizer is not None:
                     tokenizer.save_pretrained(temporary)
         with ranks.agree("move the saved model to its folder"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import nn
 
+from easyedit_mend_parallel.edits import journal_index as index
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, read_index, write_index
 from easyedit_mend_parallel.edits.merging import merge_edits
 from easyedit_mend_parallel.edits.replay import replay
@@ -23,6 +25,7 @@ from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.edits.solving import solved
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.interrupts import interrupts_held
 from easyedit_mend_parallel.method.preserved_cache import read_inputs, write_inputs
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights.change import Entry
@@ -60,11 +63,13 @@ class Journal:
         self._revision, self._entries = read_index(self.folder)
         self._model: nn.Module | None = None
         self._ranks = Ranks()
+        self._lock = index.FolderLock(self.folder)
         self._apply = "weight"
         self._scoping: Scoping | None = None
         self._hold = True
         self._live: dict[int, Entry | SequenceEntry] = {}
 
+    @interrupts_held()
     def apply_to(
         self,
         model: nn.Module,
@@ -123,6 +128,7 @@ class Journal:
         one = solved(with_rows, read_inputs(self.folder / PRESERVED, targets))
         return merge_edits([one, *(edit for edit in edits if edit.solve_rows is None)])
 
+    @interrupts_held()
     def add(self, result: EditResult, *, half: bool = False) -> JournalEntry:
         """Save an edit that was just made in the journal's model; `half` as in `SavedEdit.write`.
 
@@ -140,12 +146,15 @@ class Journal:
         with self._ranks.agree("read the edited weights"):
             edit = result.saved(whole=True)
         self._keep_preserved(result.entry)
-        entry = self._keep(edit, half=half)
-        self._write([*self._entries, entry])
+        with self._locked():
+            entry = self._keep(edit, half=half)
+            with self._dropped_if_broken(entry):
+                self._write([*self._entries, entry])
         if self._hold:
             self._live[entry.number] = result.entry
         return entry
 
+    @interrupts_held()
     def undo(self, number: int | None = None) -> Undone:
         """Undo edit `number` (default: the last applied one). Returns how that was done.
 
@@ -174,6 +183,7 @@ class Journal:
         del self._live[number]
         return how
 
+    @interrupts_held()
     def reapply(self, number: int) -> None:
         """Apply an undone edit again, as the last one. Raises EditError if it is applied."""
         entry = self._entry(number)
@@ -197,6 +207,7 @@ class Journal:
         if self._hold:
             self._live[number] = applied.entry
 
+    @interrupts_held()
     def squash(self, rank: int, numbers: Sequence[int] | None = None) -> JournalEntry:
         """Replace edits `numbers` (default: all applied ones) by one edit, which becomes the last.
 
@@ -216,12 +227,16 @@ class Journal:
         with self._ranks.agree("squash the edits"):
             edit = squash(self._combined(chosen), rank)
         edit.about["squashed"]["numbers"] = chosen
-        new = self._keep(edit)
+        with self._locked():
+            return self._squashed(chosen, self._keep(edit))
+
+    def _squashed(self, chosen: Sequence[int], new: JournalEntry) -> JournalEntry:
         after = [
             replace(one, applied=False, squashed_into=new.number) if one.number in chosen else one
             for one in self._entries
         ]
-        self._exchange([*after, new])
+        with self._dropped_if_broken(new):
+            self._exchange([*after, new])
         return self._entry(new.number)
 
     def _refuse_unheld(self) -> None:
@@ -311,6 +326,14 @@ class Journal:
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return JournalEntry(number, file, True, added)
 
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._lock.held(self._revision, needed=self._ranks.is_first)
+
+    def _dropped_if_broken(self, new: JournalEntry) -> AbstractContextManager[None]:
+        return index.dropped_if_broken(
+            self.folder / new.file, lambda: self._ranks.is_first and new not in self._entries
+        )
+
     def _entry(self, number: int) -> JournalEntry:
         for entry in self._entries:
             if entry.number == number:
@@ -319,7 +342,7 @@ class Journal:
         raise EditError(f"there is no edit {number} in {self.folder}; its edits: {known}")
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        with self._ranks.agree("write the journal"):
+        with self._ranks.agree("write the journal"), self._locked():
             if self._ranks.is_first:
                 write_index(self.folder, self._revision, entries)
         self._revision, self._entries = self._revision + 1, entries

@@ -6,11 +6,19 @@ Knows the names of the edits' files, and neither edits nor models.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.files import with_checksum, without_checksum, written_whole
+from easyedit_mend_parallel.files import (
+    refuse_irregular,
+    with_checksum,
+    without_checksum,
+    written_whole,
+)
 
 INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
 KEYS = ("kind", "format_version", "revision", "edits")
@@ -40,6 +48,7 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
             raise EditError(f"{folder} is no journal: it is not empty and has no {INDEX}")
         return 0, []
     try:
+        refuse_irregular(index)
         content = json.loads(index.read_text(encoding="utf-8"))
         if content["kind"] != KIND or content["format_version"] != FORMAT_VERSION:
             raise EditError(
@@ -49,12 +58,66 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
         content = without_checksum(content, KEYS)
         entries = [JournalEntry(**entry) for entry in content["edits"]]
         revision = int(content["revision"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EditError(f"{index} is damaged: {type(error).__name__} {error}") from error
     for entry in entries:
+        if not isinstance(entry.number, int) or not isinstance(entry.file, str):
+            raise EditError(f"{index} is damaged: {entry} has a number or a file of another type")
         if Path(entry.file).name != entry.file:
             raise EditError(f"{index} names a file outside its folder: {entry.file}")
     return revision, entries
+
+
+class FolderLock:
+    """Keeps other processes from changing the journal in `folder` meanwhile, where the file system
+    can lock folders. May be entered again by the one who has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._depth = folder, 0
+
+    @contextmanager
+    def held(self, revision: int, *, needed: bool) -> Iterator[None]:
+        """While the context lasts, the lock is held, if it is `needed`. Waits for another holder.
+
+        Raises EditError if `revision` is no longer the journal's last one.
+        """
+        if not needed or self._depth:
+            yield
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._folder, os.O_RDONLY)
+        try:
+            with suppress(ImportError, OSError):
+                import fcntl  # not on Windows
+
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            self._depth = 1
+            refuse_changed(self._folder, revision)
+            yield
+        finally:
+            self._depth = 0
+            os.close(handle)
+
+
+@contextmanager
+def dropped_if_broken(file: Path, unnamed: Callable[[], bool]) -> Iterator[None]:
+    """Remove the file of an edit where the context ends with an exception and it is `unnamed`."""
+    try:
+        yield
+    except BaseException:
+        if unnamed():
+            file.unlink(missing_ok=True)
+        raise
+
+
+def refuse_changed(folder: Path, revision: int) -> None:
+    """Raise EditError if `revision` is no longer the last one of the journal in `folder`."""
+    last, _ = read_index(folder)
+    if last != revision:
+        raise EditError(
+            f"the journal {folder} was changed by another process since it was opened: open it "
+            "again"
+        )
 
 
 def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> None:
@@ -62,12 +125,7 @@ def write_index(folder: Path, revision: int, entries: list[JournalEntry]) -> Non
 
     Raises EditError if `revision` is no longer the last one.
     """
-    last, _ = read_index(folder)
-    if last != revision:
-        raise EditError(
-            f"the journal {folder} was changed by another process since it was opened: open it "
-            "again"
-        )
+    refuse_changed(folder, revision)
     content = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,

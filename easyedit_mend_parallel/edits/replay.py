@@ -12,6 +12,7 @@ from torch import nn
 
 from easyedit_mend_parallel.edits.saved import SavedEdit, applied_edits
 from easyedit_mend_parallel.edits.scoping import Scoping
+from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
@@ -54,7 +55,7 @@ def replay(
                 put = applied_edits(group, model, apply, check=check, scoping=scoping)
                 live |= {number: one.entry for number, one in put.items()}
                 compared |= bases
-                with ranks.agree("report progress"):
+                with ranks.agree("report progress"), interrupts_pass():
                     for number in group:
                         progress(number)
                 if not hold:

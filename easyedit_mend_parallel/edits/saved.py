@@ -25,6 +25,7 @@ from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, 
 from easyedit_mend_parallel.errors import EditError, MendParallelError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.interrupts import made_whole
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
 from easyedit_mend_parallel.method.sequence import EditSequence
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
@@ -177,6 +178,22 @@ def applied_edits(
 ) -> dict[int, AppliedEdit]:
     """As `SavedEdit.apply`, for several edits of the same targets; edits that have rows are solved
     together and written once. Returns {number: applied edit}."""
+
+    def take_back(applied: dict[int, AppliedEdit]) -> None:
+        if Ranks.of(model).alone:
+            for one in reversed(applied.values()):
+                one.rollback()
+
+    return made_whole(lambda: _applied(edits, model, apply, check, scoping), take_back)
+
+
+def _applied(
+    edits: Mapping[int, SavedEdit],
+    model: nn.Module,
+    apply: str,
+    check: bool,
+    scoping: Scoping | None,
+) -> dict[int, AppliedEdit]:
     ledger, first = Ledger.of(model), next(iter(edits.values()))
     with ledger.lock:
         unchecked: dict[str, str] = {}
@@ -250,7 +267,7 @@ def load_edit(path: str | Path) -> SavedEdit:
         raise EditError(f"there is no edit at {path.absolute()}")
     try:
         tensors, header = read_tensors(path)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise EditError(f"{path} is not a whole safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise EditError(f"{path} is no saved edit: it does not have the header of one")
@@ -273,15 +290,19 @@ def load_edit(path: str | Path) -> SavedEdit:
         options: SystemOptions | None = None
         if header["format_version"] == FORMAT_VERSION:
             rows, options = rows_of_tensors(tensors, header["system"], targets)
-    except (KeyError, TypeError, ValueError, MendParallelError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, MendParallelError) as error:
         raise EditError(f"{path} is damaged: {type(error).__name__} {error}") from error
     updates, positions = {}, {}
     for name, (keys, values, request, position) in read.items():
         target = targets[name]
         n = len(request)
         wanted = ((n, target.in_features), (n, target.out_features), (n,))
-        if (tuple(keys.shape), tuple(values.shape), tuple(position.shape)) != wanted:
-            raise EditError(f"{path} is damaged: the rows of {name} do not fit its widths")
+        are_rows = keys.is_floating_point() and values.is_floating_point()
+        shapes = (tuple(keys.shape), tuple(values.shape), tuple(position.shape))
+        if shapes != wanted or not are_rows or request.is_floating_point():
+            raise EditError(
+                f"{path} is damaged: the rows of {name} do not fit its widths or dtypes"
+            )
         updates[name] = LowRankUpdate(keys.float(), values.float(), request.long())
         positions[name] = position.long()
     return SavedEdit(targets, updates, positions, requests, about, str(path), rows, options)

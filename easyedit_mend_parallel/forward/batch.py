@@ -31,6 +31,7 @@ from easyedit_mend_parallel.forward.tokenizing import (
     say_other_labels,
     tokenized,
 )
+from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.fully_sharded import ended
 from easyedit_mend_parallel.weights.sharding import whole_logits
@@ -222,7 +223,7 @@ class Batch:
 
         A compiled model runs uncompiled, since its graphs would not run the hooks of an edit.
         """
-        with uncompiled(), explained(model), ended(model):
+        with uncompiled(), explained(model), ended(model), interrupts_pass():
             return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import NoTrunkError, TrunkError
+from easyedit_mend_parallel.errors import NoTrunkError, TargetError, TrunkError
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
@@ -27,6 +27,7 @@ from easyedit_mend_parallel.forward.trunk import (
     is_above,
     nearly_equal,
 )
+from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
 from easyedit_mend_parallel.weights.sharding import whole_tensor
@@ -147,7 +148,12 @@ class CachedTrunk(Trunk):
         padded = [[*ids, *rest] for ids, rest in zip(texts, padding, strict=True)]
         mask = [[1] * len(ids) + rest for ids, rest in zip(texts, padding, strict=True)]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-        with self.caught(model, stop=True) as caught, evaluating(model), suppress(ForwardStopped):
+        with (
+            self.caught(model, stop=True) as caught,
+            evaluating(model),
+            suppress(ForwardStopped),
+            interrupts_pass(),
+        ):
             model(**called_with(model, inputs))
         states = caught[0].cpu()
         return [row[: len(ids)] for row, ids in zip(states, texts, strict=True)]
@@ -156,7 +162,16 @@ class CachedTrunk(Trunk):
     def _refuse_other_predictions(self, model: nn.Module, batch: Batch, resumed: Resumed) -> None:
         sequence, position = batch.inputs["attention_mask"].cpu().nonzero(as_tuple=True)
         expected = batch.predictions(model, sequence, position)
-        if not nearly_equal(expected, resumed.predictions(model, sequence, position)):
+        try:
+            found = resumed.predictions(model, sequence, position)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, TargetError) as error:
+            raise NoTrunkError(
+                f"this model cannot be resumed at {self.blocks}.{self.lowest} ({error}). Its "
+                "hidden states cannot be cached; set trunk_memory: 0"
+            ) from error
+        if not nearly_equal(expected, found):
             raise NoTrunkError(
                 f"resumed at {self.blocks}.{self.lowest}, this model predicts something else than "
                 "the whole model: its upper blocks need more than hidden states. Its hidden states "

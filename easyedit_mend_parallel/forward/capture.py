@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
-from easyedit_mend_parallel.forward.layout import refuse_other_layout
+from easyedit_mend_parallel.forward.layout import refuse_felt_padding, refuse_other_layout
 from easyedit_mend_parallel.forward.quantized import differentiable
+from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.sharding import shard_of
@@ -84,7 +85,9 @@ def capture(
             losses = batch.losses_on(model)
         _refuse_unreached(targets, seen)
         inputs = {name: [x for x, _ in found] for name, found in seen.items()}
+        _refuse_other_widths(model, targets, seen)
         refuse_other_layout(model, targets, inputs, batch)
+        refuse_felt_padding(model, batch, losses.detach())
         if not losses.requires_grad:
             raise TargetError(
                 f"no gradient reaches {', '.join(target.name for target in targets)}: the model "
@@ -92,9 +95,10 @@ def capture(
                 "them; take them out of inner_params"
             )
         passes = [(target.name, x, output) for target in targets for x, output in seen[target.name]]
-        deltas = torch.autograd.grad(
-            losses.sum(), [output for _, _, output in passes], allow_unused=True
-        )
+        with interrupts_pass():
+            deltas = torch.autograd.grad(
+                losses.sum(), [output for _, _, output in passes], allow_unused=True
+            )
     shards = {target.name: shard_of(model, target) for target in targets}
     rows: dict[str, list[TokenRows]] = defaultdict(list)
     for (name, x, _), delta in zip(passes, deltas, strict=True):
@@ -176,6 +180,12 @@ def watched(
 
     def watch(name: str):  # type: ignore[no-untyped-def]
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise TargetError(
+                    f"the layer of {name} gives a {type(output).__name__} and not one tensor (a "
+                    "router, which chooses experts), so MEND cannot edit it: take it out of "
+                    "inner_params"
+                )
             if not output.requires_grad:
                 output.requires_grad_()
             seen[name].append((inputs[0].detach().to(output.device), output))
@@ -185,27 +195,35 @@ def watched(
 
         return keep
 
-    handles = [target.layer(model).register_forward_hook(watch(target.name)) for target in targets]
-    try:
+    with ExitStack() as stack:
+        for target in targets:
+            handle = target.layer(model).register_forward_hook(watch(target.name))
+            stack.callback(handle.remove)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, no parameter of the model requires a gradient."""
+    """While the context lasts, no parameter of the model requires a gradient.
+
+    accelerate makes a new parameter each time it loads an offloaded one, so they are known by their
+    modules and names.
+    """
     reshard(model)  # of what FSDP2 left whole, the shard is a parameter of its own
-    thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in thawed:
-        parameter.requires_grad_(False)
+    thawed = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
     try:
+        for module, name in thawed:
+            module.get_parameter(name).requires_grad_(False)
         yield
     finally:
         reshard(model)
-        for parameter in thawed:
-            parameter.requires_grad_(True)
+        for module, name in thawed:
+            module.get_parameter(name).requires_grad_(True)
 
 
 @contextmanager
@@ -213,9 +231,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """While the context lasts, the model is in eval mode, so an edit does not depend on dropout,
     and it runs uncompiled, so its hooks run."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        for module in training:
+            module.training = False
         with uncompiled():
             yield
     finally:
@@ -230,6 +248,21 @@ def _refuse_unreached(targets: Sequence[Target], seen: Mapping[str, Sequence[Any
             f"the forward pass does not use {', '.join(unreached)}; take it out of inner_params "
             "(an expert of a mixture is not used where no token is sent to it)"
         )
+
+
+def _refuse_other_widths(
+    model: nn.Module, targets: Sequence[Target], seen: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+) -> None:
+    for target in targets:
+        for x, y in seen[target.name]:
+            widths = (x.shape[-1], y.shape[-1])
+            if widths != target.shape and shard_of(model, target) is None:
+                raise TargetError(
+                    f"{target.name} is {target.in_features} wide, and its layer gets "
+                    f"{x.shape[-1]} numbers for each token and gives {y.shape[-1]} of "
+                    f"{target.out_features}: it uses the weight in parts (a grouped layer), and "
+                    "MEND edits layers that use it whole: take it out of inner_params"
+                )
 
 
 def _token_rows(x: Tensor, delta: Tensor, request: Tensor) -> TokenRows:

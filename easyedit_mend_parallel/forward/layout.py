@@ -1,5 +1,6 @@
 """Whether the rows that a layer sees are the tokens of a batch's sequences, one sequence after the
-other. Asks shapes, and where they do not tell, the model; never its name.
+other, and whether a request in a batch is predicted as alone. Asks shapes, and where they do not
+tell, the model; never its name.
 """
 
 from __future__ import annotations
@@ -7,17 +8,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
-from easyedit_mend_parallel.forward.trunk import nearly_equal
+from easyedit_mend_parallel.forward.trunk import Resumed, nearly_equal
 from easyedit_mend_parallel.weights.target import Target
 
 _in_order: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 """What was found by asking: whether a layer's rows are in order."""
+_reads_masks: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models that were seen to predict the same with padding as without."""
 
 
 def refuse_other_layout(
@@ -64,6 +68,46 @@ def _refuse_experts(target: Target, seen: Sequence[Tensor], tokens: set[int]) ->
                 "no text. Experts cannot be edited: take it out of inner_params, and name weights "
                 "that every token passes, such as those of the attention or of a shared expert"
             )
+
+
+def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
+    """Raise TargetError where a request of a padded batch is not predicted as it is alone.
+
+    `losses` (R,) are those of a forward pass of `batch`. The request with the most padding is run
+    alone, which each model needs once.
+    """
+    mask = batch.inputs.get("attention_mask")
+    if mask is None or "input_ids" not in batch.inputs or isinstance(batch, Resumed):
+        return
+    if model in _reads_masks:
+        return
+    lengths = mask.cpu().sum(1)
+    shortest = int(lengths.argmin())
+    request = int(batch.request[shortest])
+    if int(lengths[shortest]) == mask.shape[1] or int((batch.request == request).sum()) != 1:
+        return
+    real = mask[shortest].bool().cpu()
+    one = batch.taken(torch.tensor([shortest]), torch.zeros(1, dtype=torch.long))
+    of_decoder = "decoder_input_ids" in one.inputs
+    inputs = {
+        name: value[:, real.to(value.device)]
+        if one.is_of_sequences(value)
+        and value.shape[1] == len(real)
+        and not (of_decoder and name.startswith("decoder"))
+        else value
+        for name, value in one.inputs.items()
+    }
+    labels = one.labels if of_decoder else one.labels[:, real]
+    with torch.no_grad():
+        alone = replace(one, inputs=inputs, labels=labels).losses_on(model)
+    if not nearly_equal(losses[request : request + 1], alone):
+        raise TargetError(
+            f"{type(model).__name__} predicts a request in a padded batch otherwise than alone "
+            f"(loss {float(losses[request]):.4g}, alone {float(alone):.4g}): it does not leave out "
+            "padding, or its tokens depend on each other. Nothing was changed. Edit the requests "
+            "one after the other, each in an edit of its own, with `sequence: add`"
+        )
+    _reads_masks.add(model)
 
 
 def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:

@@ -52,9 +52,10 @@ class Trunk:
         """`batch`, to be resumed with `states` (B, T, width) at the lowest target's block."""
         inputs = dict(batch.inputs)
         if takes(model, "inputs_embeds"):
-            # No lookup of embeddings: they may be on disk, and their result would not be used.
+            # No lookup of embeddings: they may be on disk, and their result would not be used. Some
+            # models scale what they are given in place, so this is memory of its own.
             ids = inputs.pop("input_ids")
-            inputs["inputs_embeds"] = states.new_zeros(1, device=ids.device).expand(states.shape)
+            inputs["inputs_embeds"] = states.new_zeros(states.shape, device=ids.device)
         return Resumed(inputs, batch.labels, batch.request, self, states)
 
     @contextmanager

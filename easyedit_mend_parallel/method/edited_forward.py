@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.errors import TrunkError
+from easyedit_mend_parallel.errors import MendParallelError, TrunkError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.capture import LayerRows, TokenRows, capture, layer_rows
 from easyedit_mend_parallel.forward.trunk import Trunk, nearly_equal
@@ -115,8 +115,18 @@ class EditedForwards:
         again = torch.tensor([*range(len(batch.labels)), 0])
         watched = batch.taken(again, torch.cat([batch.request, torch.tensor([nobody])]))
         watched = trunk.resumed(self._model, watched, states[again.to(states.device)])
-        with attached(self._model, self._by_name, updates, watched.request, self._still(watched)):
-            seen = layer_rows(self._model, self._targets, watched, after=self._after)
+        try:
+            with attached(
+                self._model, self._by_name, updates, watched.request, self._still(watched)
+            ):
+                seen = layer_rows(self._model, self._targets, watched, after=self._after)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, MendParallelError) as error:
+            # Some models look at the token ids, too. What fails for another reason fails again
+            # when the model is run whole.
+            log.info("the model cannot be resumed: %s", error)
+            return None
         found = {}
         for name, both in seen.items():
             was = rows[name].x[: len(rows[name].x) // len(batch.labels)]

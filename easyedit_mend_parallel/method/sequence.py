@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.requests import Request
+from easyedit_mend_parallel.interrupts import interrupts_held
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
 from easyedit_mend_parallel.method.mend import Proposal
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
@@ -157,6 +158,7 @@ class EditSequence:
             write([*others, edit], making.preserved)
         return edit, proposal
 
+    @interrupts_held()
     def restore(
         self,
         edits: Sequence[SequenceEdit],
@@ -175,6 +177,7 @@ class EditSequence:
                 left = [*others, edit]
             write(left, preserved)
 
+    @interrupts_held()
     def remove(self, edits: Sequence[SequenceEdit]) -> None:
         """Take edits out; the others are solved again, as if these had never been there.
 
@@ -197,6 +200,7 @@ class EditSequence:
         """Take the weights' present bits for those that the edits left there."""
         self._bits.note(self.model, self.targets)
 
+    @interrupts_held()
     def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
         """{target name: its bits as they would be without `edit`}, in new memory; empty where the
         edit is not in the model, or was settled."""
@@ -217,6 +221,7 @@ class EditSequence:
                     )
             return found
 
+    @interrupts_held()
     def rows_of(self, edit: SequenceEdit, make: MakeRows | None) -> dict[str, SolveRows] | None:
         """{target name: rows} of an edit that is in the model, made now if they never were; None
         where they were settled, or nobody can make them."""

@@ -23,6 +23,7 @@ from easyedit_mend_parallel.evaluation.measures import Scores, measure_edits, sc
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.forward.tokenizing import AUTO
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
+from easyedit_mend_parallel.interrupts import interrupts_held, interrupts_pass
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.checkpoint import (
@@ -122,6 +123,7 @@ class Trainer:
         self.solver: StepSolver | None = None
         self.evaluations: list[Scores] = []
 
+    @interrupts_held()
     def run(self) -> Path:
         """Train. Returns the path of the best archive (the last one if nothing was evaluated)."""
         accelerator = self.processes.accelerator
@@ -191,7 +193,8 @@ class Trainer:
             watch.follow(found.updates)
             moved = (found.locality + found.continuation).to(found.edit.device)
             loss = hparams.cedit * found.edit + hparams.cloc * moved
-            accelerator.backward(loss / hparams.accumulate_bs)
+            with interrupts_pass():
+                accelerator.backward(loss / hparams.accumulate_bs)
             values = [getattr(found, name) for name in LOGGED]
             figures += torch.stack([v.detach().cpu() for v in values]) / hparams.accumulate_bs
         parameters = list(self.network.parameters())

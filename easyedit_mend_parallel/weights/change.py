@@ -6,7 +6,7 @@ Knows no stores and writes nothing: a handle calls the ledger.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -124,3 +124,26 @@ def nothing(like: LowRankUpdate) -> LowRankUpdate:
     """An update without rows. Staged, it is a guard: its undo restores the weight's present
     bits."""
     return LowRankUpdate(like.keys[:0], like.values[:0], torch.empty(0, dtype=torch.long))
+
+
+class Put:
+    """Replaces a change that was taken out, or leaves it out; see `Ledger.without`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.is_done = False
+
+    def __call__(
+        self,
+        targets: Sequence[Target],
+        updates: Mapping[str, LowRankUpdate],
+        apply: str = "weight",
+    ) -> Entry:
+        """Add another change instead, as `Ledger.change` does."""
+        entry = self._ledger.change(targets, updates, apply)
+        self.is_done = True
+        return entry
+
+    def nothing(self) -> None:
+        """Leave the change out permanently."""
+        self.is_done = True

@@ -11,46 +11,24 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.weights.adapters import MergedAdapters
-from easyedit_mend_parallel.weights.change import Entry, Record, covers, dependent, nothing
-from easyedit_mend_parallel.weights.interrupts import interrupts_held
+from easyedit_mend_parallel.weights.change import Entry, Put, Record, covers, dependent, nothing
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
 from easyedit_mend_parallel.weights.target import Target
-from easyedit_mend_parallel.weights.transaction import commit_all, undo_all
+from easyedit_mend_parallel.weights.transaction import commit_all, twice, undo_all, undo_each
 from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
 
 SAME_SIZE = 1e-2
 """Relative difference up to which the sizes of two ranks' updates count as equal. Kernels may round
 differently; other requests or archives differ by more."""
-
-
-class Put:
-    """Replaces a change that was taken out, or leaves it out; see `Ledger.without`."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.is_done = False
-
-    def __call__(
-        self,
-        targets: Sequence[Target],
-        updates: Mapping[str, LowRankUpdate],
-        apply: str = "weight",
-    ) -> Entry:
-        """Add another change instead, as `Ledger.change` does."""
-        entry = self._ledger.change(targets, updates, apply)
-        self.is_done = True
-        return entry
-
-    def nothing(self) -> None:
-        """Leave the change out permanently."""
-        self.is_done = True
 
 
 class Ledger:
@@ -113,25 +91,30 @@ class Ledger:
                     "written. Give every rank the same requests and the same archive"
                 )
             record = Record(by_name, dict(updates), staged, apply, self._made + 1)
-            entry = Entry(self, record)
-            record.entry = weakref.ref(entry)
-            try:
-                self._commit(record, ranks)
-            except KeyboardInterrupt:
-                if ranks.alone:  # it waited until the change was whole
+
+            def take_back(_entry: Entry) -> None:
+                if ranks.alone:
                     self._undo(record, alone=True)
-                raise
+
+            return made_whole(lambda: self._committed(record, ranks, keep_rows), take_back)
+
+    def _committed(self, record: Record, ranks: Ranks, keep_rows: bool) -> Entry:
+        """Write what was staged for `record`, and note it as the last change."""
+        entry = Entry(self, record)
+        record.entry = weakref.ref(entry)
+        commit_all(list(record.staged.values()), ranks)
+        try:
+            self._made += 1
+            self._records.append(record)
+            self._forget_unheld()
             if not keep_rows:
                 record.let_rows_go()
-            return entry
-
-    @interrupts_held()
-    def _commit(self, record: Record, ranks: Ranks) -> None:
-        """Write what was staged for `record`, and note it as the last change."""
-        commit_all(list(record.staged.values()), ranks)
-        self._made += 1
-        self._records.append(record)
-        self._forget_unheld()
+        except BaseException:
+            self._records[:] = [one for one in self._records if one is not record]
+            for one in reversed(record.staged.values()):
+                one.undo()
+            raise
+        return entry
 
     @contextmanager
     def without(self, entry: Entry | None) -> Iterator[Put]:
@@ -226,7 +209,8 @@ class Ledger:
     def undo_all(self) -> None:
         """Restore every weight to its bits from before its first change.
 
-        If this fails on any rank, every change is still recorded, and another call completes it.
+        In one process, what breaks off is done again before the exception is raised. If it fails
+        again, or on any rank, every change is still recorded, and another call completes it.
         """
         with self.lock:
             first: dict[str, Staged] = dict(self._base)
@@ -237,17 +221,28 @@ class Ledger:
                         alone.append(staged)
                     else:
                         first.setdefault(name, staged)
-            with Ranks.of(self._model()).agree("undo every change"):
+            ranks = Ranks.of(self._model())
+            with ranks.agree("undo every change"):
                 self._adapters.refuse_other(self._model(), first)
-                for staged in (*alone, *first.values()):
-                    staged.undo()
-            for one in (self._base, *(record.staged for record in self._records)):
-                for staged in one.values():
-                    staged.forget()
-            self._records.clear()
-            self._base.clear()
-            self._settled.clear()
+                if ranks.alone:
+                    twice(lambda: self._all_out([*alone, *first.values()]))
+                else:
+                    undo_each([*alone, *first.values()])
+            self._forget_all()
             free_spare_memory(self._live_model())
+
+    def _all_out(self, every: Sequence[Staged]) -> None:
+        undo_each(every)
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        every = [self._base, *(record.staged for record in self._records)]
+        undone = [staged for one in every for staged in one.values()]
+        self._records.clear()
+        self._base.clear()
+        self._settled.clear()
+        for staged in undone:
+            staged.forget()
 
     @interrupts_held()
     def _undo(self, record: Record, alone: bool) -> None:
@@ -258,12 +253,16 @@ class Ledger:
             later = self._records[index + 1 :]
             ranks = Ranks() if alone else Ranks.of(self._model())
             again = self._take_out(record, later, ranks)
-            del self._records[index]
-            for other, name, staged in again:
-                other.staged[name] = staged
-            for staged in record.staged.values():
-                staged.forget()  # a referenced entry then keeps no backup
-            self._forget_unheld()
+            twice(partial(self._note_out, record, again))
+
+    def _note_out(self, record: Record, again: Sequence[tuple[Record, str, Staged]]) -> None:
+        """Note that `record` is out of the model, and what was written `again` for later ones."""
+        for other, name, staged in again:
+            other.staged[name] = staged
+        self._records[:] = [one for one in self._records if one is not record]
+        for staged in record.staged.values():
+            staged.forget()  # a referenced entry then keeps no backup
+        self._forget_unheld()
 
     def _take_out(
         self, record: Record, later: Sequence[Record], ranks: Ranks
@@ -314,8 +313,12 @@ class Ledger:
             if not record.held:
                 self._settle(record)
         while len(self._records) > 1 and not self._records[0].held:
-            for name, staged in self._records.pop(0).staged.items():
-                if self._base.setdefault(name, staged) is not staged:
+            first = self._records[0].staged
+            for name, staged in first.items():
+                self._base.setdefault(name, staged)
+            del self._records[0]  # its bits are kept by now
+            for name, staged in first.items():
+                if self._base[name] is not staged:
                     staged.forget()
         covered = set(self._base)
         for record in self._records[:-1]:

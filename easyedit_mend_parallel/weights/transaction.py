@@ -5,7 +5,7 @@ Knows neither models nor stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from easyedit_mend_parallel.errors import MendParallelError
@@ -48,3 +48,21 @@ def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
                 one.undo()
                 one.commit()
         raise
+
+
+def twice(step: Callable[[], None], *, when: bool = True) -> None:
+    """Do `step`, which may be repeated. If it breaks off, do it again before the exception is
+    raised, so that it is not left half done."""
+    try:
+        step()
+    except BaseException:
+        if when:
+            with suppress(Exception):  # the first one says more
+                step()
+        raise
+
+
+def undo_each(every: Sequence[Staged]) -> None:
+    """Undo all, one after the other."""
+    for staged in every:
+        staged.undo()

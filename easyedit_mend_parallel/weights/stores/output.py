@@ -45,8 +45,8 @@ class OutputEdits:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self._updates: list[tuple[object, LowRankUpdate]] = []
-        self._sum: LowRankUpdate | None = None
+        self._state: tuple[list[tuple[object, LowRankUpdate]], LowRankUpdate | None] = ([], None)
+        """The updates with their keys, and their sum: exchanged together, so that they agree."""
         self._handle = layer.register_forward_hook(self, prepend=True)
         setattr(layer, _EDITS, self)
 
@@ -57,36 +57,45 @@ class OutputEdits:
         return edits
 
     def __len__(self) -> int:
-        return len(self._updates)
+        return len(self._state[0])
 
     @property
     def total(self) -> LowRankUpdate:
         """The sum of all updates of the layer, as the rows of one update."""
-        assert self._sum is not None  # set with the first update
-        return self._sum
+        total = self._state[1]
+        assert total is not None  # set with the first update
+        return total
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """`output` with all updates added."""
-        total = self._sum
-        if total is None or total.keys.device != output.device:
-            total = self._keep(self._updates, output.device)
+        updates, total = self._state
+        if total is None:
+            return output
+        if total.keys.device != output.device:
+            total = self._keep(updates, output.device)
         return output_with_update(total, inputs[0], output)
 
     def position(self, key: object) -> int | None:
         """The index of the update of `key` among the others; None if the layer does not have it."""
-        return next((place for place, (one, _) in enumerate(self._updates) if one is key), None)
+        return next((place for place, (one, _) in enumerate(self._state[0]) if one is key), None)
 
-    def hang(self, key: object, update: LowRankUpdate, position: int | None = None) -> None:
-        """Add `update` under `key`, as the last one or at index `position`."""
+    def hang(
+        self, layer: nn.Module, key: object, update: LowRankUpdate, position: int | None = None
+    ) -> None:
+        """Add `update` to `layer` under `key`, as the last one or at index `position`."""
         if self.position(key) is None:
-            position = len(self) if position is None else position
-            updates = [*self._updates[:position], (key, update), *self._updates[position:]]
+            earlier = self._state[0]
+            position = len(earlier) if position is None else position
+            updates = [*earlier[:position], (key, update), *earlier[position:]]
             self._keep(updates, update.keys.device)
+        if self._handle.id not in layer._forward_hooks:  # `take` broke off
+            self._handle = layer.register_forward_hook(self, prepend=True)
 
     def take(self, layer: nn.Module, key: object) -> None:
         """Remove the update of `key` from `layer`, and with the last update the hook."""
-        left = [(one, update) for one, update in self._updates if one is not key]
+        left = [(one, update) for one, update in self._state[0] if one is not key]
         if not left:
+            self._state = ([], None)
             self._handle.remove()
             delattr(layer, _EDITS)
         elif len(left) < len(self):
@@ -109,10 +118,8 @@ class OutputEdits:
             torch.split(total.request, counts),
             strict=True,
         )
-        self._updates = [
-            (key, LowRankUpdate(*part)) for (key, _), part in zip(updates, parts, strict=True)
-        ]
-        self._sum = total
+        views = [(key, LowRankUpdate(*part)) for (key, _), part in zip(updates, parts, strict=True)]
+        self._state = (views, total)
         return total
 
 
@@ -133,25 +140,28 @@ class OutputStore(LayerReference):
 
     def hang(self, key: object, update: LowRankUpdate, position: int | None) -> None:
         edits = OutputEdits.on(self.layer) or OutputEdits(self.layer)
-        edits.hang(key, update, position)
+        edits.hang(self.layer, key, update, position)
         drop_compiled_graphs()
         model = self._model()
         if model is not None and not hasattr(model, _NOTICE):
             _give_notice(model)
 
-    def take(self, key: object) -> int | None:
-        """Remove the update of `key`; its index among the others, or None."""
+    def position(self, key: object) -> int | None:
+        """The index of the update of `key` among the others; None if the layer does not have it."""
+        edits = OutputEdits.on(self.layer)
+        return None if edits is None else edits.position(key)
+
+    def take(self, key: object) -> None:
+        """Remove the update of `key`, if the layer has it."""
         edits = OutputEdits.on(self.layer)
         if edits is None:
-            return None
-        position = edits.position(key)
+            return
         edits.take(self.layer, key)
         drop_compiled_graphs()
         model = self._model()
         if model is not None and hasattr(model, _NOTICE) and not edited_outputs(model):
             getattr(model, _NOTICE).remove()
             delattr(model, _NOTICE)
-        return position
 
 
 class OutputStaged:
@@ -176,9 +186,10 @@ class OutputStaged:
         self._store.hang(self._key, self._update, self._position)
 
     def undo(self) -> None:
-        position = self._store.take(self._key)
+        position = self._store.position(self._key)
         if position is not None:
             self._position = position
+        self._store.take(self._key)
 
     def forget(self) -> None:
         self._update = None
