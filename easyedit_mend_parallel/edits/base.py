@@ -93,6 +93,7 @@ def describe_base(
 ) -> dict[str, Any]:
     """Describe the model in which the change `entry` was made, for `check_base`, as JSON values.
 
+    `stacked` says whether it has weights of three dimensions (the experts of a block in one).
     For each weight: its dtype, the weights tied to it, and the checksums of its bits before this
     change (`before`) and before any change of this package (`base`). For the model: its name, its
     class, and the checksums of its vectors, which quantization does not change. Weights that are
@@ -130,6 +131,7 @@ def describe_weights(
         "id": _identity(model),
         "class": _class(model),
         "encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
+        "stacked": any(parameter.dim() == 3 for parameter in model.parameters()),
         "vectors": vectors(model, whole),
     }
     return {"model": about_model, "weights": weights}

@@ -30,6 +30,9 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     are dropped, with an error of at most 1e-6 (`of_true_rank`), which is logged. Use `squash` first
     to limit the rank further.
 
+    For a model whose experts are one weight of three dimensions the adapter names parameters and
+    not modules, which peft reads from version 0.17 on.
+
     Raises EditError for an edit that was written into a tied weight (an adapter changes only one of
     the two layers), and for an edit that adds nothing.
     """
@@ -50,12 +53,19 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     if not ranks:
         raise EditError(f"{edit.source} adds nothing to any weight: there is no adapter to write")
     base = edit.about["base"]["model"]
+    # Where a family's experts are one weight, peft takes a module that is named like an expert's
+    # layer (down_proj) for that weight, wherever it is. Parameters it takes by their names.
+    stacked = base.get("stacked", False) and not any(t.transposed for t in edit.targets.values())
+    modules = [] if stacked else list(ranks)
+    if stacked:
+        ranks = {f"{layer}.weight": rank for layer, rank in ranks.items()}
     highest = max(ranks.values())
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if base["encoder_decoder"] else "CAUSAL_LM",
         "base_model_name_or_path": base["id"] or None,
-        "target_modules": list(ranks),
+        "target_modules": modules,
+        **({"target_parameters": list(ranks)} if stacked else {}),
         "r": highest,
         "lora_alpha": highest,  # the scale is alpha / rank; B already contains the rate
         "rank_pattern": ranks,
