@@ -229,7 +229,7 @@ def _index(folder: Path) -> dict[str, Any]:
         raise EditError(f"no scoped edits are saved at {folder.absolute()}: {INDEX} is missing")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EditError(f"{path} is cut short or damaged: {error}") from error
     if not isinstance(index, dict) or index.get("kind") != KIND:
         raise EditError(f"{path} does not say that the folder has scoped edits")

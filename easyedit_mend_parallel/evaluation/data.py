@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from easyedit_mend_parallel.errors import DataError, suggestion
 from easyedit_mend_parallel.evaluation.records import Record, from_lines, from_list, is_list
+from easyedit_mend_parallel.files import refuse_irregular
 from easyedit_mend_parallel.forward.requests import Request
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def read_examples(
         )
     path = Path(path)
     try:
+        refuse_irregular(path)
         with path.open("rb") as file:
             listed = is_list(file, path) if format == "auto" else format != "jsonl"
             examples, texts = _read_list(file, path, format) if listed else _read_lines(file, path)

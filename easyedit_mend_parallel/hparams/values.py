@@ -17,6 +17,7 @@ import yaml
 from accelerate.utils.modeling import convert_file_size_to_int
 
 from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.files import refuse_irregular
 from easyedit_mend_parallel.forward.tokenizing import TARGET_SPACE
 from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
 from easyedit_mend_parallel.method.least_squares import Aggregate
@@ -54,6 +55,9 @@ SIZES = (
 )
 """The fields that are sizes in bytes, or null."""
 
+MOST_VALUES = 10_000
+"""A file with more values than this is no file of hyperparameters."""
+
 NETWORK_FIELDS = tuple(option.name for option in dataclasses.fields(HypernetworkConfig))
 """The options of the hypernetwork."""
 
@@ -67,13 +71,18 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
     if path.suffix not in (".yaml", ".yml", ".json"):
         path = path.with_name(path.name + ".yaml")
     try:
+        refuse_irregular(path)
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise HparamsError(f"{path} cannot be parsed: {error}") from error
+    if _is_larger(values, MOST_VALUES):
+        raise HparamsError(
+            f"{path} stands for more than {MOST_VALUES} values: its anchors repeat each other"
+        )
     if not isinstance(values, dict):
         raise HparamsError(f"{path} does not hold a mapping of names to values")
     if not set(METHOD_FIELDS) & set(values):
@@ -85,6 +94,19 @@ def names_method(name_or_path: str | Path, method: str) -> bool:
     """Whether a file says `alg_name: method` or `alg: method`. Raises as `read_values`."""
     values, _ = read_values(name_or_path)
     return method in (values.get(name) for name in METHOD_FIELDS)
+
+
+def _is_larger(values: Any, most: int) -> bool:
+    """Whether a value that was parsed holds more than `most` values, each alias counted."""
+    waiting, count = [values], 0
+    while waiting and count <= most:
+        count += 1
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, (list, tuple)):
+            waiting += one[:most]
+    return count > most
 
 
 def problems_with(values: Mapping[str, Any]) -> list[str]:

@@ -182,8 +182,10 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     if path.suffix == ".safetensors":
         try:
             state, header = read_tensors(path, matrices=not shapes_only)
-        except (SafetensorError, ValueError, OSError) as error:
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
+        if not isinstance(header, dict):
+            raise ArchiveError(f"{path} is damaged: its header is no JSON object")
         if header.get("format_version", FORMAT_VERSION) not in (FORMAT_VERSION, WITH_SCOPE):
             raise ArchiveError(
                 f"{path} has format {header['format_version']!r}, which this version does not "

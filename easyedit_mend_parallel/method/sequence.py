@@ -62,8 +62,8 @@ class EditSequence:
         options: SystemOptions,
         memory: int,
     ) -> None:
-        self.targets, self.apply, self.memory = list(targets), apply, memory
-        self.options = options
+        self.targets, self.apply = list(targets), apply
+        self.options, self.memory = options, memory
         self._model = weakref.ref(model)
         self._edits: list[SequenceEdit] = []
         self._settled: list[SequenceEdit] = []
@@ -158,7 +158,6 @@ class EditSequence:
             write([*others, edit], making.preserved)
         return edit, proposal
 
-    @interrupts_held()
     def restore(
         self,
         edits: Sequence[SequenceEdit],
@@ -177,15 +176,13 @@ class EditSequence:
                 left = [*others, edit]
             write(left, preserved)
 
-    @interrupts_held()
     def remove(self, edits: Sequence[SequenceEdit]) -> None:
         """Take edits out; the others are solved again, as if these had never been there.
 
         What they had replaced comes back. The bits are those from before where they were the last.
         Raises UpdateError for an edit that was settled, with nothing changed.
         """
-        held = self.edits
-        gone = [one for one in held if any(one.is_of(edit) for edit in edits)]
+        gone = [one for one in self.edits if any(one.is_of(edit) for edit in edits)]
         if any(one in self._settled for one in gone):
             raise UpdateError(
                 f"the oldest {len(self._settled)} edits of this model were settled to stay within "
@@ -200,10 +197,9 @@ class EditSequence:
         """Take the weights' present bits for those that the edits left there."""
         self._bits.note(self.model, self.targets)
 
-    @interrupts_held()
     def before(self, edit: SequenceEdit) -> dict[str, Tensor]:
-        """{target name: its bits as they would be without `edit`}, in new memory; empty where the
-        edit is not in the model, or was settled."""
+        """{target name: its bits as they would be without `edit`}; empty where that is not in the
+        model, or was settled."""
         with Ledger.of(self.model).lock:
             if self._change is None or not self.holds(edit) or edit in self._settled:
                 return {}
@@ -221,7 +217,6 @@ class EditSequence:
                     )
             return found
 
-    @interrupts_held()
     def rows_of(self, edit: SequenceEdit, make: MakeRows | None) -> dict[str, SolveRows] | None:
         """{target name: rows} of an edit that is in the model, made now if they never were; None
         where they were settled, or nobody can make them."""
@@ -239,7 +234,7 @@ class EditSequence:
         """
         model = self.model
         ledger = Ledger.of(model)
-        with ledger.lock:
+        with ledger.lock, interrupts_held():
             self._look_whether_undone()
             if self._change is not None:
                 self._bits.refuse_changed(model, self.targets, self._change, self._net)

@@ -1,0 +1,233 @@
+"""A file that is no file of ours, or was changed on purpose, is an error of this package: soon,
+with no code run and nothing large in memory. Flipped bits are in test_checksums.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_checksums import archive_file, edit_file, journal_file, pickle_file, solved_edit_file
+
+from easyedit_mend_parallel import (
+    Journal,
+    MendParallelError,
+    MENDParallelHyperParams,
+    load_archive,
+    load_edit,
+)
+from easyedit_mend_parallel.evaluation.data import read_examples
+from easyedit_mend_parallel.files import HEADER, read_tensors
+
+SECONDS = 20
+"""A reader that waits for a pipe would wait for ever; the time is generous for busy machines."""
+YAML = "alg_name: MEND_PARALLEL\ninner_params: [a.weight]\n"
+
+
+def yaml_file(folder: Path) -> Path:
+    path = folder / "h.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def data_file(folder: Path) -> Path:
+    path = folder / "facts.jsonl"
+    path.write_text('{"prompt": "the sun rises in the", "target_new": "west"}\n' * 3)
+    return path
+
+
+READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
+    "edit": (edit_file, load_edit),
+    "solved edit": (solved_edit_file, load_edit),
+    "archive": (archive_file, load_archive),
+    "EasyEdit's archive": (pickle_file, load_archive),
+    "journal": (journal_file, lambda path: Journal(path.parent)),
+    "hyperparameters": (yaml_file, MENDParallelHyperParams.from_hparams),
+    "facts": (data_file, read_examples),
+}
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise TimeoutError("the file was read for too long")
+
+    former = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def refused(read: Callable[[Path], Any], path: Path) -> str:
+    with soon(), pytest.raises(MendParallelError) as caught:
+        read(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in ("facts",)])
+def test_a_file_that_was_cut_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
+    make, read = READERS[kind]
+    path = make(tmp_path)
+    whole = path.read_bytes()
+    for percent in range(0, 100, 5 if kind != "hyperparameters" else 50):
+        path.write_bytes(whole[: len(whole) * percent // 100])
+        with soon():
+            try:
+                read(path)
+            except MendParallelError:
+                continue
+        raise AssertionError(f"cut at {percent} %, and read")
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("what", ["folder", "pipe", "device", "link to nothing", "link to itself"])
+def test_what_is_no_file_is_refused_soon(what: str, kind: str, tmp_path: Path) -> None:
+    make, read = READERS[kind]
+    path = make(tmp_path)
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        to = {"device": "/dev/zero", "link to nothing": "nothing", "link to itself": path.name}
+        path.symlink_to(to[what])
+    if kind == "journal" and what == "link to nothing":
+        path.unlink()
+        path.parent.joinpath("other").write_text("")
+    refused(read, path)
+
+
+@pytest.mark.parametrize("kind", ["edit", "archive"])
+@pytest.mark.parametrize(
+    "claim", ["a tensor of 10 GB", "a header of 10 GB", "deep", "a list", "no header", "NaN shape"]
+)
+def test_a_header_that_claims_something_else_is_refused(
+    claim: str, kind: str, tmp_path: Path
+) -> None:
+    make, read = READERS[kind]
+    path = make(tmp_path)
+    if claim == "a header of 10 GB":
+        path.write_bytes(struct.pack("<Q", 10 << 30) + b"{}")
+    elif claim in ("a tensor of 10 GB", "NaN shape"):
+        shape = [5 << 29] if claim == "a tensor of 10 GB" else [float("nan")]
+        text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 10 << 30]}})
+        path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(16))
+    else:
+        tensors, _header = read_tensors(path)
+        text = {"deep": "[" * 200_000, "a list": "[1]", "no header": json.dumps({})}[claim]
+        save_file({n: t.clone() for n, t in tensors.items()}, path, metadata={HEADER: text})
+        if kind == "archive" and claim == "no header":
+            return  # an archive needs none
+    refused(read, path)
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype", "missing", "not a number"])
+def test_an_edit_with_other_tensors_is_refused(change: str, tmp_path: Path) -> None:
+    path = edit_file(tmp_path)
+    tensors, header = read_tensors(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    name = next(one for one in tensors if one.endswith(".keys"))
+    if change == "shape":
+        tensors[name] = tensors[name][:, :-1].contiguous()
+    elif change == "dtype":
+        tensors[name] = tensors[name].long()
+    elif change == "missing":
+        del tensors[name]
+    else:
+        tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, metadata={HEADER: json.dumps(header)})
+    from toys import assert_unchanged, toy_model, weights
+
+    model = toy_model("llama")
+    before = weights(model)
+    refused(lambda one: load_edit(one).apply(model), path)
+    assert_unchanged(model, before)
+
+
+def test_a_journal_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = journal_file(tmp_path)
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    for file in ("../edit", "/etc/passwd", "a/b", 3, None):
+        content["edits"][0]["file"] = file
+        path.write_text(json.dumps(content))
+        refused(lambda one: Journal(one.parent), path)
+    path.write_text("[" * 200_000)
+    refused(lambda one: Journal(one.parent), path)
+
+
+class Runs:
+    """A pickle of it would make a file when it is read."""
+
+    def __init__(self, how: str, canary: Path) -> None:
+        self.how, self.canary = how, canary
+
+    def __reduce__(self) -> Any:
+        command = f"touch {self.canary}"
+        code = f"open({str(self.canary)!r}, 'w')"
+        return {
+            "os.system": (os.system, (command,)),
+            "eval": (eval, (code,)),
+            "exec": (exec, (code,)),
+            "subprocess": (__import__("subprocess").getoutput, (command,)),
+            "pathlib": (Path.touch, (self.canary,)),
+        }[self.how]
+
+
+@pytest.mark.parametrize("how", ["os.system", "eval", "exec", "subprocess", "pathlib"])
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "plain pickle"])
+def test_a_pickle_that_would_run_code_runs_none(how: str, old: bool, tmp_path: Path) -> None:
+    path, canary = tmp_path / "archive.pt", tmp_path / "canary"
+    content = {"model": {"edit_lrs": torch.ones(1), "x": Runs(how, canary)}}
+    if old:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    refused(load_archive, path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch canary']",
+        "a: !unknown 3",
+        "[" * 5000,
+        "\n".join(
+            ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+            + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+            + ["inner_params: *a11"]
+        ),
+        "? [1, 2]\n: 3\n? {a: b}\n: 4",
+        "a: &a\n  b: *a",
+        "\x00",
+    ],
+    ids=["code", "tag", "deep", "bomb", "keys", "circle", "NUL"],
+)
+def test_yaml_that_is_no_plain_mapping_is_refused_soon(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.yaml"
+    path.write_text(f"alg_name: MEND_PARALLEL\n{text}\n")
+    started = time.monotonic()
+    refused(MENDParallelHyperParams.from_hparams, path)
+    assert time.monotonic() - started < SECONDS
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    for name, read in (("h.yaml", READERS["hyperparameters"][1]), ("f.jsonl", read_examples)):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00a")
+        refused(read, tmp_path / name)
