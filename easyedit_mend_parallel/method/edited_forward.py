@@ -63,10 +63,12 @@ class EditedForwards:
             return capture(self._model, self._targets, batch)
         with self._trunk.caught(self._model) as states:
             found = capture(self._model, self._targets, batch)
-        if len(states) == 1:
+        # The first batch of a model is followed by passes that check the model, of other shapes.
+        own = [state for state in states if state.shape[:2] == batch.labels.shape]
+        if len(own) == 1:
             if sum(kept.nbytes for kept in self._states.values()) > self._states_limit:
                 self._states.popitem()  # the last one, which did not fit
-            self._states[number] = states[0]
+            self._states[number] = own[0]
         return found
 
     def own(
