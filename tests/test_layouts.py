@@ -25,6 +25,10 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, TargetError
+from easyedit_mend_parallel.forward.batch import Batch, make_batch
+from easyedit_mend_parallel.forward.capture import capture
+from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.weights.target import find_targets
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 V = len(VOCABULARY)
@@ -277,3 +281,25 @@ def test_experts_are_refused_as_experts(n_requests: int) -> None:
         editor.edit(REQUESTS[:n_requests])
 
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(("dtype", "is_refused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_padded_request_may_differ_by_the_rounding_of_the_models_dtype(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_refused: bool
+) -> None:
+    model = toy_model("llama").to(dtype)
+    tokenizer = tokenizer_for(model)
+    batch = make_batch(model, tokenizer, as_requests(REQUESTS))
+    targets = find_targets(model, toy_targets(model))
+    losses_on = Batch.losses_on
+    monkeypatch.setattr(
+        Batch,
+        "losses_on",
+        lambda one, model: losses_on(one, model) * (1.02 if one.n_requests == 1 else 1),
+    )
+
+    if is_refused:
+        with pytest.raises(TargetError, match="predicts a request in a padded batch otherwise"):
+            capture(model, targets, batch)
+    else:
+        capture(model, targets, batch)
