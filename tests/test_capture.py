@@ -114,6 +114,7 @@ class Watch:
 def test_no_graph_is_built_below_the_lowest_target() -> None:
     model, targets, batch = prepared("llama")
     model.requires_grad_(True)  # as it comes from from_pretrained
+    capture(model, targets, batch)  # the first batch of a model is also run to check the model
     watch = Watch(model.model.layers)
     above_lowest: list[bool] = []
     model.model.layers[3].mlp.act_fn.register_forward_hook(
@@ -129,6 +130,7 @@ def test_no_graph_is_built_below_the_lowest_target() -> None:
 def test_nothing_is_differentiated_between_two_targets_far_apart_but_what_is_needed() -> None:
     model, _, batch = prepared("llama")
     names = ["model.layers.5.mlp.down_proj.weight"]
+    capture(model, find_targets(model, names), batch)  # also checks the model
     watch = Watch(model.model.layers)
 
     capture(model, find_targets(model, names), batch)

@@ -46,6 +46,7 @@ from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.plugins.hookspecs import hookimpl
 from easyedit_mend_parallel.plugins.manager import plugin_manager
 from easyedit_mend_parallel.weights.ledger import Entry, Ledger
+from easyedit_mend_parallel.weights.stores import output as output_store
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.stores.output import OutputStaged, OutputStore, edited_outputs
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
@@ -668,9 +669,9 @@ def test_the_option_picks_the_store() -> None:
     assert not isinstance(store_for(model, targets[0], "weight"), OutputStore)
 
 
-def test_a_shard_is_refused_with_what_to_do() -> None:
+def test_a_shard_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model, targets = three_layers()
-    model[0].weight.to_local = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(output_store, "shard_of", lambda *_: object())
     with pytest.raises(UpdateError, match=r"0\.weight is a shard.*apply: weight"):
         store_for(model, targets[0], "output")
 

@@ -79,6 +79,8 @@ def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
     mask = batch.inputs.get("attention_mask")
     if mask is None or "input_ids" not in batch.inputs or isinstance(batch, Resumed):
         return
+    if len(mask) == 1:
+        return
     if model in _reads_masks or getattr(model, "is_quantized", False):
         return  # what a quantized layer computes for a token depends on the others of its batch
     lengths = mask.cpu().sum(1)

@@ -84,10 +84,10 @@ def test_a_batch_on_any_placement_has_the_update_of_one_device(placement: str) -
 def test_every_system_is_solved_where_its_target_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     add, seen = System.add, {}
 
-    def watched(self: System, x: Any, d: Any, request: Any, label_mask: Any) -> None:
+    def watched(self: System, x: Any, d: Any, request: Any, *masks: Any) -> None:
         assert x.device == d.device == request.device
         seen[self._target.name] = x.device
-        add(self, x, d, request, label_mask)
+        add(self, x, d, request, *masks)
 
     monkeypatch.setattr(System, "add", watched)
     _, editor = editors(TWO_DEVICES[0])

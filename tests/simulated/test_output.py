@@ -81,8 +81,7 @@ def hanging(model: Any) -> dict[str, str]:
     for name in toy_targets(model):
         edits = OutputEdits.on(model.get_submodule(name.removesuffix(".weight")))
         assert edits is not None
-        assert edits._sum is not None
-        devices[name] = str(edits._sum.keys.device)
+        devices[name] = str(edits.total.keys.device)
     return devices
 
 
