@@ -70,6 +70,9 @@ def again(claim: Callable[[], None]) -> Callable[[], None]:
         with ExitStack() as stack:
             for module in (models, claims, failures, keeping, scoped):
                 stack.enter_context(patched(module, "load", split))
+            folder = keeping.CHECKPOINTS / "fully_sharded"  # not that of the tensor-parallel claims
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(patched(keeping, "CHECKPOINTS", folder))
             claim()
 
     claimed.__name__ = f"fully_sharded_{claim.__name__}"
@@ -266,7 +269,8 @@ def a_model_on_a_mesh_of_one_process_is_edited_alone() -> None:
     plain = plain_model()
     names = [name for name in names_of(plain) if ".5." in name]
     network, before = network_of(plain, names), weights(plain, names)
-    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replica", "dp"))["dp"]
+    # A name of its own: torch takes a mesh of the same ranks and name for one that it has made.
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replica", "only"))["only"]
     model = split(plain, mesh=mesh)
     held = shards(model)
     options = {"aggregate": "least_squares"}
