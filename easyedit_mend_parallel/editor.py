@@ -21,12 +21,12 @@ from easyedit_mend_parallel.edits.result import EditResult
 from easyedit_mend_parallel.edits.scoping import Scoping, refuse_full, say_replaced
 from easyedit_mend_parallel.errors import PlacementError, RequestError, UpdateError
 from easyedit_mend_parallel.evaluation.verification import Verdict, verify
+from easyedit_mend_parallel.files.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.forward.batch import Batch, make_batch
 from easyedit_mend_parallel.forward.calling import refuse_uncallable
 from easyedit_mend_parallel.forward.chat import chat_request
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
-from easyedit_mend_parallel.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.load import (
     Trained,

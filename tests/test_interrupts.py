@@ -28,7 +28,7 @@ from toys import (
 )
 
 from easyedit_mend_parallel import MendParallel, rollback_all
-from easyedit_mend_parallel.interrupts import interrupts_held
+from easyedit_mend_parallel.files.interrupts import interrupts_held
 from easyedit_mend_parallel.weights import ledger, transaction
 from easyedit_mend_parallel.weights.ledger import Ledger
 

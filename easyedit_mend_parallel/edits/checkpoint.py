@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import new_folder
-from easyedit_mend_parallel.interrupts import interrupts_held, interrupts_pass
+from easyedit_mend_parallel.files.interrupts import interrupts_held, interrupts_pass
 from easyedit_mend_parallel.weights.gathering import answer, asking
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names

@@ -25,7 +25,7 @@ from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.edits.solving import solved
 from easyedit_mend_parallel.edits.squashing import squash
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.interrupts import interrupts_held
+from easyedit_mend_parallel.files.interrupts import interrupts_held
 from easyedit_mend_parallel.method.preserved_cache import read_inputs, write_inputs
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights.change import Entry

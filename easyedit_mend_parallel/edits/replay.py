@@ -12,7 +12,7 @@ from torch import nn
 
 from easyedit_mend_parallel.edits.saved import SavedEdit, applied_edits
 from easyedit_mend_parallel.edits.scoping import Scoping
-from easyedit_mend_parallel.interrupts import interrupts_pass
+from easyedit_mend_parallel.files.interrupts import interrupts_pass
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger

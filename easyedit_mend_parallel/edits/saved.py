@@ -24,8 +24,8 @@ from easyedit_mend_parallel.edits.scoping import Scoping, check_below
 from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, rows_of_tensors
 from easyedit_mend_parallel.errors import EditError, MendParallelError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.files.interrupts import made_whole
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.interrupts import made_whole
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
 from easyedit_mend_parallel.method.sequence import EditSequence
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry

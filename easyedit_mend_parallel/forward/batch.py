@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import TargetError
+from easyedit_mend_parallel.files.interrupts import interrupts_pass
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.predicting import (
@@ -31,7 +32,6 @@ from easyedit_mend_parallel.forward.tokenizing import (
     say_other_labels,
     tokenized,
 )
-from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.fully_sharded import ended
 from easyedit_mend_parallel.weights.sharding import whole_logits

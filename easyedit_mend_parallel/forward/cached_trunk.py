@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import NoTrunkError, TargetError, TrunkError
+from easyedit_mend_parallel.files.interrupts import interrupts_pass
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
@@ -27,7 +28,6 @@ from easyedit_mend_parallel.forward.trunk import (
     is_above,
     nearly_equal,
 )
-from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
 from easyedit_mend_parallel.weights.sharding import whole_tensor

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
+from easyedit_mend_parallel.files.interrupts import interrupts_pass
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.layout import refuse_felt_padding, refuse_other_layout
 from easyedit_mend_parallel.forward.quantized import differentiable
-from easyedit_mend_parallel.interrupts import interrupts_pass
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.sharding import shard_of

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
+from easyedit_mend_parallel.files.interrupts import interrupts_held
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.requests import Request
-from easyedit_mend_parallel.interrupts import interrupts_held
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
 from easyedit_mend_parallel.method.mend import Proposal
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.measures import Scores, measure_edits, scores_of
+from easyedit_mend_parallel.files.interrupts import interrupts_held, interrupts_pass
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.forward.tokenizing import AUTO
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
-from easyedit_mend_parallel.interrupts import interrupts_held, interrupts_pass
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.checkpoint import (

@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.interrupts import interrupts_held, made_whole
+from easyedit_mend_parallel.files.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.weights.adapters import MergedAdapters
 from easyedit_mend_parallel.weights.change import Entry, Put, Record, covers, dependent, nothing
 from easyedit_mend_parallel.weights.ranks import Ranks

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import EditError, MendParallelError
-from easyedit_mend_parallel.interrupts import interrupts_held
+from easyedit_mend_parallel.files.interrupts import interrupts_held
 
 HEADER = "easyedit_mend_parallel"
 """The safetensors metadata entry that holds this package's JSON header."""
