@@ -14,6 +14,7 @@ from trained.runs import facts
 
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams, load_edit
 from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.forward import continuing
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch, make_batch
 from easyedit_mend_parallel.forward.capture import layer_rows
 from easyedit_mend_parallel.forward.continuing import TOKENS, with_continuations
@@ -84,6 +85,20 @@ def test_a_sequence_that_ends_with_a_special_token_is_not_continued() -> None:
     batch = make_batch(model, tokenizer, REQUESTS)
     longer = with_continuations(model, tokenizer, batch)
     assert longer.inputs["input_ids"].equal(batch.inputs["input_ids"])
+
+
+def test_a_batch_is_continued_a_few_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model("llama")
+    batch, tokenizer = batch_of(model)
+    whole = with_continuations(model, tokenizer, batch)
+    calls, generate = [], model.generate
+    monkeypatch.setattr(continuing, "AT_ONCE", 2)
+    monkeypatch.setattr(model, "generate", lambda **asked: calls.append(1) or generate(**asked))
+
+    in_parts = with_continuations(model, tokenizer, batch)
+
+    assert len(calls) == 2
+    assert in_parts.inputs["input_ids"].equal(whole.inputs["input_ids"])
 
 
 def test_rows_after_the_target_ask_for_no_change_and_see_the_edit_only_before_it() -> None:

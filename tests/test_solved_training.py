@@ -25,7 +25,7 @@ from easyedit_mend_parallel.method.least_squares import PreservedRows
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.method.sequence import EditSequence
 from easyedit_mend_parallel.training.objective import Measured, measure_step
-from easyedit_mend_parallel.training.preparation import make_solver
+from easyedit_mend_parallel.training.preparation import make_solver, solve_options
 from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
 from easyedit_mend_parallel.weights.target import find_targets
@@ -44,7 +44,7 @@ def solver_of(
     values = toy_hparams(toy_targets(texts.model)).to_dict() | SOLVED
     hparams = MENDParallelTrainingHparams(**values | {"aggregate_options": options})
     targets = find_targets(texts.model, toy_targets(texts.model))
-    found = make_solver(texts, targets, continued or {}, hparams)
+    found = make_solver(texts, targets, continued or {}, solve_options(hparams), hparams)
     assert found is not None
     return found
 

@@ -82,14 +82,12 @@ class Proposer:
         Raises what `propose_batch` and `Scoping.propose` raise.
         """
         own = self._own_updates(asked)
-        if self._goes_on:
-            batch = with_continuations(self._model, self._tokenizer, batch)
         if self._scoping is not None:
             return self._scoping.propose(self._model, self._targets, batch, asked, own, self._limit)
         return propose_batch(
             self._model,
             self._targets,
-            batch,
+            self._continued(batch),
             own,
             self._aggregate,
             limit=self._limit,
@@ -98,18 +96,13 @@ class Proposer:
 
     def own_rows(self, batch: Batch, asked: Sequence[Request]) -> OwnRows:
         """The rows that the requests of `batch` bring into the systems of a sequence."""
-        weight = 0.0
-        if self._goes_on:
-            weight = self._aggregate.continuation_weight
-            batch = with_continuations(self._model, self._tokenizer, batch)
-        own = self._own_updates(asked)
         return own_rows(
             self._model,
             self._targets,
-            batch,
-            own,
+            self._continued(batch),
+            self._own_updates(asked),
             limit=self._limit,
-            continuation_weight=weight,
+            continuation_weight=self._aggregate.continuation_weight if self._goes_on else 0.0,
         )
 
     def making(self) -> Making:
@@ -132,6 +125,12 @@ class Proposer:
     def parts(self, batch: Batch) -> Iterator[Batch]:
         """`batch` in parts whose token rows fit into `batch_limit`."""
         return batch.parts(self._limit // bytes_for_a_token(self._targets))
+
+    def _continued(self, batch: Batch) -> Batch:
+        """`batch` with what follows each target, where systems have rows of that."""
+        if not self._goes_on:
+            return batch
+        return with_continuations(self._model, self._tokenizer, batch)
 
     def _own_updates(self, asked: Sequence[Request]) -> OwnUpdates:
         """What makes each request's own update: the network, and the search for its step if any."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKENS = 10
 """Maximum number of tokens of a continuation; it ends earlier if the model ends its text."""
+AT_ONCE = 64
+"""Maximum number of texts that are continued together."""
 
 
 @torch.no_grad()
@@ -68,9 +70,10 @@ def with_continuations(model: PreTrainedModel, tokenizer: Any, batch: Batch) -> 
     rows = [one[real].tolist() for one, real in zip(ids, live, strict=True)]
     open_ended = [n for n, row in enumerate(rows) if row[-1] not in tokenizer.all_special_ids]
     after: list[list[int]] = [[] for _ in rows]
-    if open_ended:
-        found = generated(model, [rows[n] for n in open_ended])
-        for n, continuation in zip(open_ended, found, strict=True):
+    for start in range(0, len(open_ended), AT_ONCE):
+        part = open_ended[start : start + AT_ONCE]
+        found = generated(model, [rows[n] for n in part])
+        for n, continuation in zip(part, found, strict=True):
             after[n] = continuation
     left = tokenizer.padding_side == "left"
     whole = [row + more for row, more in zip(rows, after, strict=True)]

@@ -15,13 +15,11 @@ from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.evaluation.data import Example
 from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.forward.cached_trunk import checksum
-from easyedit_mend_parallel.forward.continuing import TOKENS, generated
+from easyedit_mend_parallel.forward.continuing import AT_ONCE, TOKENS, generated
 from easyedit_mend_parallel.forward.texts import Text, Texts
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 64
-"""Maximum number of continuations that are generated together."""
 FILE = "continuations.json"
 """The file that stores them for later runs."""
 

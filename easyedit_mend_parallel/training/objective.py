@@ -27,7 +27,7 @@ from easyedit_mend_parallel.forward.texts import (
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.training.sampling import Sample
-from easyedit_mend_parallel.training.solving import StepSolver
+from easyedit_mend_parallel.training.solving import StepSolver, group_of_each
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
@@ -94,7 +94,7 @@ def measure_step(
     updates, edited_by = own, torch.arange(len(chosen))
     if solver is not None:
         updates = solver.solved(asked_for, own, sizes)
-        edited_by = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        edited_by = group_of_each(sizes)
     plain = [
         (number, Text(prompt, sample.example.request.target_after(prompt)))
         for number, sample in enumerate(chosen)

@@ -58,14 +58,14 @@ def gather_statistics(
 def draw_continuations(
     texts: Texts,
     samples: Iterable[Sample],
+    options: Aggregate | None,
     hparams: MENDParallelTrainingHparams,
     processes: Processes,
     screen: Screen,
 ) -> dict[Text, Text]:
     """{text: the text with a continuation}, for the texts of `samples` that get one: those that
     test an edit if there are `continuation_positions`, and requests if systems have rows of what
-    follows an answer. Raises what `Continuations` raises."""
-    options = solve_options(hparams)
+    follows an answer (`options`, those of `solve_options`). Raises what `Continuations` raises."""
     of_requests = options is not None and options.continuation_weight > 0
     wanted = {
         text: greedy
@@ -122,14 +122,14 @@ def make_solver(
     texts: Texts,
     targets: Sequence[Target],
     continued: Mapping[Text, Text],
+    options: Aggregate | None,
     hparams: MENDParallelTrainingHparams,
 ) -> StepSolver | None:
-    """What solves the edits of a step together; None if `solved_edits` is 1.
+    """What solves the edits of a step together; None without `options`, those of `solve_options`.
 
     Gathers the targets' inputs for preserved text, or reads them from the cache. `continued` has
-    the requests' texts with their continuations. Raises what `solve_options` raises.
+    the requests' texts with their continuations.
     """
-    options = solve_options(hparams)
     if options is None or options.preserved_text is None:
         return None
     ids = text_ids(texts.tokenizer, options.preserved_text)

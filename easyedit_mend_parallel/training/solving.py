@@ -34,6 +34,11 @@ def group_sizes(edits: int, largest: int, seed: str) -> list[int]:
     return sizes
 
 
+def group_of_each(sizes: Sequence[int]) -> Tensor:
+    """(n,): the index of each edit's group, for groups of these sizes."""
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
 class StepSolver:
     """Makes one update for each group of a step's edits, differentiable in the edits' own updates.
 
@@ -65,7 +70,7 @@ class StepSolver:
         `own` are the own updates of the requests of `batch`, of which the first `sizes[0]` are the
         first group, and so on. Raises UpdateError for a system that cannot be solved.
         """
-        group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        group = group_of_each(sizes)
         model, by_name = self._texts.model, {target.name: target for target in self._targets}
         constant = {name: update.detach() for name, update in own.items()}
         goes_on, still = self._continuation_weight > 0, batch.after_mask(batch.labels.shape[1])

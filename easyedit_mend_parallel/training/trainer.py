@@ -42,6 +42,7 @@ from easyedit_mend_parallel.training.preparation import (
     gather_statistics,
     keep_states,
     make_solver,
+    solve_options,
 )
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
@@ -231,9 +232,10 @@ class Trainer:
         given = (self.hparams, self.processes, self.screen)
         # A resumed run also computes the states of earlier steps: in other batches, bits differ.
         drawn = partial(self.sampling.drawn, self.steps)
-        self.continued = draw_continuations(self.texts, drawn(), *given)
+        options = solve_options(self.hparams)
+        self.continued = draw_continuations(self.texts, drawn(), options, *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
-        self.solver = make_solver(self.texts, self.targets, self.continued, self.hparams)
+        self.solver = make_solver(self.texts, self.targets, self.continued, options, self.hparams)
         if self.resume:
             return
         if self.hparams.archive is not None:

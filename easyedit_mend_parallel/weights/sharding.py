@@ -42,10 +42,6 @@ class Shard:
     width: int
     here: slice
 
-    def columns(self, rows: Tensor, side: Side) -> Tensor:
-        """The columns of whole `rows` (n, width of `side`) in this process's slice."""
-        return rows[:, self.here] if side == self.side else rows
-
     def whole(self, rows: Tensor, side: Side) -> Tensor:
         """Rows (..., width) of `side` with all their columns, the same on every process.
 

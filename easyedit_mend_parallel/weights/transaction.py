@@ -50,15 +50,14 @@ def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
         raise
 
 
-def twice(step: Callable[[], None], *, when: bool = True) -> None:
+def twice(step: Callable[[], None]) -> None:
     """Do `step`, which may be repeated. If it breaks off, do it again before the exception is
     raised, so that it is not left half done."""
     try:
         step()
     except BaseException:
-        if when:
-            with suppress(Exception):  # the first one says more
-                step()
+        with suppress(Exception):  # the first one says more
+            step()
         raise
 
 
