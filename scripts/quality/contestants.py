@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -27,26 +28,36 @@ from batch_measures import Fact, read_facts
 from contestant_settings import METHODS
 from contestants_easyedit import EasyEdits
 from contestants_shown import plot, table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams
 from easyedit_mend_parallel.demo import demo_archive, demo_hparams
 from easyedit_mend_parallel.demo.smollm2 import prepare
 from easyedit_mend_parallel.editor import rollback_all
-from easyedit_mend_parallel.evaluation import Answers, figures, held_text, record
+from easyedit_mend_parallel.evaluation import Answers, Score, figures, held_text, record
 from easyedit_mend_parallel.evaluation.questions import EDIT
 from easyedit_mend_parallel.evaluation.recording import answers_to
 from easyedit_mend_parallel.method.preserved_text import lines_of
 
-OURS = {
-    "weight": {"aggregate": "least_squares", "sequence": "solve"},
-    "weight, max_step 2": {"aggregate": "least_squares", "sequence": "solve", "max_step": 2.0},
+SOLVED = {"aggregate": "least_squares", "sequence": "solve"}
+FIRM = SOLVED | {"max_step": 2.0, "aggregate_options": {"preserved_text_weight": 0.1}}
+GOING_ON = {"preserved_text_weight": 0.1, "continuation_weight": 10.0}
+OURS: dict[str, dict[str, Any]] = {
+    "weight": SOLVED,
+    "weight, max_step 2": FIRM,
+    "weight, continuation": FIRM | {"aggregate_options": GOING_ON},
     "scoped": {"apply": "scoped"},
 }
 """{name here: this package's hyperparameters}."""
 MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
 FREE = 20
 """How many facts are also asked in free text."""
+ENDS = 10
+"""How many of the first and of the last edits in a row are also judged by themselves."""
+HELD, LENGTH = 80, 256
+"""Texts whose perplexity is measured, and the tokens of each."""
 
 
 class Ours:
@@ -92,7 +103,9 @@ class Judge:
         tokenizer = AutoTokenizer.from_pretrained(model)
         self.recorded = record(base, tokenizer, asked, free=False)
         self.free = replace(self.recorded, free=True)
+        self.held = held_texts(tokenizer)
         self.base = figures(self.recorded, self._written(base, range(min(FREE, len(facts)))))
+        self.base["perplexity"] = perplexity(base, self.held)
 
     def answers(self, one: Any, requests: Sequence[int], free: Sequence[int]) -> Answers:
         """Everything about `requests`, and free text after the prompts of `free`."""
@@ -107,6 +120,11 @@ class Judge:
                 with one.asked(self._prompt_tokens(number)) as model:
                     found |= answers_to(model, recorded, [number])
         return found
+
+    def perplexity(self, one: Any) -> Score:
+        """Of the texts of `held_texts`, by the model as it is used."""
+        with one.asked(None) as model:
+            return perplexity(model, self.held, at_once=1 if one.alone else 4)
 
     def _written(self, model: Any, requests: Sequence[int]) -> Answers:
         chosen = [n for n in self._edits() if self.recorded.questions[n].request in set(requests)]
@@ -166,12 +184,40 @@ def in_a_row(
         out_of_time = time.process_time() - started > asked.minutes * 60 or late(asked)
         if number in asked.marks or out_of_time:
             judged = random.Random(0).sample(range(number), min(number, asked.judged))
-            part = judge.answers(one, judged, judged[: asked.free])
-            found[str(number)] = shown(judge, part) | {"seconds an edit": seconds / number}
+            part = shown(judge, judge.answers(one, judged, judged[: asked.free]))
+            for name, some in ends(number).items():
+                part[name] = shown(judge, judge.answers(one, some, []))["edit"]
+            if number in asked.held or number == len(facts) or out_of_time:
+                part["perplexity"] = rounded(judge.perplexity(one))
+            found[str(number)] = part | {"seconds an edit": seconds / number}
             save()
         if out_of_time:
             break
     one.restore()
+
+
+def ends(number: int) -> dict[str, range]:
+    """The first and the last of `number` edits in a row, where these are not the same."""
+    if number < 2 * ENDS:
+        return {}
+    return {"first ten": range(ENDS), "last ten": range(number - ENDS, number)}
+
+
+def held_texts(tokenizer: Any) -> Tensor:
+    """The first tokens of the documentation that Python has on its own language:
+    (`HELD`, `LENGTH`)."""
+    text = "\n".join(topics[name] for name in sorted(topics))
+    ids = tokenizer(text, truncation=True, max_length=HELD * LENGTH)["input_ids"]
+    return torch.tensor(ids).view(HELD, LENGTH)
+
+
+def perplexity(model: Any, texts: Tensor, at_once: int = 4) -> Score:
+    losses: list[float] = []
+    for some in texts.split(at_once):
+        logits = model(input_ids=some, attention_mask=torch.ones_like(some)).logits.float()
+        each = cross_entropy(logits[:, :-1].mT, some[:, 1:], reduction="none")
+        losses += each.sum(1).tolist()
+    return Score.of_perplexity(losses, [LENGTH - 1] * len(losses))
 
 
 def late(asked: Any) -> bool:
@@ -181,11 +227,11 @@ def late(asked: Any) -> bool:
 def shown(judge: Judge, answers: Answers) -> dict[str, Any]:
     """{measure: [mean, low, high, n]}."""
     scores = figures(judge.recorded, answers)
-    return {
-        name: [round(x, 4) for x in (s.mean, s.low, s.high)] + [s.n]
-        for name, s in scores.items()
-        if name in MEASURES
-    }
+    return {name: rounded(score) for name, score in scores.items() if name in MEASURES}
+
+
+def rounded(score: Score) -> list[float]:
+    return [round(x, 4) for x in (score.mean, score.low, score.high)] + [score.n]
 
 
 def usable(fact: Fact) -> bool:
@@ -206,6 +252,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=40, help="facts edited by themselves")
     parser.add_argument("--free", type=int, default=FREE, help="of them asked in free text")
     parser.add_argument("--marks", type=int, nargs="*", default=[10, 100])
+    parser.add_argument("--held", type=int, nargs="*", default=[100], help="marks with perplexity")
     parser.add_argument("--judged", type=int, default=100, help="facts, where more are in a row")
     parser.add_argument("--single-minutes", type=float, default=60.0, help="of one core")
     parser.add_argument("--minutes", type=float, default=60.0, help="for the edits in a row")
@@ -219,7 +266,7 @@ def main() -> None:
     facts, unrelated = chosen_facts(asked)
     judge = Judge(model, facts, unrelated)
     results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    results["unedited"] = {n: [s.mean, s.low, s.high, s.n] for n, s in judge.base.items()}
+    results["unedited"] = {name: rounded(score) for name, score in judge.base.items()}
     texts = statistics_texts(asked.texts)
     for name in asked.methods:
         for choice in asked.choice if name in METHODS else [0]:
@@ -250,7 +297,7 @@ def main() -> None:
                 save()
             print(f"{key}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
             print(json.dumps(results[key]), file=sys.stderr, flush=True)
-    print(table(results, MEASURES))
+    print(table(results, [*MEASURES, "perplexity"]))
     plot(results, MEASURES[:4], asked.out.with_suffix(".png"))
 
 
