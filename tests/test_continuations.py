@@ -18,7 +18,7 @@ from easyedit_mend_parallel.forward.batch import IGNORED
 from easyedit_mend_parallel.forward.texts import Text, Texts, continuation_positions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.continuations import TOKENS, Continuations
-from easyedit_mend_parallel.training.objective import Measured, measure_step
+from easyedit_mend_parallel.training.objective import Measured, Measuring, measure_step
 from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -108,9 +108,7 @@ def measured(texts: Texts, network: Hypernetwork, positions: int, prompts: int =
         find_targets(texts.model, toy_targets(texts.model)),
         network,
         samples,
-        locality_positions=2,
-        continued=continuations.of if positions else None,
-        n_continued=positions,
+        Measuring(1.0, 1.0, 2, positions, continuations.of if positions else {}),
     )
 
 

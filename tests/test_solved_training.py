@@ -3,8 +3,9 @@ On toy models; nothing is claimed of how well it is learnt."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.least_squares import PreservedRows
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.method.sequence import EditSequence
-from easyedit_mend_parallel.training.objective import Measured, measure_step
+from easyedit_mend_parallel.training.objective import Measured, Measuring, measure_step
 from easyedit_mend_parallel.training.preparation import make_solver, solve_options
 from easyedit_mend_parallel.training.sampling import Sample
+from easyedit_mend_parallel.training.solved_step import measure_solved_step
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -49,13 +51,32 @@ def solver_of(
     return found
 
 
-def measured(texts: Texts, network: Hypernetwork, **options: Any) -> Measured:
-    samples = [
+HOW = Measuring(cedit=1.0, cloc=1.0, locality_positions=9)
+
+
+def samples() -> list[Sample]:
+    return [
         Sample(e, e.rephrases, (LocalityText("the sun rises in the"),), e.request.prompt)
         for e in facts()[:4]
     ]
+
+
+def alone(texts: Texts, network: Hypernetwork) -> Measured:
     targets = find_targets(texts.model, toy_targets(texts.model))
-    return measure_step(texts, targets, network, samples, locality_positions=2, **options)
+    return measure_step(texts, targets, network, samples(), HOW)
+
+
+def together(
+    texts: Texts, network: Hypernetwork, sizes: list[int], at_once: int = 4, **options: Any
+) -> Measured:
+    targets = find_targets(texts.model, toy_targets(texts.model))
+    parts = [samples()[start : start + at_once] for start in range(0, 4, at_once)]
+    given = (texts, targets, network, parts, HOW, solver_of(texts), sizes)
+    return measure_solved_step(*given, **options)
+
+
+def gradients(network: Hypernetwork, found: Measured) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(found.loss, list(network.mend.parameters())))
 
 
 def test_groups_are_of_every_size_up_to_the_largest_and_hold_every_edit() -> None:
@@ -70,11 +91,13 @@ def test_groups_are_of_every_size_up_to_the_largest_and_hold_every_edit() -> Non
 def test_edits_in_groups_of_one_are_edits_by_themselves() -> None:
     model, tokenizer = toy_model("llama"), toy_tokenizer()
     texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
-    alone = measured(texts, network)
-    in_groups = measured(texts, network, solver=solver_of(texts), sizes=[1, 1, 1, 1])
+    by_themselves, in_groups = alone(texts, network), together(texts, network, [1, 1, 1, 1])
 
-    assert torch.equal(alone.edit, in_groups.edit)
-    assert torch.equal(alone.locality, in_groups.locality)
+    assert torch.equal(by_themselves.edit, in_groups.edit)
+    assert torch.equal(by_themselves.locality, in_groups.locality)
+    one, other = gradients(network, by_themselves), gradients(network, in_groups)
+    for expected, found in zip(one, other, strict=True):
+        assert torch.allclose(expected, found, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_group_is_solved_as_a_sequence_of_its_edits_is() -> None:
@@ -95,7 +118,7 @@ def test_a_group_is_solved_as_a_sequence_of_its_edits_is() -> None:
     texts = Texts(model, tokenizer)
     batch = texts.batch([Text(r.prompt, r.target_text) for r in requests])
     own = propose(model, editor.targets, batch, network).updates
-    found = solver_of(texts).solved(batch, own, [3])
+    found = solver_of(texts).solved([batch], own, [3])
 
     for target in editor.targets:
         base = target.layer(model).weight.detach()
@@ -123,12 +146,78 @@ def test_the_network_learns_from_edits_that_are_solved_together() -> None:
     model, tokenizer = toy_model("llama"), toy_tokenizer()
     model.requires_grad_(False)
     texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
-    together = measured(texts, network, solver=solver_of(texts), sizes=[3, 1])
-    alone = measured(texts, network)
-    together.edit.backward()
+    found = together(texts, network, [3, 1])
 
-    assert together.edit != alone.edit
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.mend.parameters())
+    assert found.edit != alone(texts, network).edit
+    assert all(gradient.abs().max() > 0 for gradient in gradients(network, found))
+
+
+@pytest.mark.parametrize(("at_once", "scale"), [(2, 1.0), (1, 1.0), (1, 1024.0)])
+def test_the_gradient_of_a_step_is_the_same_in_parts(at_once: int, scale: float) -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    model.requires_grad_(False)
+    texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
+    whole = together(texts, network, [3, 1])
+    in_parts = together(texts, network, [3, 1], at_once, scale=scale)
+
+    assert torch.allclose(whole.loss, in_parts.loss, rtol=1e-5)
+    one, other = gradients(network, whole), gradients(network, in_parts)
+    for expected, found in zip(one, other, strict=True):
+        assert torch.allclose(expected, found, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that a graph keeps."""
+
+    tensor: torch.Tensor
+
+
+def test_no_graph_of_a_part_outlives_the_part() -> None:
+    model, tokenizer = toy_model("llama"), toy_tokenizer()
+    model.requires_grad_(False)
+    texts, network = Texts(model, tokenizer), toy_network(model, tokenizer)
+    held, at_starts = 0, []
+
+    def pack(tensor: torch.Tensor) -> Kept:
+        nonlocal held
+        kept = Kept(tensor)
+        held += tensor.numel()
+        weakref.finalize(kept, freed, tensor.numel())
+        return kept
+
+    def freed(elements: int) -> None:
+        nonlocal held
+        held -= elements
+
+    def starts(_model: Any, _inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            at_starts.append(held)
+
+    hook = model.register_forward_pre_hook(starts)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        together(texts, network, [4], at_once=1)
+    hook.remove()
+    of_texts = at_starts[-4:]
+
+    assert of_texts[0] > 0  # those of the network and of the systems
+    assert set(of_texts) == {of_texts[0]}
+
+
+def test_a_group_may_span_the_parts_of_a_step(tmp_path: Path) -> None:
+    run = trainer(tmp_path, **SOLVED | {"batch_size": 1, "accumulate_bs": 8, "solved_edits": 8})
+    sizes = []
+    solved = StepSolver.solved
+
+    def seen(self: StepSolver, batches: Any, own: Any, groups: list[int]) -> Any:
+        sizes.append((len(batches), max(groups)))
+        return solved(self, batches, own, groups)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepSolver, "solved", seen)
+        run.run()
+    assert {batches for batches, _ in sizes} == {8}
+    assert max(largest for _, largest in sizes) > 1
 
 
 def test_a_solved_edit_asks_for_no_change_after_its_answer() -> None:
@@ -141,7 +230,7 @@ def test_a_solved_edit_asks_for_no_change_after_its_answer() -> None:
         solver = solver_of(texts, {request: replace(request, continuation=(5, 6, 7))}, weight)
         batch = texts.batch([solver.continued[request]])
         own = propose(model, targets, batch, network).updates
-        update = solver.solved(batch, own, [1])[targets[0].name]
+        update = solver.solved([batch], own, [1])[targets[0].name]
         seen = layer_rows(model, targets[:1], batch, after=True)[targets[0].name]
         change = update.added(seen.x).norm(dim=1)
         assert int(seen.after.sum()) == 4  # the answer's last token, and its continuation

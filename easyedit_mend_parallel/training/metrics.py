@@ -7,14 +7,19 @@ there is one curve.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.evaluation.measures import Scores
 from easyedit_mend_parallel.files import written_whole
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.training.checkpoint import refusing_full_disks
 
 FILE = "metrics.jsonl"
+SCORE = "score"
+"""The sum of the four measures over all splits, as `early_stop_key`."""
 
 
 class Metrics:
@@ -55,3 +60,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def selection_value(hparams: MENDParallelTrainingHparams, evaluations: Sequence[Scores]) -> float:
+    """The figure that selects the best archive; smaller is better. Raises HparamsError for an
+    `early_stop_key` that names none."""
+    key = hparams.early_stop_key
+    if key == SCORE:
+        return -sum(scores.total for scores in evaluations)
+    if key == "loss/total_edit_val":
+        return sum(
+            hparams.cedit * s.edit_loss + hparams.cloc * s.locality_loss for s in evaluations
+        )
+    raise HparamsError(
+        f"early_stop_key is {key!r}; it must be 'loss/total_edit_val' (the loss that "
+        f"training minimises) or {SCORE!r} (the sum of the measures, the larger the better)"
+    )

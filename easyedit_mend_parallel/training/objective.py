@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,9 +27,28 @@ from easyedit_mend_parallel.forward.texts import (
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import propose
 from easyedit_mend_parallel.training.sampling import Sample
-from easyedit_mend_parallel.training.solving import StepSolver, group_of_each
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How the texts of a step are measured.
+
+    The loss is cedit × edit + cloc × (locality + continuation), see `Measured`. At most
+    `locality_positions` positions of each locality text are compared. `continued` {text: the same
+    text with a continuation} is for texts that test an edit; at most `n_continued` positions of
+    each continuation are compared.
+    """
+
+    cedit: float
+    cloc: float
+    locality_positions: int
+    n_continued: int = 0
+    continued: Mapping[Text, Text] = field(default_factory=dict)
+
+    def loss(self, edit: Tensor, locality: Tensor, continuation: Tensor) -> Tensor:
+        return self.cedit * edit + self.cloc * (locality + continuation).to(edit.device)
 
 
 @dataclass(frozen=True)
@@ -38,9 +57,10 @@ class Measured:
     that test the edits. `locality`: the KL divergence (nats per position) in the locality texts,
     caused by the edits. `continuation`: the same after the answers, zero for an example without a
     continuation. `success`: the share of test texts whose labels are all the argmax. `unchanged`:
-    the share of positions of locality texts whose argmax is unchanged. Only the losses have a
-    gradient. `updates` are the examples' own ones."""
+    the share of positions of locality texts whose argmax is unchanged. Only `loss` is sure to have
+    a gradient. `updates` are the examples' own ones."""
 
+    loss: Tensor
     edit: Tensor
     locality: Tensor
     continuation: Tensor
@@ -70,38 +90,38 @@ def measure_step(
     targets: Sequence[Target],
     network: Hypernetwork,
     chosen: Sequence[Sample],
-    *,
-    locality_positions: int,
-    continued: Mapping[Text, Text] | None = None,
-    n_continued: int = 0,
-    solver: StepSolver | None = None,
-    sizes: Sequence[int] = (),
+    how: Measuring,
 ) -> Measured:
     """Edit every example by itself, and measure each edit on its own texts, in one batch.
 
-    With a `solver`, the examples are edited in groups of these `sizes`, each solved together, and
-    each example's texts are measured under the update of its group.
-
-    At most `locality_positions` positions of each locality text are compared. `continued` {text:
-    the same text with a continuation} is for texts that test an edit; at most `n_continued`
-    positions of each continuation are compared. Differentiable in the network's parameters.
+    Differentiable in the network's parameters.
     """
-    requests = [Text(d.example.request.prompt, d.example.request.target_text) for d in chosen]
-    if solver is not None:
-        requests = [solver.continued.get(text, text) for text in requests]
-    asked_for = texts.batch(requests)
-    own = propose(texts.model, targets, asked_for, network).updates
-    updates, edited_by = own, torch.arange(len(chosen))
-    if solver is not None:
-        updates = solver.solved(asked_for, own, sizes)
-        edited_by = group_of_each(sizes)
+    batch = texts.batch([request_of(sample) for sample in chosen])
+    own = propose(texts.model, targets, batch, network).updates
+    return measure_edited(texts, targets, chosen, own, torch.arange(len(chosen)), how)
+
+
+def request_of(sample: Sample) -> Text:
+    request = sample.example.request
+    return Text(request.prompt, request.target_text)
+
+
+def measure_edited(
+    texts: Texts,
+    targets: Sequence[Target],
+    chosen: Sequence[Sample],
+    updates: Mapping[str, LowRankUpdate],
+    edited_by: Tensor,
+    how: Measuring,
+) -> Measured:
+    """Measure each example's texts under the rows of `updates` {target name: update} whose request
+    is `edited_by[example]`. Differentiable in the updates."""
     plain = [
         (number, Text(prompt, sample.example.request.target_after(prompt)))
         for number, sample in enumerate(chosen)
         for prompt in sample.prompts
     ]
-    continued = continued or {}
-    tried = [(number, continued.get(text, text)) for number, text in plain]
+    tried = [(number, how.continued.get(text, text)) for number, text in plain]
     preserved = [
         (number, Text(text.prompt, text.target))
         for number, sample in enumerate(chosen)
@@ -116,7 +136,7 @@ def measure_step(
             number,
             text,
             some_positions(
-                batch, len(tried) + row, locality_positions, f"{chosen[number].seed}/{row}"
+                batch, len(tried) + row, how.locality_positions, f"{chosen[number].seed}/{row}"
             ),
             after=False,
         )
@@ -128,12 +148,14 @@ def measure_step(
             number,
             text,
             _first_and_some(
-                continuation_positions(batch, row), n_continued, f"{chosen[number].seed}/after{row}"
+                continuation_positions(batch, row),
+                how.n_continued,
+                f"{chosen[number].seed}/after{row}",
             ),
             after=True,
         )
         for row, (number, text) in enumerate(tried)
-        if plain[row][1] in continued
+        if plain[row][1] in how.continued
     ]
     by_name = {target.name: target for target in targets}
     with attached(texts.model, by_name, updates, route):
@@ -164,7 +186,8 @@ def measure_step(
         success = (every * _share([[0]] * len(tried), owners).to(every.device)).sum()
         same = (moved[:n_texts].argmax(-1) == before[:n_texts].argmax(-1)).float()
         unchanged = (same * shares.to(same.device)).sum()
-    return Measured(edit, locality, continuation, success, unchanged, own)
+    loss = how.loss(edit, locality, continuation)
+    return Measured(loss, edit, locality, continuation, success, unchanged, dict(updates))
 
 
 @torch.no_grad()

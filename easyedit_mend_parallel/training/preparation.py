@@ -22,6 +22,7 @@ from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.training.continuations import Continuations, to_continue
 from easyedit_mend_parallel.training.length_filter import Data
+from easyedit_mend_parallel.training.objective import Measuring
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample
 from easyedit_mend_parallel.training.screen import Screen
@@ -116,6 +117,17 @@ def keep_states(
         return
     screen.count(texts.keep(found), len(found), "hidden states below the targets")
     trunk.kept.save()
+
+
+def measuring(hparams: MENDParallelTrainingHparams, continued: Mapping[Text, Text]) -> Measuring:
+    """How the texts of a step are measured; `continued` are they with their continuations."""
+    return Measuring(
+        hparams.cedit,
+        hparams.cloc,
+        hparams.locality_positions,
+        hparams.continuation_positions,
+        continued if hparams.continuation_positions else {},
+    )
 
 
 def make_solver(

@@ -27,6 +27,12 @@ class Processes:
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
 
+    @property
+    def loss_scale(self) -> float:
+        """What a loss is multiplied with for its backward pass; 1 unless precision is fp16."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
     def samples(self, own: Tensor) -> Iterable[Tensor]:
         """Every process's `own`, in the order of the processes."""
         if self.count == 1:

@@ -34,19 +34,21 @@ from easyedit_mend_parallel.training.checkpoint import (
 )
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.length_filter import Data, fitting_data
-from easyedit_mend_parallel.training.metrics import Metrics
-from easyedit_mend_parallel.training.objective import measure_step
+from easyedit_mend_parallel.training.metrics import Metrics, selection_value
+from easyedit_mend_parallel.training.objective import Measured, measure_step
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
 from easyedit_mend_parallel.training.preparation import (
     draw_continuations,
     gather_statistics,
     keep_states,
     make_solver,
+    measuring,
     solve_options,
 )
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
+from easyedit_mend_parallel.training.solved_step import measure_solved_step
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
 from easyedit_mend_parallel.weights.fully_sharded import refuse_training
 from easyedit_mend_parallel.weights.placement import network_home
@@ -56,10 +58,6 @@ log = logging.getLogger(__name__)
 
 ARCHIVE, CHECKPOINT = "archive.safetensors", "last.safetensors"
 """Files of a run: the best archive so far, and the checkpoint to resume from."""
-SCORE = "score"
-"""The sum of the four measures over all splits, as `early_stop_key`."""
-
-
 LOGGED = ("edit", "locality", "continuation", "success", "unchanged")
 """The figures of a step: see `objective.Measured`."""
 
@@ -123,6 +121,7 @@ class Trainer:
         self.continued: dict[Text, Text] = {}
         self.solver: StepSolver | None = None
         self.evaluations: list[Scores] = []
+        self._value = partial(selection_value, hparams)
 
     @interrupts_held()
     def run(self) -> Path:
@@ -178,33 +177,34 @@ class Trainer:
         hparams, accelerator = self.hparams, self.processes.accelerator
         self.optimizer.zero_grad(set_to_none=True)
         figures = torch.zeros(len(LOGGED))
-        for chosen in self._own_parts(self.sampling.step(self.progress.step)):
+        parts = self._own_parts(self.sampling.step(self.progress.step))
+        for together in [[part] for part in parts] if self.solver is None else [parts]:
             with accelerator.autocast():
-                found = measure_step(
-                    self.texts,
-                    self.targets,
-                    self.network,
-                    chosen,
-                    locality_positions=hparams.locality_positions,
-                    continued=self.continued if hparams.continuation_positions else None,
-                    n_continued=hparams.continuation_positions,
-                    solver=self.solver,
-                    sizes=self._group_sizes(chosen),
-                )
+                found = self._measured(together)
             watch.follow(found.updates)
-            moved = (found.locality + found.continuation).to(found.edit.device)
-            loss = hparams.cedit * found.edit + hparams.cloc * moved
+            share = len(together) / hparams.accumulate_bs
             with interrupts_pass():
-                accelerator.backward(loss / hparams.accumulate_bs)
+                accelerator.backward(found.loss * share)
             values = [getattr(found, name) for name in LOGGED]
-            figures += torch.stack([v.detach().cpu() for v in values]) / hparams.accumulate_bs
+            figures += torch.stack([v.detach().cpu() for v in values]) * share
         parameters = list(self.network.parameters())
         self.processes.average_gradients(parameters)
         norm: Tensor = accelerator.clip_grad_norm_(parameters, hparams.grad_clip)
         return figures, norm
 
-    def _group_sizes(self, chosen: Sequence[Sample]) -> list[int]:
-        return group_sizes(len(chosen), self.hparams.solved_edits, chosen[0].seed)
+    def _measured(self, parts: Sequence[Sequence[Sample]]) -> Measured:
+        """The losses of these parts of a step: of several if their edits are solved together."""
+        given, how = (
+            (self.texts, self.targets, self.network),
+            measuring(self.hparams, self.continued),
+        )
+        if self.solver is None:
+            return measure_step(*given, parts[0], how)
+        edits, seed = sum(map(len, parts)), parts[0][0].seed
+        sizes = group_sizes(edits, self.hparams.solved_edits, seed)
+        return measure_solved_step(
+            *given, parts, how, self.solver, sizes, self.processes.loss_scale
+        )
 
     def _own_parts(self, drawn: Sequence[Sample]) -> list[Sequence[Sample]]:
         """This process's part of a step, `batch_size` at a time."""
@@ -272,19 +272,6 @@ class Trainer:
         if best is None or value < best:
             self.progress.best, self.progress.best_step = value, self.progress.step
             self._save_archive(self.folder / ARCHIVE)
-
-    def _value(self, evaluations: Sequence[Scores]) -> float:
-        """The figure that selects the best archive; smaller is better."""
-        key = self.hparams.early_stop_key
-        if key == SCORE:
-            return -sum(scores.total for scores in evaluations)
-        if key == "loss/total_edit_val":
-            edit, locality = self.hparams.cedit, self.hparams.cloc
-            return sum(edit * s.edit_loss + locality * s.locality_loss for s in evaluations)
-        raise HparamsError(
-            f"early_stop_key is {key!r}; it must be 'loss/total_edit_val' (the loss that "
-            f"training minimises) or {SCORE!r} (the sum of the measures, the larger the better)"
-        )
 
     def _is_over(self, started: float) -> bool:
         late = self.minutes is not None and time.monotonic() - started > 60 * self.minutes
