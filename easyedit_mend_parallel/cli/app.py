@@ -6,6 +6,7 @@ inside their functions, so that `--help` is fast.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from easyedit_mend_parallel.cli import (
     train,
     undo,
 )
+from easyedit_mend_parallel.cli.where import SILENT_SECONDS
 from easyedit_mend_parallel.errors import MendParallelError
 
 OK, FAILED, USAGE, BELOW, LOST, INTERRUPTED = 0, 1, 2, evaluate.BELOW, edit.LOST, 130
@@ -51,12 +53,15 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def _all_commands(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
     ] = False,
 ) -> None:
     """Edit knowledge in language models that do not fit on one device."""
+    if context.invoked_subcommand != "run":  # a script's progress bars are its own affair
+        os.environ.setdefault("TQDM_DELAY", str(SILENT_SECONDS))  # those of transformers
 
 
 app.command("calibrate")(calibrate.command)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+if TYPE_CHECKING:
     from easyedit_mend_parallel.edits import Journal, SavedEdit
+
+SILENT_SECONDS = 2.0
+"""How long work may take before a progress bar shows it."""
 
 
 def edits_at(path: Path) -> SavedEdit:
@@ -31,10 +36,7 @@ def existing(folder: Path) -> Journal:
 
 def progress(quiet: bool) -> Progress:
     """A progress bar on stderr, so that stdout has only results."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    return Progress(
+    return Delayed(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -42,6 +44,20 @@ def progress(quiet: bool) -> Progress:
         disable=quiet,
         transient=True,
     )
+
+
+class Delayed(Progress):
+    """A progress bar that appears once its work has taken `SILENT_SECONDS`."""
+
+    def start(self) -> None:
+        self._timer = threading.Timer(SILENT_SECONDS, super().start)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self.live.is_started:
+            super().stop()
 
 
 def asked(edit: SavedEdit, most: int = 2) -> str:

@@ -1,6 +1,7 @@
 """Registers the plugins' methods in EasyEdit, which then treats our method as it treats MEND.
 
-Runs once, when EasyEdit has been imported; before that nothing of EasyEdit is touched.
+`join` runs once, when EasyEdit has been imported (joining.py); before that nothing of EasyEdit is
+touched.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
 from easyedit_mend_parallel.easyedit import early_release
 from easyedit_mend_parallel.easyedit.host import (
     NAME,
-    early_release_is_installed,
     folder_of,
     is_early,
     keeps_edits_unless_asked,
@@ -70,15 +68,6 @@ _joined = _Joined()
 _assigned = Assigned()
 
 
-def join_when_imported() -> None:
-    """Register the plugins' methods in EasyEdit now, or when it is imported."""
-    if early_release_is_installed():
-        wrapt.register_post_import_hook(
-            early_release.add_names_that_are_gone, "transformers.modeling_utils"
-        )
-    wrapt.register_post_import_hook(_join, NAME)
-
-
 def replace_mend(**options: Any) -> None:
     """Make EasyEdit's own name `MEND` run the parallel-safe variant, for text models, in its
     editors and in its `EditTrainer`.
@@ -114,7 +103,8 @@ def restore_mend() -> None:
         _joined.original_mend = None
 
 
-def _join(package: ModuleType) -> None:
+def join(package: ModuleType) -> None:
+    """Register everything in this EasyEdit. Called once, when it has been imported."""
     host = Host(package)
     _joined.host = host
     if plugins_of_host() is None:
