@@ -1,6 +1,6 @@
 """Caches the inputs of preserved text on disk, for each base model.
 
-Gathering them takes a forward pass of all lines: half a minute for a small model on a CPU. Knows
+Gathering them takes a forward pass of all lines: 20 seconds for a small model on a CPU. Knows
 how a base is recognised, and nothing of how the inputs are used.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from easyedit_mend_parallel.files import cache_folder, read_tensors, write_tensors
+from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.text_batch import batch_of_ids
 from easyedit_mend_parallel.method.least_squares import PreservedRows, bytes_for_a_token
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
@@ -28,11 +30,13 @@ from easyedit_mend_parallel.weights.target import Target
 
 log = logging.getLogger(__name__)
 
-KIND, FORMAT_VERSION = "preserved inputs", 1
+KIND, FORMAT_VERSION = "preserved inputs", 2
 SAMPLED = 4096
 """Number of entries of each weight by which a base is recognised."""
+AT_ONCE = 64
+"""How many lines go through the model together."""
 SILENT_SECONDS = 2.0
-"""How long the forward pass may take before a message says what it is."""
+"""How long that may take before a message and a progress bar show it."""
 
 
 def gathered_once(
@@ -44,7 +48,7 @@ def gathered_once(
     each. Rows and Gram matrices are rounded to fp32, so that cached and gathered ones are equal. If
     the cache cannot be read or written, the inputs are gathered. For a model that is split between
     processes nothing is cached. Texts go through the model in parts whose rows take at most `limit`
-    bytes.
+    bytes, the shortest texts first.
     """
     ranks = Ranks.of(model)
     path = None
@@ -53,9 +57,11 @@ def gathered_once(
         found = read_inputs(path, targets)
         if found is not None:
             return found
-    with ranks.agree("make the batch of text to preserve"):
-        batch = batch_of_ids(model, ids)
-    parts = batch.parts(limit // bytes_for_a_token(targets))
+    at_once = limit // bytes_for_a_token(targets)
+    by_length = sorted(ids, key=len)  # so that little of a part is padding
+    with ranks.agree("make the batches of text to preserve"):
+        batches = [batch_of_ids(model, some) for some in _batched(by_length)]
+    parts = (part for batch in _with_bar(batches) for part in batch.parts(at_once))
     with _said_if_slow(len(ids), path):
         gathered = PreservedInputs.gathered(model, targets, parts)
     rounded = PreservedInputs({name: _rounded(rows) for name, rows in gathered.of.items()})
@@ -65,6 +71,24 @@ def gathered_once(
         except OSError as error:
             log.info("the inputs of preserved text are not cached: %s", error)
     return rounded
+
+
+def _batched(ids: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    for start in range(0, len(ids), AT_ONCE):
+        yield ids[start : start + AT_ONCE]
+
+
+def _with_bar(batches: list[Batch]) -> Iterable[Batch]:
+    """The batches, with a progress bar on a terminal."""
+    bar: Iterable[Batch] = tqdm(
+        batches,
+        desc="preserved text",
+        delay=SILENT_SECONDS,
+        disable=None,
+        leave=False,
+        unit=" part",
+    )
+    return bar
 
 
 @contextmanager
