@@ -25,6 +25,7 @@ from easyedit_mend_parallel.files.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.forward.batch import Batch, make_batch
 from easyedit_mend_parallel.forward.calling import refuse_uncallable
 from easyedit_mend_parallel.forward.chat import chat_request
+from easyedit_mend_parallel.forward.ready_batch import ready_batch
 from easyedit_mend_parallel.forward.requests import Request, as_requests, without_repeats
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
@@ -148,6 +149,7 @@ class MendParallel:
         requests: Request | Mapping[str, Any] | Iterable[Request | Mapping[str, Any]],
         *,
         losses_after: bool = False,
+        inputs: Mapping[str, Any] | None = None,
     ) -> EditResult:
         """Edit the model so that each request's prompt is followed by its target.
 
@@ -160,6 +162,9 @@ class MendParallel:
         requests; without it, `losses_after` costs one. `max_step` above 1 and `untrained: true`
         cost one for each step tried, and `untrained: true` one more after the edit.
 
+        `inputs` are the prompt of one request as a processor makes it, with images (`sequence: add`
+        only); its text has to end as the request's prompt does.
+
         Raises RequestError, TargetError, PlacementError or UpdateError. Nothing is changed then.
         """
 
@@ -167,12 +172,13 @@ class MendParallel:
             if Ranks.of(self.model).alone:
                 result.rollback()
 
-        return made_whole(lambda: self._edited(requests, losses_after), take_back)
+        return made_whole(lambda: self._edited(requests, losses_after, inputs), take_back)
 
     def _edited(
         self,
         requests: Request | Mapping[str, Any] | Iterable[Request | Mapping[str, Any]],
         losses_after: bool,
+        inputs: Mapping[str, Any] | None,
     ) -> EditResult:
         started = time.perf_counter()
         asked = without_repeats(as_requests(requests, self._target_space))
@@ -181,15 +187,7 @@ class MendParallel:
             ranks = Ranks.of(self.model)
             with ranks.agree("make the batch"):
                 placements = self._prepare()
-                worded = asked
-                if self._chat:
-                    worded = [chat_request(self.tokenizer, request) for request in asked]
-                batch = make_batch(
-                    self.model,
-                    self.tokenizer,
-                    worded,
-                    special_tokens_in_labels=self._special_tokens_in_labels,
-                )
+                batch = self._batch(asked, inputs)
             if not ranks.alone and not ranks.same(batch.fingerprint()):
                 raise RequestError(
                     "the ranks that hold this model were given different requests: give every "
@@ -215,6 +213,17 @@ class MendParallel:
                 if entry.applied:
                     entry.undo(alone=True)  # other ranks may still be in their forward pass
                 raise
+
+    def _batch(self, asked: Sequence[Request], inputs: Mapping[str, Any] | None) -> Batch:
+        labels = self._special_tokens_in_labels
+        if inputs is not None:
+            self._proposer.refuse_ready(asked, self._chat or self.solves_sequences)
+            return ready_batch(
+                self.model, self.tokenizer, asked[0], inputs, special_tokens_in_labels=labels
+            )
+        if self._chat:
+            asked = [chat_request(self.tokenizer, request) for request in asked]
+        return make_batch(self.model, self.tokenizer, asked, special_tokens_in_labels=labels)
 
     def _looked_at(
         self,

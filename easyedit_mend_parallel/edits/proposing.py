@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from easyedit_mend_parallel.edits.scoping import Scoping
-from easyedit_mend_parallel.errors import HparamsError
+from easyedit_mend_parallel.errors import HparamsError, RequestError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.continuing import with_continuations
 from easyedit_mend_parallel.forward.requests import Request
@@ -93,6 +93,18 @@ class Proposer:
             limit=self._limit,
             preserved=self._preserved_inputs() if len(asked) > 1 or self._goes_on else None,
         )
+
+    def refuse_ready(self, asked: Sequence[Request], otherwise: bool) -> None:
+        """Raise RequestError if an edit with ready inputs would need the text of its prompt.
+
+        `otherwise`: whether the editor has a reason of its own.
+        """
+        if otherwise or len(asked) != 1 or self._goes_on or self._scoping is not None:
+            raise RequestError(
+                "inputs belong to one request, whose text alone is not its prompt: give one "
+                "request, with `sequence: add`, and without `chat`, `apply: scoped` and "
+                "`continuation_weight`"
+            )
 
     def own_rows(self, batch: Batch, asked: Sequence[Request]) -> OwnRows:
         """The rows that the requests of `batch` bring into the systems of a sequence."""

@@ -152,7 +152,10 @@ class Batch:
 
     def is_of_sequences(self, value: Any) -> bool:
         """Whether an input has an entry for each sequence and token: (B, T, ...)."""
-        return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.labels)
+        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != len(self.labels):
+            return False
+        ids = self.inputs.get("input_ids", self.labels)
+        return value.shape[1] in (self.labels.shape[1], ids.shape[1])  # an image has neither
 
     def fingerprint(self) -> int:
         """A number that identifies the batch, independent of its device."""
