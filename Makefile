@@ -15,12 +15,13 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 ATTACK_MINUTES ?= 30
 
-.PHONY: help demo demo-large test attack bench docs lint format dist clean
+.PHONY: help demo demo-large test matrix attack bench docs lint format dist clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
+	@echo "make matrix run the core tests with other versions of Python, torch and transformers"
 	@echo "make attack try to break it: faults at every line, every architecture (twice ATTACK_MINUTES)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
@@ -37,6 +38,10 @@ demo-large: $(INSTALLED)
 
 test: lint
 	$(RUN) -m pytest -n $(WORKERS)
+
+# One environment a row, kept in the user's cache folder.
+matrix: $(INSTALLED)
+	$(RUN) scripts/matrix.py
 
 attack: $(INSTALLED)
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
