@@ -134,6 +134,50 @@ def test_mean_loss_gives_the_weights_of_a_batch_of_easyedits_own_mend(tmp_path: 
     assert_same_edit(ours.model, case.edited_by_the_host(*requests), case.before, case.names)
 
 
+IN_A_ROW = [
+    {"prompt": prompt, "target_new": target}
+    for prompt, target in [
+        ("the capital of France is", "Rome and Oslo"),
+        ("who wrote Hamlet", "Shakespeare"),
+        ("the river that runs through the old town by the sea is", "a stone"),
+        ("the sun rises in the", "west"),
+        ("water boils at", "ten degrees"),
+        ("my cat sat on", "the red stone"),
+        ("the old town stands by", "the river"),
+        ("some people say that the", "stone moves"),
+    ]
+]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["each undone", "all kept"])
+def test_eight_requests_in_a_row_give_the_weights_of_easyedits_own_mend(
+    tmp_path: Path, kept: bool
+) -> None:
+    """Within 1e-5 of the largest change: later edits are made on weights that differ already."""
+    case = Case(tmp_path, "llama")
+    case.write_as_the_host_does()
+    ours = case.our_editor(sequence="add")
+    executor = case.host_executor()
+    theirs = executor.model
+
+    largest = 0.0
+    for request in IN_A_ROW:
+        result = ours.edit(request)
+        with on_this_machine():
+            theirs, _ = executor.apply_to_model(
+                theirs, case.tokenizer, [dict(request)], case.host_hparams()
+            )
+        for name in case.names:
+            one, other = ours.model.get_parameter(name), theirs.get_parameter(name)
+            change = (other - case.before[name]).abs().max()
+            largest = max(largest, float((one - other).abs().max() / change))
+        if not kept:
+            result.rollback()
+            theirs.load_state_dict(case.before, strict=False)
+
+    assert 0 < largest <= 1e-5
+
+
 @pytest.mark.parametrize(
     "option",
     [
