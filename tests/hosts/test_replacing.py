@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import easyeditor
 import pytest
 import torch
 import toys
@@ -257,6 +258,31 @@ def test_only_the_name_mend_changes_in_easyedits_registries(registry: dict[str, 
     assert {name for name in before | registry if before[name] is not registry[name]} == {"MEND"}
     restore_mend()
     assert registry == before
+
+
+OTHER_KINDS = ("MultimodalEditor", "PerEditor", "SafetyEditor", "ConceptEditor")
+OTHER_KINDS += ("MultimodalTrainer", "PEREditTrainer")
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_of_editors_and_trainers_are_easyedits_own(kind: str) -> None:
+    replace_mend()
+
+    own = getattr(easyeditor, kind, None)
+    if own is None:
+        pytest.skip(f"this EasyEdit has no {kind}")
+    functions = [one for one in vars(own).values() if callable(one)]
+    assert functions
+    for function in functions:
+        assert function.__module__.startswith("easyeditor")
+        assert not hasattr(function, "__wrapped__")
+
+
+def test_what_easyedit_registers_is_its_own_but_for_our_method() -> None:
+    for registry in (ALG_DICT, ALG_TRAIN_DICT, ALG_MULTIMODAL_DICT):
+        for name, registered in registry.items():
+            ours = registered.__module__.startswith("easyedit_mend_parallel")
+            assert ours is (name == "MEND_PARALLEL"), name
 
 
 def test_replace_mend_before_easyedit_is_imported_holds_after_it(found: dict[str, Any]) -> None:
