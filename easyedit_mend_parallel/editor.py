@@ -38,6 +38,7 @@ from easyedit_mend_parallel.method.mend import Proposal
 from easyedit_mend_parallel.method.preserved_text import lines_of
 from easyedit_mend_parallel.method.sequence import EditSequence
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.method.unreached import refuse_unreached, say_unreached
 from easyedit_mend_parallel.method.untrained import say_unanswered
 from easyedit_mend_parallel.method.worse import IGNORE, REFUSE, refuse_worse
 from easyedit_mend_parallel.weights.change import Entry
@@ -104,6 +105,7 @@ class MendParallel:
                 if network is None
                 else (hparams.inner_params or network.target_names, network.network.config)
             )
+            self._named = frozenset(hparams.inner_params or ())
             self.targets = find_targets(model, names)
             self._prepare()  # raises before anything is computed
             self.trained = network or read_trained(
@@ -116,7 +118,7 @@ class MendParallel:
                 special_tokens_in_labels=hparams.special_tokens_in_labels,
             )
             self.aggregate = hparams.aggregation(self.trained.aggregate)
-            refuse_other_targets(self.network, names)
+            refuse_other_targets(self.network, [target.name for target in self.targets])
             self.scoping: Scoping | None = None
             if hparams.apply == SCOPED:
                 named = hparams.preserved_text
@@ -195,6 +197,8 @@ class MendParallel:
                 )
             entry, proposal = self._written(asked, batch)
             try:
+                refuse_unreached(proposal.updates)
+                say_unreached(proposal.updates, self._named)
                 after = self._looked_at(asked, batch, proposal, entry, losses_after, ranks)
                 return EditResult(
                     requests=asked,

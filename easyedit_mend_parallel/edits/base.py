@@ -23,7 +23,7 @@ from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
 from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
-from easyedit_mend_parallel.weights.target import Target, find_target
+from easyedit_mend_parallel.weights.target import Target, find_target, parameter_of
 
 Sums: TypeAlias = Mapping[str, str]
 """{dtype: sha256 of a tensor's bytes in that dtype}"""
@@ -95,9 +95,11 @@ def describe_base(
 
     `stacked` says whether it has weights of three dimensions (the experts of a block in one).
     For each weight: its dtype, the weights tied to it, and the checksums of its bits before this
-    change (`before`) and before any change of this package (`base`). For the model: its name, its
-    class, and the checksums of its vectors, which quantization does not change. Weights that are
-    split between processes have checksums only with `whole`, which every process must then pass.
+    change (`before`) and before any change of this package (`base`); of an expert's also the number
+    of experts in its stack, and the place of the stack among its layer's parameters (`stack`). For
+    the model: its name, its class, and the checksums of its vectors, which quantization does not
+    change. Weights that are split between processes have checksums only with `whole`, which every
+    process must then pass.
     """
     model = entry.model
     # An edit of a sequence is computed on the model without any edits.
@@ -121,7 +123,12 @@ def describe_weights(
             "dtype": _name(earlier.dtype),
             "tied": sorted(tied_names(model, name) - {name}),
         }
-        now = model.get_parameter(name)
+        parameter, expert = parameter_of(name)
+        now = model.get_parameter(parameter)
+        if expert is not None:
+            layer, _, own = parameter.rpartition(".")
+            place = list(model.get_submodule(layer)._parameters).index(own)
+            about["stack"] = {"experts": len(now), "place": place}
         if whole or not is_distributed(now):
             first = base.get(name)
             about["before"] = sums_of(whole_tensor(earlier, now))

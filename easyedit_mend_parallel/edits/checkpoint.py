@@ -69,7 +69,7 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
 @contextmanager
 def _written(model: nn.Module) -> Iterator[None]:
     """While the context lasts, edits of layers' outputs are in the weights too."""
-    updates = {f"{layer}.weight": update for layer, update in hanging_updates(model).items()}
+    updates = hanging_updates(model)
     if not updates:
         yield
         return
@@ -81,7 +81,7 @@ def _written(model: nn.Module) -> Iterator[None]:
                 f"{target.name} is one weight with {', '.join(tied)}, and only the output of its "
                 "own layer is edited: no checkpoint can hold that. Edit with apply: weight"
             )
-        dtype = target.layer(model).get_parameter("weight").dtype
+        dtype = target.parameter(model).dtype
         if dtype not in WRITABLE:
             raise EditError(
                 f"{target.name} is quantized ({dtype}), and its edits cannot be written into it: "

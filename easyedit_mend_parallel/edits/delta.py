@@ -32,7 +32,7 @@ def export_delta(edit: SavedEdit, path: str | Path) -> Path:
 
     Each delta has the shape and dtype of the edited weight, so that adding it gives the same as a
     written edit; for a quantized weight the dtype is fp32. A tied weight appears once, under the
-    name of the target.
+    name of the target. An expert's delta is that of its slice, under the name of the slice.
     """
     refuse_scoped(edit, "a delta")
     dtypes = {name: _dtype(edit, name) for name in edit.targets}

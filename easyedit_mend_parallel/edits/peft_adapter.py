@@ -9,7 +9,9 @@ import json
 import logging
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from easyedit_mend_parallel.edits.saved import SavedEdit, refuse_scoped
 from easyedit_mend_parallel.edits.squashing import of_true_rank
@@ -31,7 +33,9 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     to limit the rank further.
 
     For a model whose experts are one weight of three dimensions the adapter names parameters and
-    not modules, which peft reads from version 0.17 on.
+    not modules, which peft reads from version 0.17 on. Experts of one stack get one rank, the
+    largest that one of them needs, and the others zeros; peft has to know which way round a stack
+    is stored (tested: 0.21).
 
     Raises EditError for an edit that was written into a tied weight (an adapter changes only one of
     the two layers), and for an edit that adds nothing.
@@ -43,22 +47,31 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
     if edit.rows < rows:
         dropped = max(edit.about["squashed"]["errors"].values())
         log.info("rank %d instead of %d, with an error of %.0e", edit.rows, rows, dropped)
-    tensors, ranks = {}, {}
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, update in edit.updates.items():
         layer = edit.targets[name].layer_name
-        if len(update.keys):
+        if len(update.keys) and edit.targets[name].expert is None:
             ranks[layer] = len(update.keys)
             tensors[f"{PREFIX}{layer}.lora_A.weight"] = update.keys.contiguous()
             tensors[f"{PREFIX}{layer}.lora_B.weight"] = update.values.T.contiguous()
-    if not ranks:
+    of_stacks, in_stacks = _stacked(edit)
+    if not ranks and not of_stacks:
         raise EditError(f"{edit.source} adds nothing to any weight: there is no adapter to write")
     base = edit.about["base"]["model"]
     # Where a family's experts are one weight, peft takes a module that is named like an expert's
     # layer (down_proj) for that weight, wherever it is. Parameters it takes by their names.
-    stacked = base.get("stacked", False) and not any(t.transposed for t in edit.targets.values())
+    in_out = any(t.transposed and t.expert is None for t in edit.targets.values())
+    stacked = base.get("stacked", False) and not in_out
     modules = [] if stacked else list(ranks)
     if stacked:
-        ranks = {f"{layer}.weight": rank for layer, rank in ranks.items()}
+        ranks = {f"{layer}.weight": rank for layer, rank in ranks.items()} | of_stacks
+        tensors |= in_stacks
+    elif of_stacks:
+        raise EditError(
+            "the edit has experts of a stack and layers that are stored in × out, for which peft "
+            "has no adapter together: export the delta, or save the edited model"
+        )
     highest = max(ranks.values())
     config = {
         "peft_type": "LORA",
@@ -70,7 +83,7 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
         "lora_alpha": highest,  # the scale is alpha / rank; B already contains the rate
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
-        "fan_in_fan_out": any(target.transposed for target in edit.targets.values()),
+        "fan_in_fan_out": in_out,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
@@ -79,6 +92,40 @@ def export_peft(edit: SavedEdit, folder: str | Path) -> Path:
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return Path(folder)
+
+
+def _stacked(edit: SavedEdit) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """{stack: its rank} and {name: tensor} of the experts in `edit`.
+
+    peft's A has the experts one below the other (E · r, in), its B their columns in turn
+    (out, r · E). Of two stacks in one layer, each is wrapped in the adapter of the next.
+    """
+    of: dict[str, list[str]] = {}
+    for name, target in edit.targets.items():
+        if target.expert is not None and len(edit.updates[name].keys):
+            of.setdefault(target.parameter_name, []).append(name)
+    weights = edit.about["base"]["weights"]
+    ranks, tensors = {}, {}
+    for stack, names in of.items():
+        layer, about = edit.targets[names[0]].layer_name, weights[names[0]]["stack"]
+        rank = ranks[stack] = max(len(edit.updates[name].keys) for name in names)
+        first = edit.targets[names[0]]
+        down = torch.zeros(about["experts"], rank, first.in_features)
+        up = torch.zeros(first.out_features, rank, about["experts"])
+        for name in names:
+            update, expert = edit.updates[name], edit.targets[name].expert
+            down[expert, : len(update.keys)] = update.keys
+            up[:, : len(update.keys), expert] = update.values.T
+        around = {
+            one
+            for one, others in of.items()
+            if edit.targets[others[0]].layer_name == layer
+            and weights[others[0]]["stack"]["place"] > about["place"]
+        }
+        path = f"{PREFIX}{layer}{'.base_layer' * len(around)}"
+        tensors[f"{path}.lora_A.weight"] = down.flatten(0, 1).contiguous()
+        tensors[f"{path}.lora_B.weight"] = up.flatten(1, 2).contiguous()
+    return ranks, tensors
 
 
 def _refuse_tied(edit: SavedEdit) -> None:

@@ -20,6 +20,7 @@ from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.evaluation.verification import Verdict
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.method.unreached import unreached
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.scope import ScopedUpdate
@@ -61,6 +62,11 @@ class EditResult:
     def tokens(self) -> dict[str, list[str]]:
         """{input of the model: texts}: the token of each row. Waits for the device."""
         return self.read_tokens()
+
+    @property
+    def unreached(self) -> list[str]:
+        """The targets to which no token of the requests was sent: experts that are as they were."""
+        return unreached(self.updates)
 
     @property
     def norms(self) -> dict[str, float]:

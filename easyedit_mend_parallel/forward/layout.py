@@ -17,6 +17,7 @@ from easyedit_mend_parallel.errors import TargetError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.trunk import Resumed, nearly_equal
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.uses import Use
 
 _in_order: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 """What was found by asking: whether a layer's rows are in order."""
@@ -25,24 +26,26 @@ _reads_masks: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def refuse_other_layout(
-    model: nn.Module, targets: Sequence[Target], seen: Mapping[str, Sequence[Tensor]], batch: Batch
+    model: nn.Module, targets: Sequence[Target], seen: Mapping[str, Sequence[Use]], batch: Batch
 ) -> None:
     """Raise TargetError where rows of a batch of several sequences cannot be told apart.
 
-    `seen` {target name: the inputs (..., in) of each pass through its layer} are those of a forward
-    pass of `batch`. In order are inputs (B, T, in), and (B × T, in) where a forward pass of three
-    sequences shows it, which each layer needs once.
+    `seen` {target name: each use of its weight} are those of a forward pass of `batch`. In order
+    are inputs (B, T, in), and (B × T, in) where a forward pass of three sequences shows it, which
+    each layer needs once. The rows of an expert say which tokens they are.
     """
     n_sequences = len(batch.labels)
     lengths = {value.shape[1] for value in batch.inputs.values() if batch.is_of_sequences(value)}
     lengths.add(batch.labels.shape[1])
     for target in targets:
-        _refuse_experts(target, seen[target.name], {n_sequences * length for length in lengths})
+        _refuse_unknown_rows(
+            target, seen[target.name], {n_sequences * length for length in lengths}
+        )
     if n_sequences == 1:
         return
     unknown = []
     for target in targets:
-        for x in seen[target.name]:
+        for x in (use.x for use in seen[target.name] if use.tokens is None):
             if x.dim() > 2 and x.shape[0] == n_sequences != x.shape[1]:
                 streams = x.shape[1] // batch.labels.shape[1]
                 if x.shape[1] not in lengths and streams * batch.labels.shape[1] == x.shape[1]:
@@ -58,15 +61,18 @@ def refuse_other_layout(
     _ask(model, unknown, batch)
 
 
-def _refuse_experts(target: Target, seen: Sequence[Tensor], tokens: set[int]) -> None:
-    """Raise TargetError for a layer to which a router sends some of a batch's tokens."""
-    for x in seen:
-        if x.dim() == 2 and len(x) not in tokens:
+def _refuse_unknown_rows(target: Target, seen: Sequence[Use], tokens: set[int]) -> None:
+    """Raise TargetError for a layer that sees rows of which nobody knows which tokens they are."""
+    for use in seen:
+        n = use.of or use.x.shape[:-1].numel()
+        is_expert = target.expert is not None and use.tokens is None
+        if is_expert or ((use.of or use.x.dim() == 2) and n not in tokens):
             raise TargetError(
-                f"{target.name} sees {len(x)} rows, and the batch has {max(tokens)} tokens: it is "
-                "an expert of a mixture, which gets the tokens that a router sends it, or it reads "
-                "no text. Experts cannot be edited: take it out of inner_params, and name weights "
-                "that every token passes, such as those of the attention or of a shared expert"
+                f"{target.name} sees {len(use.x)} rows, and the batch has {max(tokens)} tokens: "
+                "which tokens these are cannot be followed. It is an expert whose router moves "
+                "tokens in a way that this package does not know, or it reads no text. Take it out "
+                "of inner_params, and name weights that every token passes, such as those of the "
+                "attention or of a shared expert"
             )
 
 

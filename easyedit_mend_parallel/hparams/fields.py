@@ -24,7 +24,8 @@ class MendFields:
     # Model
     #: Path or hub id of the model; in Python also a pair `(model, tokenizer)`.
     model_name: Any
-    #: Names of the weights to edit (the targets), e.g. `model.layers.31.mlp.up_proj.weight`.
+    #: Names of the weights to edit (the targets), e.g. `model.layers.31.mlp.up_proj.weight`; of
+    #: experts `….experts.down_proj[7]`, or all of a stack `….experts.down_proj`.
     inner_params: list[str] | None = None
     #: File with the trained hypernetwork, written by EasyEdit's trainer or by `save_archive`.
     #: Training continues from it; with `null` it starts with a new network.

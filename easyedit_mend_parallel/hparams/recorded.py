@@ -11,6 +11,7 @@ from typing import Any
 
 from easyedit_mend_parallel.hparams.values import NETWORK_FIELDS
 from easyedit_mend_parallel.method.archive import load_archive
+from easyedit_mend_parallel.weights.target import parameter_of
 
 FREE = ("edit_lr", "lr_scale")
 """Options of the network that may differ from the archive's: learned rates come from its tensors,
@@ -39,7 +40,7 @@ def with_recorded(
     problems = []
     named, trained = values.get("inner_params"), kept.get("inner_params")
     if named is not None and trained is not None:
-        if sorted(map(str, named)) == sorted(trained):
+        if sorted(_each_expert(named, trained)) == sorted(trained):
             filled["inner_params"] = trained
         else:
             problems.append(_other_targets(path, named, trained))
@@ -54,6 +55,16 @@ def with_recorded(
     if missing:
         problems.append(_missing(path, missing))
     return filled, problems
+
+
+def _each_expert(named: Sequence[Any], trained: Sequence[str]) -> list[str]:
+    """`named` with the trained names of the experts in the place of a stack's name."""
+    of_stack: dict[str, list[str]] = {}
+    for name in trained:
+        stack, expert = parameter_of(name)
+        if expert is not None:
+            of_stack.setdefault(stack, []).append(name)
+    return [one for name in map(str, named) for one in of_stack.get(name, [name])]
 
 
 def recorded_in(path: str | Path) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class SolveRows:
 
     def of_requests(self, numbers: Sequence[int]) -> SolveRows:
         """The rows of these requests, which are then numbered in that order."""
-        new = torch.full((int(self.request.max()) + 1,), -1, device=self.request.device)
+        count = 1 + max([*numbers, *self.request.tolist()])
+        new = torch.full((count,), -1, device=self.request.device)
         new[list(numbers)] = torch.arange(len(numbers), device=new.device)
         kept = (new[self.request] >= 0).nonzero().flatten()
         rows = SolveRows(*(one[kept] for one in self._fields()))
@@ -209,7 +210,7 @@ class GrowingSystem:
 
         A system that is further off than `LARGEST_ERROR` is to be solved from its rows again.
         """
-        if not self._steps:
+        if not self._steps or not self._ridge:
             return 0.0
         probe = _probe(self._steps[-1].keys)
         image = sum((step.probed for step in self._steps), self._ridge * probe)
@@ -239,7 +240,10 @@ class GrowingSystem:
         return sum(tensor.nbytes for tensor in {id(one): one for one in held}.values())
 
     def _ridge_of(self, x: Tensor) -> float:
-        """c: that of the system, or where it has none yet, by the rows x (n, in) of an edit."""
+        """c: that of the system, or where it has none yet, by the rows x (n, in) of an edit; none
+        (an expert that no token reached) leave it open."""
+        if not len(x):
+            return self._ridge
         return self._ridge or self._relative * float(x.square().sum(1).mean())
 
     def _keys(self, x: Tensor, projected: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -281,7 +285,7 @@ def empty_systems(
     targets: Sequence[Target], options: SystemOptions, preserved: PreservedInputs | None
 ) -> dict[str, GrowingSystem]:
     """{target name: the system of no edit}, with the inputs of preserved text in it."""
-    of = {} if preserved is None else preserved.of
+    of = {} if preserved is None else {name: x for name, x in preserved.of.items() if x.count}
     return {
         target.name: GrowingSystem(target.name, options, of.get(target.name)) for target in targets
     }

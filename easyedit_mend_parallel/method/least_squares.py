@@ -169,6 +169,7 @@ class System:
         self._gram: Tensor | None = None
         self._product: Tensor | None = None
         self._count, self._square = 0, 0.0
+        self._device = torch.device("cpu")
 
     def add(self, x: Tensor, d: Tensor, request: Tensor, label_mask: Tensor, after: Tensor) -> None:
         """Take in inputs x (n, in) and what is to be added there, d (n, out).
@@ -176,6 +177,7 @@ class System:
         `request` (n,) is the request of each, `label_mask` (n,) where it predicts a label, and
         `after` (n,) where it is a token after the target.
         """
+        self._device = x.device
         self._count += len(x)
         self._square += float(x.double().square().sum())
         heavy = scale_of(label_mask, self._options.label_weight)
@@ -196,6 +198,12 @@ class System:
 
         Raises UpdateError where the rows are not finite, or no ridge makes the system solvable.
         """
+        if not self._count:  # an expert that no token reaches
+            return LowRankUpdate(
+                torch.empty(0, self._target.in_features, device=self._device),
+                torch.empty(0, self._target.out_features, device=self._device),
+                torch.empty(0, dtype=torch.long, device=self._device),
+            )
         mean = self._square / max(1, self._count) or 1.0
         if not mean < float("inf"):
             raise UpdateError(

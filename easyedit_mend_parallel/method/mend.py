@@ -220,11 +220,9 @@ def _solved(
             with Ranks.of(model).agree("add to the system"):
                 for name, seen in now.items():
                     if combined:
-                        d = own.seen[name].y.float() - seen.y.float()
-                        d += combined[name].added(seen.x)
+                        seen, d = own.asked_now(name, seen, combined[name])
                     else:
-                        d = own.updates[name].added(seen.x, route=seen.request)
-                        d = d.masked_fill(seen.after.unsqueeze(1), 0.0)
+                        d = own.asked(name)
                     systems[name].add(seen.x, d, seen.request + first, seen.label_mask, seen.after)
         with Ranks.of(model).agree("solve for the update"):
             combined = {name: system.solved() for name, system in systems.items()}
@@ -256,6 +254,33 @@ class _EditedForward:
         with Ranks.of(model).agree("look at every request's update"):
             refuse_non_finite(updates)
         return cls(losses, updates, runs.own(first, part, rows, updates if edited else {}))
+
+    def asked(self, name: str) -> Tensor:
+        """(n, out), fp32: what each request's own update adds at the rows that its own run has."""
+        seen = self.seen[name]
+        d = self.updates[name].added(seen.x, route=seen.request)
+        return d.masked_fill(seen.after.unsqueeze(1), 0.0)
+
+    def asked_now(
+        self, name: str, now: LayerRows, combined: LowRankUpdate
+    ) -> tuple[LayerRows, Tensor]:
+        """The rows of a run with the update `combined` for all requests, and what is to be added
+        there so that the target's outputs are those of each request's own run.
+
+        An update may make a router send a token to other experts. Such a token asks of the expert
+        where it was what it asked in its own run, and nothing of the others.
+        """
+        was = self.seen[name]
+        if torch.equal(was.token, now.token):
+            return now, was.y.float() - now.y.float() + combined.added(now.x)
+        moved = ~torch.isin(was.token, now.token)
+        stayed = was.taken(~moved)
+        stayed = stayed.taken(stayed.token.argsort())
+        here = now.taken(torch.isin(now.token, was.token))
+        here = here.taken(here.token.argsort())
+        d_here = stayed.y.float() - here.y.float() + combined.added(here.x)
+        both = LayerRows.cat([here, was.taken(moved)])
+        return both, torch.cat([d_here, self.asked(name)[moved]])
 
 
 def _forms(

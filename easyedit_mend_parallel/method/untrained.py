@@ -28,6 +28,7 @@ from easyedit_mend_parallel.method.step_search import (
     search_steps,
     unanswered,
 )
+from easyedit_mend_parallel.method.unreached import refuse_unreached
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
@@ -126,7 +127,9 @@ class ShortestSteps(StepSearch):
         )
 
     def missed(self, part: Part, found: Steps) -> Tensor:
-        """Raises UpdateError, which names the requests whose target no step yields."""
+        """Raises UpdateError, which names the requests whose target no step yields; TargetError if
+        nothing could be changed, since no target has a token of theirs."""
+        refuse_unreached(found.updates)
         answers = part.answers
         with torch.no_grad(), evaluating(self.model):
             with attached(self.model, self.targets, found.updates, answers.request):

@@ -67,16 +67,18 @@ class Ledger:
     ) -> Entry:
         """Add `updates` ({target name: update}) to the model: all of them, or none.
 
-        `apply` is as in `WeightPlace`. Raises UpdateError (for an update that is not finite or that
-        a store cannot write) or PlacementError; every weight is then unchanged. Without `keep_rows`
-        the change can be undone, but not made `again`: the rows of independent updates
-        (`Staged.independent`) are then only in the store. Afterwards changes whose entries are not
-        referenced are forgotten: they stay in the model, and only `undo_all` can undo them.
+        An update without rows leaves its weight alone. `apply` is as in `WeightPlace`. Raises
+        UpdateError (for an update that is not finite or that a store cannot write) or
+        PlacementError; every weight is then unchanged. Without `keep_rows` the change can be
+        undone, but not made `again`: the rows of independent updates (`Staged.independent`) are
+        then only in the store. Afterwards changes whose entries are not referenced are forgotten:
+        they stay in the model, and only `undo_all` can undo them.
         """
         with self.lock:
             model = self._live_model()
             ranks = Ranks.of(model)
-            by_name = {target.name: target for target in targets if target.name in updates}
+            reached = {name for name, update in updates.items() if len(update.keys)}
+            by_name = {target.name: target for target in targets if target.name in reached}
             with ranks.agree("stage the update"):
                 refuse_non_finite(updates)
                 staged = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import PlacementError, UpdateError
+from easyedit_mend_parallel.weights.offload import kept_weight
 from easyedit_mend_parallel.weights.placement import place
 from easyedit_mend_parallel.weights.sharding import stored_part
 from easyedit_mend_parallel.weights.stores import store_for
@@ -27,6 +28,14 @@ def weight_norm(model: nn.Module, target: Target) -> float:
     from the layer's outputs for random inputs, within a few per cent. Every process that holds a
     shard must call this function.
     """
+    if target.expert is not None:
+        kept = kept_weight(model, target.name)
+        if kept is None or not kept.is_floating_point():
+            raise UpdateError(
+                f"{target.name} cannot be read, and an untrained edit's step is measured by its "
+                "norm: load the model without quantization_config"
+            )
+        return float(torch.linalg.vector_norm(kept, dtype=torch.float32))
     try:
         store = store_for(model, target)
     except (UpdateError, PlacementError):

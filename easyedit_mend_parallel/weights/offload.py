@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.weights.fully_sharded import reshard
 from easyedit_mend_parallel.weights.overlay import Overlays
+from easyedit_mend_parallel.weights.target import parameter_of
 
 RAM, DAT, SAFETENSORS, UNKNOWN = "ram", "dat", "safetensors", "unknown"
 """How an offloaded weight is stored: a tensor in a dictionary, a `.dat` file that accelerate wrote,
@@ -63,21 +64,23 @@ def find_holder(model: nn.Module, name: str) -> Holder | None:
 
 
 def kept_weight(model: nn.Module, name: str) -> Tensor | None:
-    """The parameter `name` as the next forward pass will use it, however it is stored.
+    """The parameter `name` as the next forward pass will use it, however it is stored; of the name
+    of one expert's weight, its slice.
 
     Do not write to it. A weight on disk is read from its file, or from this package's overlay. The
     result is None if the parameter has no values and no hook of accelerate holds any. A weight that
     FSDP2 left whole is put back into its shards.
     """
+    name, expert = parameter_of(name)
     reshard(model, name.rpartition(".")[0])
-    weight = model.get_parameter(name)
-    if weight.device.type != "meta":
-        return weight.detach()
-    holder = find_holder(model, name)
-    if holder is None:
-        return None
-    kept: Tensor = holder.container[holder.key]
-    return kept.detach()
+    weight: Tensor = model.get_parameter(name)
+    if weight.device.type == "meta":
+        holder = find_holder(model, name)
+        if holder is None:
+            return None
+        weight = holder.container[holder.key]
+    weight = weight.detach()
+    return weight if expert is None else weight[expert]
 
 
 def _kept(container: Any, key: str) -> str | None:

@@ -58,11 +58,11 @@ def place(model: nn.Module, target: Target) -> Placement:
     Raises PlacementError if the device map has no entry for it, or if the map, the hook and the
     weight contradict each other; the message quotes all three.
     """
-    weight = target.layer(model).get_parameter("weight")
-    mapped = mapped_place(model, target.name)
+    weight = target.parameter(model)
+    mapped = mapped_place(model, target.parameter_name)
     hook = execution_hook(model, target.layer_name)
     offloaded = weight.device.type == "meta"
-    holder = find_holder(model, target.name) if offloaded else None
+    holder = find_holder(model, target.parameter_name) if offloaded else None
 
     def contradiction() -> PlacementError:
         return PlacementError(

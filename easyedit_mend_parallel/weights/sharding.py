@@ -101,8 +101,7 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
     several split mesh dimensions, interleaved slices.
     """
     reshard(model, target.layer_name)
-    layer = target.layer(model)
-    weight = layer.get_parameter("weight")
+    layer, weight = target.layer(model), target.parameter(model)
     if not is_distributed(weight):
         return None
     if is_fully_sharded(model, target.layer_name):
@@ -113,7 +112,7 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
 
 def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
     """`shard_of` the target's layer by itself, while it computes or in a model without FSDP2."""
-    weight = layer.get_parameter("weight")
+    weight = layer.get_parameter(target.attribute)
     if not is_distributed(weight):
         return None
     from torch.distributed.tensor import DTensor, Replicate
@@ -171,7 +170,7 @@ def stored_part(model: nn.Module, target: Target) -> StoredPart | None:
     says.
     """
     shard_of(model, target)  # refuses unknown splits
-    weight: Any = target.layer(model).get_parameter("weight")
+    weight: Any = target.parameter(model)
     if not is_distributed(weight):
         return None
     mesh, here, groups = weight.device_mesh, [slice(0, width) for width in weight.shape], []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.sharding import Shard, is_distributed, shard_of
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.uses import See, Use, watch
 
 WRITE_LIMIT = 1 << 19
 """Elements of ΔW (fp32) computed at once when an update is written: as many as fit in a cache."""
@@ -108,7 +109,7 @@ class LowRankUpdate:
         """The change of the layer's output for inputs x (..., in): (..., out), fp32, on x's device.
 
         With `route` (B,), only the rows of request `route[b]` apply to sequence b; x then has B
-        sequences in its first dimension, or B × T tokens.
+        sequences in its first dimension, or B × T tokens. A route (n,) is that of each row of x.
         """
         return self._routed(x.float() @ self.keys.T, route) @ self.values
 
@@ -128,8 +129,9 @@ class LowRankUpdate:
         if route is None:
             return match
         mask = (route.unsqueeze(-1) == self.request).to(match.dtype)
-        mask = mask.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
-        return match * mask.reshape(mask.shape[0], *(1,) * (match.dim() - 2), -1)
+        if len(route) != len(match):
+            mask = mask.repeat_interleave(match.shape[0] // route.shape[0], dim=0)
+        return match * mask.reshape(len(mask), *(1,) * (match.dim() - 2), mask.shape[1])
 
 
 @contextmanager
@@ -150,8 +152,8 @@ def attached(
     with ExitStack() as stack:
         for name, update in updates.items():
             target = targets[name]
-            hook = _adding(update, route, still, shard_of(model, target))
-            stack.callback(target.layer(model).register_forward_hook(hook).remove)
+            adding = _adding(update, route, still, shard_of(model, target))
+            stack.callback(watch(model, target, adding))
         yield
 
 
@@ -172,21 +174,22 @@ def output_with_update(
 
 
 def _moved(added: Tensor, still: Tensor | None) -> Tensor:
-    """`added` (B, T, out) or (B × T, out), with zeros at the tokens of `still` (B, T)."""
+    """`added` (B, T, out) or (n, out), with zeros at the tokens of `still` (B, T) or (n,)."""
     if still is None:
         return added
     here = still.to(added.device).reshape(*added.shape[:-1], 1)
     return added.masked_fill(here, 0.0)
 
 
-def _adding(  # type: ignore[no-untyped-def]
+def _adding(
     update: LowRankUpdate, route: Tensor | None, still: Tensor | None, shard: Shard | None
-):
-    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        device = output.device
-        here = None if route is None else route.to(device)
+) -> See:
+    def add(use: Use) -> Tensor:
+        output, device = use.y, use.y.device
+        here = None if route is None else use.of_rows(route).to(device)
+        unmoved = None if still is None else use.of_rows(still)
         if shard is None:
-            return output_with_update(update, inputs[0], output, here, still)
+            return output_with_update(update, use.x, output, here, unmoved)
         if is_distributed(output):
             raise UpdateError(
                 f"the output of {shard.target}'s layer is a DTensor, to which no update can be "
@@ -194,10 +197,10 @@ def _adding(  # type: ignore[no-untyped-def]
             )
         # A tensor-parallel layer sums its processes' parts inside its forward (or in earlier
         # hooks), so the output is already summed here.
-        x = inputs[0].to(device)
+        x = use.x.to(device)
         x = shard.whole(x, "in") if is_distributed(x) else x
         gain = update.to(device).added_here(x, output.shape[-1], shard, here)
-        return (output + _moved(gain, still)).to(output.dtype)
+        return (output + _moved(gain, unmoved)).to(output.dtype)
 
     return add
 

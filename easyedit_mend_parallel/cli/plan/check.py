@@ -19,6 +19,11 @@ from torch import nn
 from easyedit_mend_parallel.cli.hub import refuse_missing_tokenizer
 from easyedit_mend_parallel.cli.plan import costs
 from easyedit_mend_parallel.cli.plan.costs import Memory, TargetPlan
+from easyedit_mend_parallel.cli.plan.experts import (
+    bytes_of_target,
+    problems_of_experts,
+    with_each_expert,
+)
 from easyedit_mend_parallel.cli.plan.fit import refuse_misfit
 from easyedit_mend_parallel.cli.plan.model import Sketch, misspelt, sketch
 from easyedit_mend_parallel.cli.plan.places import (
@@ -107,6 +112,8 @@ def plan(
         tokenizer = found.get("tokenizer_name")
         if isinstance(tokenizer, str) and tokenizer != found.get("model_name"):
             refuse_missing_tokenizer(tokenizer)
+    if sketched is not None and isinstance(found["inner_params"], list):
+        found["inner_params"] = with_each_expert(sketched, found["inner_params"])
     targets = _targets(made, found, sketched) if sketched else []
     places = None
     if sketched is not None:
@@ -153,11 +160,8 @@ def _model(made: Plan, found: Mapping[str, Any]) -> Sketch | None:
 
 
 def _targets(made: Plan, found: Mapping[str, Any], sketched: Sketch) -> list[Target]:
-    names = found.get("inner_params")
-    if not isinstance(names, list):
-        return []
-    targets = []
-    for name in dict.fromkeys(map(str, names)):
+    targets, names = [], found["inner_params"] or []
+    for name in dict.fromkeys(names):
         with made.collecting():
             targets.append(find_target(sketched.model, name))
     good = {target.name for target in targets}
@@ -179,30 +183,36 @@ def _place_targets(
     """Find the place and the store of each target, and the problems of the device map."""
     kwargs, writes = found["model_kwargs"] or {}, found["apply"] != "output"
     made.problems += problems_of(
-        places, sketched, [t.name for t in targets], elsewhere=elsewhere, written=writes
+        places,
+        sketched,
+        list(dict.fromkeys(target.parameter_name for target in targets)),
+        elsewhere=elsewhere,
+        written=writes,
     )
     parts = _processes(kwargs)
     for target in targets:
-        if not places.covers(target.name):
+        name = target.parameter_name
+        if not places.covers(name):
             continue
-        packed = target.name in sketched.dtypes
+        packed = name in sketched.dtypes
         if packed and writes:
             made.problems.append(
                 f"{target.name} is quantized and cannot be written: set `apply: output`, or load "
                 "the model without quantization_config"
             )
-        kept = RESIDENT if parts else places.kept(target.name)
+        kept = RESIDENT if parts else places.kept(name)
         written = "sharded" if parts else STORES[kept]
         made.targets.append(
             TargetPlan(
                 target=target,
-                place=SPLIT if parts else places.of(target.name),
-                device=SPLIT if parts else places.device(target.name),
+                place=SPLIT if parts else places.of(name),
+                device=SPLIT if parts else places.device(name),
                 kept=kept,
                 store=written if writes else "output",
-                bytes=sketched.bytes_of[target.name] // (parts or 1),
+                bytes=bytes_of_target(sketched, target) // (parts or 1),
             )
         )
+    made.problems += problems_of_experts(made.targets, written=writes)
     on_disk = "disk" in places.device_map.values()
     if on_disk and sketched.safetensors is False and not kwargs.get("offload_folder"):
         made.problems.append(
@@ -255,7 +265,7 @@ def _archive(
             if untrained:
                 archive.refuse_other_statistics(network)
             else:
-                refuse_misfit(archive, network, len(set(map(str, named))))
+                refuse_misfit(archive, network, len(set(named)))
             if not training and not untrained and (network.config.norm or not archive.trained):
                 archive.refuse_untrained()
             made.archive_fits = True

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs
+from easyedit_mend_parallel.weights.compiled import drop_compiled_graphs, never_traced
+from easyedit_mend_parallel.weights.routed import RoutedLayer, RoutedRows, Use
 from easyedit_mend_parallel.weights.sharding import shard_of
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
@@ -24,7 +25,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, output_with_upd
 log = logging.getLogger(__name__)
 
 _EDITS = "_easyedit_mend_parallel_edits"
-"""The attribute of a layer that holds its `OutputEdits`."""
+"""The attribute of a layer that holds its edits: {name of a weight in it: `OutputEdits`}."""
 _NOTICE = "_easyedit_mend_parallel_notice"
 """The attribute of an edited model that holds the handle of its warning on saving."""
 
@@ -37,23 +38,26 @@ def offer(place: WeightPlace) -> OutputStore | None:
 
 
 class OutputEdits:
-    """The forward hook of an edited layer: adds all updates of the layer to its output.
+    """The forward hook of an edited layer: adds all updates of the layer to its output. Of one
+    expert's weight: adds them to each product with it.
 
     It runs before all other hooks of the layer, so that those see what an edited weight would give.
     It belongs to the layer: a deep copy of the model has a copy of it, with the edits made before
     the copy. `to()`, accelerate's hooks and a new dispatch do not change it.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, target: Target) -> None:
+        self._target = target
         self._state: tuple[list[tuple[object, LowRankUpdate]], LowRankUpdate | None] = ([], None)
         """The updates with their keys, and their sum: exchanged together, so that they agree."""
-        self._handle = layer.register_forward_hook(self, prepend=True)
-        setattr(layer, _EDITS, self)
+        self._handle: Any = None
+        self._hook(layer)
+        setattr(layer, _EDITS, {**getattr(layer, _EDITS, {}), target.name_in_layer: self})
 
     @classmethod
-    def on(cls, layer: nn.Module) -> OutputEdits | None:
-        """The edits of `layer`; None if it has none."""
-        edits: OutputEdits | None = getattr(layer, _EDITS, None)
+    def on(cls, layer: nn.Module, name: str = "weight") -> OutputEdits | None:
+        """The edits of the weight that has this `name` in `layer`; None if it has none."""
+        edits: OutputEdits | None = getattr(layer, _EDITS, {}).get(name)
         return edits
 
     def __len__(self) -> int:
@@ -68,12 +72,33 @@ class OutputEdits:
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """`output` with all updates added."""
+        return self.added(Use(inputs[0], output))
+
+    def added(self, use: Use) -> Tensor:
+        """The output of a use of the weight with all updates added."""
         updates, total = self._state
         if total is None:
-            return output
-        if total.keys.device != output.device:
-            total = self._keep(updates, output.device)
-        return output_with_update(total, inputs[0], output)
+            return use.y
+        if total.keys.device != use.y.device:
+            total = self._keep(updates, use.y.device)
+        return output_with_update(total, use.x, use.y)
+
+    def _hook(self, layer: nn.Module) -> None:
+        """Be called from now on; it may be so already."""
+        if self._target.expert is not None:
+            never_traced(RoutedLayer, "_enter", "_leave")
+            never_traced(RoutedRows, "__torch_function__")
+            routed = RoutedLayer.of(layer)
+            if not routed.watches(self._target, self.added):
+                routed.watch(layer, self._target, self.added, first=True)
+        elif self._handle is None or self._handle.id not in layer._forward_hooks:
+            self._handle = layer.register_forward_hook(self, prepend=True)
+
+    def _unhook(self, layer: nn.Module) -> None:
+        if self._target.expert is not None:
+            RoutedLayer.of(layer).unwatch(layer, self._target, self.added)
+        else:
+            self._handle.remove()
 
     def position(self, key: object) -> int | None:
         """The index of the update of `key` among the others; None if the layer does not have it."""
@@ -88,16 +113,19 @@ class OutputEdits:
             position = len(earlier) if position is None else position
             updates = [*earlier[:position], (key, update), *earlier[position:]]
             self._keep(updates, update.keys.device)
-        if self._handle.id not in layer._forward_hooks:  # `take` broke off
-            self._handle = layer.register_forward_hook(self, prepend=True)
+        self._hook(layer)  # again, if `take` broke off
 
     def take(self, layer: nn.Module, key: object) -> None:
         """Remove the update of `key` from `layer`, and with the last update the hook."""
         left = [(one, update) for one, update in self._state[0] if one is not key]
         if not left:
             self._state = ([], None)
-            self._handle.remove()
-            delattr(layer, _EDITS)
+            self._unhook(layer)
+            others = {name: one for name, one in getattr(layer, _EDITS).items() if one is not self}
+            if others:
+                setattr(layer, _EDITS, others)
+            else:
+                delattr(layer, _EDITS)
         elif len(left) < len(self):
             self._keep(left, left[0][1].keys.device)
 
@@ -139,7 +167,7 @@ class OutputStore(LayerReference):
         return OutputStaged(self, update)
 
     def hang(self, key: object, update: LowRankUpdate, position: int | None) -> None:
-        edits = OutputEdits.on(self.layer) or OutputEdits(self.layer)
+        edits = self._edits() or OutputEdits(self.layer, self.target)
         edits.hang(self.layer, key, update, position)
         drop_compiled_graphs()
         model = self._model()
@@ -148,12 +176,12 @@ class OutputStore(LayerReference):
 
     def position(self, key: object) -> int | None:
         """The index of the update of `key` among the others; None if the layer does not have it."""
-        edits = OutputEdits.on(self.layer)
+        edits = self._edits()
         return None if edits is None else edits.position(key)
 
     def take(self, key: object) -> None:
         """Remove the update of `key`, if the layer has it."""
-        edits = OutputEdits.on(self.layer)
+        edits = self._edits()
         if edits is None:
             return
         edits.take(self.layer, key)
@@ -162,6 +190,9 @@ class OutputStore(LayerReference):
         if model is not None and hasattr(model, _NOTICE) and not edited_outputs(model):
             getattr(model, _NOTICE).remove()
             delattr(model, _NOTICE)
+
+    def _edits(self) -> OutputEdits | None:
+        return OutputEdits.on(self.layer, self.target.name_in_layer)
 
 
 class OutputStaged:
@@ -196,15 +227,28 @@ class OutputStaged:
 
 
 def edited_outputs(model: nn.Module) -> dict[str, int]:
-    """{layer name: number of its updates}, for the layers that have any."""
-    edits = {name: OutputEdits.on(module) for name, module in model.named_modules()}
-    return {name: len(hanging) for name, hanging in edits.items() if hanging is not None}
+    """{layer name: number of its updates}, for the layers that have any; of experts the names of
+    their weights."""
+    return {
+        name.removesuffix(".weight"): len(edits)
+        for layer, module in model.named_modules()
+        for name, edits in _edits_in(layer, module)
+    }
 
 
 def hanging_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
-    """{layer name: the sum of its updates}, for the layers that have any."""
-    edits = {name: OutputEdits.on(module) for name, module in model.named_modules()}
-    return {name: hanging.total for name, hanging in edits.items() if hanging is not None}
+    """{target name: the sum of its updates}, for the weights that have any at their outputs."""
+    return {
+        name: edits.total
+        for layer, module in model.named_modules()
+        for name, edits in _edits_in(layer, module)
+    }
+
+
+def _edits_in(layer: str, module: nn.Module) -> list[tuple[str, OutputEdits]]:
+    """The edits of a layer's weights, with the weights' names."""
+    edits = getattr(module, _EDITS, {})
+    return [(f"{layer}.{name}" if layer else name, one) for name, one in edits.items()]
 
 
 @contextmanager

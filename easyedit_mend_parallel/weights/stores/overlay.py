@@ -41,6 +41,12 @@ def offer(place: WeightPlace) -> OverlayStore | None:
     """A store for a weight on disk: in a `.dat` file, or in the checkpoint it was loaded from."""
     if place.placement.kept not in (DAT, SAFETENSORS) or place.apply != "weight":
         return None
+    if place.target.expert is not None:
+        raise PlacementError(
+            f"{place.target.name} is one expert of a stack that lies on disk, and only whole "
+            "parameters can be edited there: set `apply: output` in the hparams, or give its block "
+            "a device or 'cpu' in device_map (model_kwargs)"
+        )
     holder = find_holder(place.model, place.target.name)
     assert holder is not None
     return OverlayStore(place, holder)

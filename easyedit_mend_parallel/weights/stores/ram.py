@@ -28,7 +28,8 @@ class RamStore(ResidentStore):
 
     @property
     def weight(self) -> Tensor:
-        """accelerate's tensor itself. Raises UpdateError if it is no longer in RAM."""
+        """accelerate's tensor itself, or a view of one expert's slice of it. Raises UpdateError if
+        it is no longer in RAM."""
         weight = self._found()
         if weight is None:
             raise self.current_store.moved()
@@ -40,7 +41,10 @@ class RamStore(ResidentStore):
         return self._found() is not None
 
     def _found(self) -> Tensor | None:
-        if self.current_store.layer.get_parameter("weight").device.type != "meta":
+        model = self.current_store.model
+        if self.target.parameter(model).device.type != "meta":
             return None
-        holder = find_holder(self.current_store.model, self.target.name)
-        return holder.in_memory if holder is not None and holder.kept == RAM else None
+        holder = find_holder(model, self.target.parameter_name)
+        if holder is None or holder.kept != RAM:
+            return None
+        return self.target.part_of(holder.in_memory)

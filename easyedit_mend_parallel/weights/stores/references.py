@@ -46,7 +46,6 @@ class LayerReference(ModelReference):
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight itself, not a copy. Raises UpdateError if the model was deleted."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        """The target's weight itself, not a copy. Raises UpdateError if the model was deleted."""
+        parameter = self.layer.get_parameter(self.target.attribute)
+        return self.target.part_of(parameter.detach())

@@ -28,8 +28,8 @@ def offer(place: WeightPlace) -> ResidentStore | None:
 
 
 class ResidentStore:
-    """The weight of a layer, changed in place. Does not reference model or layer: a deleted model
-    is freed.
+    """The weight of a layer or of one expert, changed in place. Does not reference model or layer:
+    a deleted model is freed.
 
     Stores that change a weight in place elsewhere derive from it, with `weight` and `is_here`.
     """
@@ -42,9 +42,8 @@ class ResidentStore:
     @property
     def weight(self) -> Tensor:
         """The layer's current weight; it may have been moved since an update was staged."""
-        weight = self.current_store.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        parameter = self.target.parameter(self.current_store.model)
+        return self.target.part_of(parameter.detach())
 
     @property
     def is_here(self) -> bool:

@@ -105,6 +105,12 @@ class ScopedStore(LayerReference):
 
     def __init__(self, target: Target, layer: nn.Module, model: nn.Module) -> None:
         super().__init__(target, layer, model)
+        if target.expert is not None:
+            raise UpdateError(
+                f"{target.name} is one expert of a stack, and scoped edits need a layer that sees "
+                "every token: set `apply: weight` or `apply: output`, or name weights that every "
+                "token passes"
+            )
         shard_of(model, target)  # refuses other splits than tensor parallelism
 
     def stage(self, update: LowRankUpdate) -> ScopedStaged:
