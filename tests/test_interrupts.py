@@ -10,7 +10,7 @@ import copy
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +31,15 @@ from easyedit_mend_parallel import MendParallel, rollback_all
 from easyedit_mend_parallel.files.interrupts import interrupts_held
 from easyedit_mend_parallel.weights import ledger, transaction
 from easyedit_mend_parallel.weights.ledger import Ledger
+
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """Python's own handler, also where a shell that runs the tests ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 POINTS = 30
 """At about so many lines of each kind of change, evenly spread."""

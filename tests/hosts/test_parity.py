@@ -157,6 +157,7 @@ def test_eight_requests_in_a_row_give_the_weights_of_easyedits_own_mend(
     case = Case(tmp_path, "llama")
     case.write_as_the_host_does()
     ours = case.our_editor(sequence="add")
+    save_archive(case.archive, ours.network, model_config=case.model.config.to_dict())
     executor = case.host_executor()
     theirs = executor.model
 
