@@ -36,6 +36,8 @@ class Method:
     tried: Sequence[dict[str, Any]] = field(default_factory=lambda: [{}])
     alone: bool = False
     """Whether the model decides for a whole batch, so that every text has to be asked by itself."""
+    at_once: int = 1
+    """How many facts one edit has."""
 
     def fields(self, choice: int = 0) -> dict[str, Any]:
         return {**self.changed, **self.tried[choice]}
@@ -47,6 +49,11 @@ def _mlp(layers: Sequence[int], *matrices: str) -> list[str]:
 
 # LLaMA-2-7B has 32 layers, Qwen2.5-7B and GPT-J 28, GPT-2 XL 48.
 _LOCATED = {"mom2_n_samples": 0, "v_loss_layer": BLOCKS - 1}
+
+_ULTRAEDIT = {
+    "half": False,
+    "inner_params": _mlp(mapped_all(range(18, 27), 28), "gate_proj", "up_proj"),
+}
 
 METHODS = {
     "MEND": Method("MEND/gpt2-xl.yaml", {"rank": 128}),
@@ -63,8 +70,9 @@ METHODS = {
         "LoRA/llama3.2-3b.yaml",
         {"lora_type": "lora", "num_steps": 25},
         [
-            {"lr": 1e-3},
             {"lr": 1e-3, "target_modules": ["up_proj", "down_proj"]},
+            {"lr": 1e-3},
+            {"lr": 2e-4},
         ],
     ),
     "ROME": Method(
@@ -75,8 +83,8 @@ METHODS = {
             "context_template_length_params": [[5, 5]],
         },
         [
-            {},
             {"mom2_adjustment": True},
+            {},
         ],
     ),
     "MEMIT": Method(
@@ -87,32 +95,36 @@ METHODS = {
             "lm_head_module": "model.embed_tokens",  # tied, as in their file for LLaMA-3.2-3B
         },
         [
-            {},
             {"mom2_update_weight": 1500},
+            {},
         ],
     ),
     "AlphaEdit": Method(
         "AlphaEdit/qwen2.5-7b.yaml",
         {**_LOCATED, "layers": mapped_all([4, 5, 6, 7, 8], 32)},
         [
-            {},
             {"L2": 0.1},
+            {},
         ],
     ),
     "ULTRAEDIT": Method(
         "UltraEdit/qwen2.5-7b.yaml",
-        {
-            "half": False,
-            "batch_size": 1,
-            "batch_size_once": 1,
-            "inner_params": _mlp(mapped_all(range(18, 27), 28), "gate_proj", "up_proj"),
-        },
+        {**_ULTRAEDIT, "batch_size": 1, "batch_size_once": 1},
         [
             {"lr": 1e-4},
             {"lr": 3e-5},
             {"lr": 1e-5},
             {"lr": 1e-3},
         ],
+    ),
+    "ULTRAEDIT, 100 at once": Method(
+        "UltraEdit/qwen2.5-7b.yaml",
+        {**_ULTRAEDIT, "batch_size": 100, "batch_size_once": 10},
+        [
+            {"lr": 1e-4},
+            {"lr": 1e-5},
+        ],
+        at_once=100,
     ),
     "GRACE": Method(
         "GRACE/llama-7b.yaml",
@@ -127,12 +139,12 @@ METHODS = {
         "WISE/llama-7b.yaml",
         {
             "inner_params": [f"model.layers[{mapped(27, 32)}].mlp.down_proj.weight"],
-            "n_iter": 10,
             "sequential_edit": True,
         },
         [
-            {},
-            {"edit_lr": 3.0},
+            {"edit_lr": 3.0, "n_iter": 30},
+            {"edit_lr": 3.0, "n_iter": 10},
+            {"n_iter": 10},
         ],
         alone=True,
     ),
@@ -151,4 +163,4 @@ METHODS = {
         alone=True,
     ),
 }
-"""{EasyEdit's name: the method}."""
+"""{EasyEdit's name, and what comes after a comma: the method}."""

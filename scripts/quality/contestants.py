@@ -27,7 +27,7 @@ import torch
 from batch_measures import Fact, read_facts
 from contestant_settings import METHODS
 from contestants_easyedit import EasyEdits
-from contestants_shown import plot, table
+from contestants_shown import COLUMNS, MEASURES, plot, table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +51,6 @@ OURS: dict[str, dict[str, Any]] = {
     "scoped": {"apply": "scoped"},
 }
 """{name here: this package's hyperparameters}."""
-MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
 FREE = 20
 """How many facts are also asked in free text."""
 ENDS = 10
@@ -63,7 +62,7 @@ HELD, LENGTH = 80, 256
 class Ours:
     """This package, with the archive that ships for each way to apply an edit."""
 
-    alone = False
+    alone, at_once = False, 1
 
     def __init__(self, name: str, model: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
@@ -75,8 +74,9 @@ class Ours:
             setattr(hparams, field, value)
         self.editor = MendParallel(self.model, self.tokenizer, hparams)
 
-    def edit(self, fact: Fact) -> None:
-        self.editor.edit(fact.request)
+    def edit(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self.editor.edit(fact.request)
 
     def restore(self) -> None:
         rollback_all(self.model)
@@ -147,7 +147,7 @@ def measured(
     A part that its time does not suffice for ends early, with as many facts as it reached.
     """
     one.restore()
-    if "single" not in found:
+    if "single" not in found and one.at_once == 1:
         singly(one, judge, facts[: asked.single], asked, found)
         save()
     if not late(asked):
@@ -164,7 +164,7 @@ def singly(one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, found: Any
         if time.process_time() - started > asked.single_minutes * 60 or late(asked):
             break
         before = time.process_time()
-        one.edit(fact)
+        one.edit([fact])
         seconds += time.process_time() - before
         answers |= judge.answers(one, [number], [number] if number < asked.free else [])
         one.restore()
@@ -177,9 +177,9 @@ def in_a_row(
     one: Any, judge: Judge, facts: Sequence[Fact], asked: Any, found: Any, save: Callable[[], None]
 ) -> None:
     started, seconds = time.process_time(), 0.0
-    for number, fact in enumerate(facts, 1):
+    for number in range(one.at_once, len(facts) + 1, one.at_once):
         before = time.process_time()
-        one.edit(fact)
+        one.edit(facts[number - one.at_once : number])
         seconds += time.process_time() - before
         out_of_time = time.process_time() - started > asked.minutes * 60 or late(asked)
         if number in asked.marks or out_of_time:
@@ -297,7 +297,7 @@ def main() -> None:
                 save()
             print(f"{key}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
             print(json.dumps(results[key]), file=sys.stderr, flush=True)
-    print(table(results, [*MEASURES, "perplexity"]))
+    print(table(results, COLUMNS))
     plot(results, MEASURES[:4], asked.out.with_suffix(".png"))
 
 

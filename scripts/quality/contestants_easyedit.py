@@ -74,11 +74,12 @@ class EasyEdits:
         fields: dict[str, Any],
         texts: Sequence[str],
     ) -> None:
-        self.name, self.alone, self.work = name, METHODS[name].alone, work
+        self.name, self.work = name.partition(",")[0], work
+        self.alone, self.at_once = METHODS[name].alone, METHODS[name].at_once
         work.mkdir(parents=True, exist_ok=True)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
-        self.tokenizer.padding_side = "right" if name in RIGHT else "left"
+        self.tokenizer.padding_side = "right" if self.name in RIGHT else "left"
         self.path = model
         self.model: Any = AutoModelForCausalLM.from_pretrained(model).eval()
         self.texts, self.made = texts, 0
@@ -87,9 +88,9 @@ class EasyEdits:
         with quiet():
             self.module = importlib.import_module("easyeditor.util.alg_dict")
             self.hparams = self._hparams(clone / "hparams" / METHODS[name].file, fields, model)
-        if name in RIGHT:
+        if self.name in RIGHT:
             self._statistics(texts)
-        if name == "AlphaEdit":  # of a run with other settings
+        if self.name == "AlphaEdit":  # of a run with other settings
             importlib.import_module("easyeditor.models.alphaedit.AlphaEdit_main").P_loaded = False
         self.kept = {n: self.model.get_parameter(n).detach().clone() for n in self._touched()}
         self._start()
@@ -147,11 +148,19 @@ class EasyEdits:
             self.apply = self.module.ALG_DICT[self.name]
         self.made = 0
 
-    def edit(self, fact: Fact) -> None:
-        """One more edit, on top of those that are in the model."""
-        request: dict[str, Any] = {**fact.request, "ground_truth": None}
-        request |= {"portability": {}, "locality": {}}
-        request["loc_prompt"] = self.texts[self.made % len(self.texts)]
+    def edit(self, facts: Sequence[Fact]) -> None:
+        """`at_once` more edits, on top of those that are in the model."""
+        requests = [
+            {
+                **fact.request,
+                "ground_truth": None,
+                "portability": {},
+                "locality": {},
+                "loc_prompt": self.texts[number % len(self.texts)],
+            }
+            for number, fact in enumerate(facts, self.made)
+        ]
+        request, fact = requests[0], facts[0]
         options: dict[str, Any] = {"copy": False, "return_orig_weights": True}
         if self.name == "AlphaEdit":
             options["reset_cache"] = self.made == 0
@@ -169,12 +178,12 @@ class EasyEdits:
             edited, undo = self.apply(
                 self.melo or self.model,
                 self.tokenizer,
-                [request],
+                requests,
                 self.hparams,
                 keep_original_weight=False,
                 **options,
             )
-        self.made += 1
+        self.made += len(facts)
         if self.name == "MELO":
             self.melo = edited
         if self.name == "LoRA" and self.undo is None:

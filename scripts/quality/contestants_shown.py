@@ -1,13 +1,35 @@
 """Shows what contestants.py measured: a table in Markdown, and a plot over the edits in a model.
 
-Knows the results' JSON alone.
+    python scripts/quality/contestants_shown.py ours.json others.json --plot compared.png
+
+Knows the results' JSON alone. Methods may have been measured in several runs, on the same facts.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
+COLUMNS = (*MEASURES, "perplexity")
+FREE = ("repetition", "perplexity")
+"""Measures that the unedited model has, too."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path, nargs="+", help="what contestants.py wrote")
+    parser.add_argument("--plot", type=Path, help="PNG")
+    asked = parser.parse_args()
+    results: dict[str, Any] = {}
+    for path in asked.results:
+        results |= json.loads(path.read_text(encoding="utf-8"))
+    print(table(results, COLUMNS))
+    if asked.plot:
+        plot(results, MEASURES[:4], asked.plot)
 
 
 def rows(results: dict[str, Any]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -27,6 +49,9 @@ def table(results: dict[str, Any], measures: Sequence[str]) -> str:
     """Markdown: a row for each method and number of edits, with its 95 % intervals."""
     lines = ["| edits | method | " + " | ".join(measures) + " | seconds | n |"]
     lines.append("| --- " * (len(measures) + 4) + "|")
+    if "perplexity" in measures and "perplexity" in results.get("unedited", {}):
+        cells = [cell(results["unedited"].get(m)) if m in FREE else "" for m in measures]
+        lines.append(f"| 0 | the unedited model | {' | '.join(cells)} | | |")
     for part, methods in rows(results).items():
         for place, (name, scores) in enumerate(methods):
             cells = [cell(scores.get(measure)) for measure in measures]
@@ -80,3 +105,7 @@ def plot(results: dict[str, Any], measures: Sequence[str], path: Path) -> None:
     figure.tight_layout(rect=(0, 0, 1, 0.88))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
