@@ -86,6 +86,7 @@ def plot(results: dict[str, Any], measures: Sequence[str], path: Path) -> None:
     for part, methods in rows(results).items():
         for name, scores in methods:
             lines.setdefault(name, []).append((1 if part == "single" else int(part), scores))
+    colours = pyplot.get_cmap("tab20")
     figure, axes = pyplot.subplots(1, len(measures), figsize=(14, 4.2), sharey=True)
     for axis, measure in zip(axes, measures, strict=True):
         for place, (name, points) in enumerate(lines.items()):
@@ -93,16 +94,21 @@ def plot(results: dict[str, Any], measures: Sequence[str], path: Path) -> None:
             means, low, high = zip(
                 *(scores[measure][:3] for _, scores in points if measure in scores), strict=True
             )
-            style = "-" if name.startswith(("weight", "scoped")) else "--"
+            style = "-" if name.startswith(("weight", "scoped", "apply")) else "--"
             line = axis.plot(
-                numbers, means, style, marker="os^vD"[place % 5], label=name, color=f"C{place % 10}"
+                numbers,
+                means,
+                style,
+                marker="os^vDPX"[place % 7],
+                label=name,
+                color=colours(place % 20),
             )[0]
             axis.fill_between(numbers, low, high, color=line.get_color(), alpha=0.07)
         axis.set(title=measure, xlabel="edits in the model", xscale="log", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="upper center", ncols=7, fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.88))
+    figure.tight_layout(rect=(0, 0, 1, 0.84))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
