@@ -156,12 +156,12 @@ def layer_rows(
             parts.append(_rows_of_mask(use, x.flatten(0, -2), y.flatten(0, -2), batch, after))
         if not parts:
             parts.append(_rows_of_mask(NO_USE, *_no_rows(model, target), batch, after))
-        found[target.name] = LayerRows(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        found[target.name] = LayerRows.cat(parts)
     return found
 
 
-def _rows_of_mask(use: Use, x: Tensor, y: Tensor, batch: Batch, after: bool) -> tuple[Tensor, ...]:
-    """The fields of `LayerRows`, for one use of a weight."""
+def _rows_of_mask(use: Use, x: Tensor, y: Tensor, batch: Batch, after: bool) -> LayerRows:
+    """The rows of one use of a weight."""
     token = _token(use, len(x)).cpu()
     length = (use.of or len(x) or batch.labels.numel()) // len(batch.labels)
     later = batch.after_mask(length).flatten()[token]
@@ -172,7 +172,7 @@ def _rows_of_mask(use: Use, x: Tensor, y: Tensor, batch: Batch, after: bool) -> 
     label_mask = batch.label_mask(length).flatten()[token][kept]
     here = kept.nonzero().flatten().to(x.device)
     masks = (one.to(x.device) for one in (request, label_mask, later[kept], token[kept]))
-    return x[here], y[here], *masks
+    return LayerRows(x[here], y[here], *masks)
 
 
 @dataclass(frozen=True)

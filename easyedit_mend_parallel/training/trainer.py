@@ -194,10 +194,8 @@ class Trainer:
 
     def _measured(self, parts: Sequence[Sequence[Sample]]) -> Measured:
         """The losses of these parts of a step: of several if their edits are solved together."""
-        given, how = (
-            (self.texts, self.targets, self.network),
-            measuring(self.hparams, self.continued),
-        )
+        given = (self.texts, self.targets, self.network)
+        how = measuring(self.hparams, self.continued)
         if self.solver is None:
             return measure_step(*given, parts[0], how)
         edits, seed = sum(map(len, parts)), parts[0][0].seed
