@@ -97,6 +97,26 @@ def test_more_rows_than_inputs_are_written_as_one_matrix() -> None:
         assert close((change.T if transposed else change).double(), matrix(net))
 
 
+def test_the_rows_of_the_solution_stop_growing() -> None:
+    n, system = 2, GrowingSystem("w", OPTIONS, text())
+    for one in edits(60, n):
+        system.add(one)
+        assert len(system.net().keys) <= IN + IN // 2 + n
+    assert system.net().unit_keys == IN
+    assert len(system.net().keys) <= IN + IN // 4
+    assert system.drop_last()  # so undoing the last edit still solves nothing again
+
+
+def test_the_bound_of_the_largest_change_holds_for_added_up_edits() -> None:
+    system = GrowingSystem("w", OPTIONS, text())
+    for one in edits(12):
+        system.add(one)
+    net = system.net()
+    without = LowRankUpdate(net.keys, net.values, net.request)
+    assert net.unit_keys
+    assert torch.isclose(net.largest_possible(), without.largest_possible())
+
+
 def test_settled_edits_stay_when_the_others_are_solved_again() -> None:
     rows, system = edits(9), GrowingSystem("w", OPTIONS, text())
     for one in rows:

@@ -136,8 +136,8 @@ class MendFields:
     #: How a further edit goes into a model that has edits: `solve` solves it together with them;
     #: `add` adds its update, as MEND does. See [sequences](sequences.md).
     sequence: str = "solve"
-    #: Memory for the rows and systems of a model's edits, for `sequence: solve`: bytes, or `4GiB`
-    #: and the like. Past it the oldest edits can only be undone all together.
+    #: Memory for the rows, updates and systems of a model's edits, for `sequence: solve`: bytes, or
+    #: `4GiB` and the like. Past it the oldest edits can only be undone all together.
     sequence_memory: int | str = "4GiB"
     #: The largest share of earlier edits that a further edit may make fail; one that exceeds it is
     #: refused. Default: not checked.

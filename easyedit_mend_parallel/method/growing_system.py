@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class SolveRows:
         rows = SolveRows(*(one[kept] for one in self._fields()))
         return replace(rows, request=new[rows.request])
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return sum(one.nbytes for one in self._fields())
 
@@ -96,11 +97,19 @@ class SolveRows:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one edit brought in: keys (n, in) and values (n, out), and Xᵀ X of the probe (in,)."""
+    """What an edit brought in: keys (n, in) and values (n, out), and Xᵀ X of the probe (in,)."""
 
     keys: Tensor
     values: Tensor
     probed: Tensor
+
+    @classmethod
+    def cat(cls, steps: Sequence[_Step]) -> _Step:
+        """What several edits brought in."""
+        keys, values = (
+            torch.cat([getattr(step, name) for step in steps]) for name in ("keys", "values")
+        )
+        return cls(keys, values, sum((step.probed for step in steps[1:]), steps[0].probed))
 
 
 @dataclass(frozen=True)
@@ -112,12 +121,20 @@ class _State:
     solution: Tensor | None = None
     probed: Tensor | None = None
 
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor] | None:
+        """The solution as keys (in, in), those of the identity, and values (in, out), in fp32."""
+        if self.solution is None:
+            return None
+        return torch.eye(len(self.solution), device=self.solution.device), self.solution.float()
+
     @property
     def tensors(self) -> list[Tensor]:
-        return [one for one in (self.factor, self.solution) if one is not None]
+        held = (self.factor, self.solution, *(self.rows or ()))
+        return [one for one in held if one is not None]
 
     def after(self, step: _Step) -> _State:
-        """With a further edit."""
+        """With what further edits brought in."""
         factor, solution, probed = self.factor, self.solution, self.probed
         device, width = step.keys.device, step.keys.shape[1]
         if factor is None:
@@ -147,7 +164,8 @@ class GrowingSystem:
 
     Inputs of preserved text (d = 0) are in P from the beginning. c is `ridge` times the mean square
     of a row of those, or without any, of a row of the first edit. Steps are added up into one
-    matrix (in × out) where their keys would be more than the layer has inputs.
+    matrix (in × out) where their keys would be more than the layer has inputs; from then on, where
+    they are more than a quarter of that, so that further edits cost the same.
     """
 
     def __init__(self, name: str, options: SystemOptions, preserved: PreservedRows | None) -> None:
@@ -166,7 +184,7 @@ class GrowingSystem:
         keys, root = self._keys(x, self._project(x), self._ridge)
         values = torch.linalg.solve_triangular(root, d - self._added(x), upper=False)
         self._steps.append(_Step(keys, values, x.T @ (x @ _probe(x))))
-        if sum(len(step.keys) for step in self._steps) > x.shape[1]:
+        if sum(len(step.keys) for step in self._steps) > self._room(x.shape[1]):
             self._add_up(len(self._steps) // 2)
 
     def alone(self, x: Tensor, d: Tensor, label_mask: Tensor) -> LowRankUpdate:
@@ -223,11 +241,10 @@ class GrowingSystem:
         """The update that all edits come to, fp32, on the device of their rows."""
         keys = [step.keys.float() for step in self._steps]
         values = [step.values.float() for step in self._steps]
-        solution = self._now.solution
-        unit = 0 if solution is None else len(solution)
-        if solution is not None:
-            keys.insert(0, torch.eye(unit, device=solution.device))
-            values.insert(0, solution.float())
+        unit = 0
+        if self._now.rows is not None:
+            unit_keys, added_up = self._now.rows
+            unit, keys, values = len(unit_keys), [unit_keys, *keys], [added_up, *values]
         joined = torch.cat(keys), torch.cat(values)
         request = torch.full((len(joined[0]),), OF_ALL, device=joined[0].device)
         return LowRankUpdate(*joined, request, unit)
@@ -274,11 +291,15 @@ class GrowingSystem:
             found = found + (x @ step.keys.T) @ step.values
         return found
 
+    def _room(self, width: int) -> int:
+        """How many keys steps may have together, for a layer of `width` inputs."""
+        return width if self._now.solution is None else width // 4
+
     def _add_up(self, count: int) -> None:
         """Make the first `count` steps part of the state."""
         steps, self._steps = self._steps[:count], self._steps[count:]
-        for step in steps:
-            self._now = self._now.after(step)
+        if steps:
+            self._now = self._now.after(_Step.cat(steps))
 
 
 def empty_systems(

@@ -46,7 +46,7 @@ class EditSequence:
 
     Each edit's rows are made on the model without any edit of the sequence, so they depend neither
     on the others nor on their order. The first edit alone is what it would be without a sequence.
-    `memory` bounds the bytes of rows and systems; past it the oldest edits are settled: they stay
+    `memory` bounds the bytes of edits and systems; past it the oldest edits are settled: they stay
     in the model, and come out only with all others (`rollback_all`).
     """
 

@@ -70,7 +70,9 @@ class SequenceEdit:
 
     @property
     def nbytes(self) -> int:
-        return sum(rows.nbytes for rows in (self.rows or {}).values())
+        """The memory of its rows and of its update as the only edit."""
+        of_alone = sum(one.keys.nbytes + one.values.nbytes for one in (self.alone or {}).values())
+        return of_alone + sum(rows.nbytes for rows in (self.rows or {}).values())
 
 
 def same_edits(one: Sequence[SequenceEdit], other: Sequence[SequenceEdit]) -> bool:
@@ -82,18 +84,18 @@ def gone(
     before: Sequence[SequenceEdit], after: Sequence[SequenceEdit]
 ) -> list[tuple[int, SequenceEdit]]:
     """The edits of `before` that are not, or not whole, in `after`, with their indices."""
-    return [
-        (index, one) for index, one in enumerate(before) if not any(one is other for other in after)
-    ]
+    left = {id(one) for one in after}
+    return [(index, one) for index, one in enumerate(before) if id(one) not in left]
 
 
 def without(edits: Sequence[SequenceEdit], gone: Sequence[SequenceEdit]) -> list[SequenceEdit]:
     """`edits` without those that are `gone`, and with what these had replaced."""
-    left = [edit for edit in edits if not any(edit is one for one in gone)]
+    taken = {id(one) for one in gone}
+    left = [edit for edit in edits if id(edit) not in taken]
     for index, old in sorted(
         (pair for one in gone for pair in one.replaced), key=lambda pair: pair[0]
     ):
-        if any(old is one for one in gone):
+        if id(old) in taken:
             continue
         place = next((n for n, one in enumerate(left) if one.is_of(old)), None)
         if place is None:

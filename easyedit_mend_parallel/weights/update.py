@@ -79,7 +79,9 @@ class LowRankUpdate:
 
     def largest_possible(self) -> Tensor:
         """An upper bound of the largest entry of ΔW, without forming it."""
-        return (self.keys.abs().amax(1) * self.values.abs().amax(1)).sum()
+        of_values = self.values.abs().amax(1)
+        of_keys = self.keys[self.unit_keys :].abs().amax(1)
+        return of_values[: self.unit_keys].sum() + (of_keys * of_values[self.unit_keys :]).sum()
 
     @torch.no_grad()
     def write(self, weight: Tensor, transposed: bool, base: Tensor | None = None) -> None:

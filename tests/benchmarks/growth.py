@@ -3,9 +3,9 @@
     PYTHONPATH=tests python -m benchmarks.growth soak|solved|systems|targets|bytes [--edits N]
 
 Prints JSON. The soak adds edits up and holds no result, so the ledger forgets all but the base and
-the last edit. `solved` solves each edit together with those before it; `systems` does only that
-step, for the widths of a 7B. The bytes are counted between simulated accelerators, on which the
-model lies in four parts.
+the last edit. `solved` solves each edit of SmolLM2's shape together with those before it; `systems`
+does only that step, for the widths of a 7B. The bytes are counted between simulated accelerators,
+on which the model lies in four parts.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ def soak(edits: int) -> dict[str, Any]:
 
 def solved(edits: int) -> dict[str, Any]:
     """Edits one after another, each solved together with those before it; then all undone."""
-    model = SOAKED.model()
-    before = {name: model.get_parameter(name).detach().clone() for name in SOAKED.targets}
-    hparams = SOAKED.hparams()
+    shape = SHAPES["smollm2-135m"]
+    model = shape.model()
+    before = {name: model.get_parameter(name).detach().clone() for name in shape.targets}
+    hparams = shape.hparams()
     hparams.aggregate, hparams.sequence = "least_squares", "solve"
     hparams.aggregate_options = {"preserved_text_weight": 0}
-    editor = MendParallel(model, tokenizer(), hparams, network=SOAKED.network(model))
+    editor = MendParallel(model, tokenizer(), hparams, network=shape.network(model))
     seconds, memory = [], []
     for number, request in enumerate(requests(edits), 1):
         started = time.perf_counter()
