@@ -22,8 +22,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 TOOLS = ["pytest>=9", "pytest-timeout", "peft", "scipy", "matplotlib"]
-NOT_CORE = ("hosts", "simulated_suite", "sharded", "demo", "demo_large", "docs", "benchmarks")
-"""Tests that need EasyEdit, g++, several processes, a download, or this project's own tools."""
+NOT_CORE = (
+    *("hosts", "simulated_suite", "sharded", "demo", "demo_large", "docs", "benchmarks"),
+    *("layout", "quantized"),
+)
+"""Tests that need EasyEdit, g++, several processes, a download, bitsandbytes, or this project's own
+tools."""
 
 
 class Row(NamedTuple):
