@@ -29,7 +29,8 @@ class MENDParallelTrainingHparams(MendHparams):
     #: answer is not compared.
     continuation_positions: int = 0
     #: Largest number of edits that a training step solves together, like a batch or a sequence. The
-    #: number is drawn anew for each group, from 1 to this one. `1`: each edit is made by itself.
+    #: number is drawn anew for each step, from 1 to this one, small ones more often. `1`: each edit
+    #: is made by itself.
     solved_edits: int = 1
     #: With `chat`, the fraction of facts in chat form; the others stay plain.
     chat_share: float = 1.0

@@ -24,15 +24,16 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 def group_sizes(edits: int, largest: int, seed: str) -> list[int]:
-    """Sizes of groups, drawn uniformly from 1 to `largest`, that `edits` edits are split into.
+    """Sizes of the groups that the `edits` edits of a step are split into.
 
-    The last group has what is left. The same for the same `seed`.
+    They are the same, but for the last group, which has what is left.
+    The size is drawn anew for each step, from 1 to `largest`, with a probability that falls like
+    1 / size: single edits, tens and hundreds are seen about as often as each other. The same for
+    the same `seed`.
     """
-    rng, sizes = random.Random(seed), []
-    while edits:
-        sizes.append(min(edits, rng.randint(1, largest)))
-        edits -= sizes[-1]
-    return sizes
+    size = min(largest, int((largest + 1) ** random.Random(seed).random()))
+    whole, left = divmod(edits, size)
+    return [size] * whole + [left] * (left > 0)
 
 
 def group_of_each(sizes: Sequence[int]) -> Tensor:
