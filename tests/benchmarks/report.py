@@ -230,10 +230,12 @@ def growth_table(found: Figures) -> list[str]:
                 " and ".join("yes" if value else "no" for value in soak["exact"])),
         ]  # fmt: skip
     if solved:
-        says = f"{at_marks(solved['ms'])}; {'yes' if solved['exact'] else 'no'}"
-        rows.append(
-            row("time of an edit that is solved with those before it; undone to the bit", says)
+        each = (solved["mib"][-1] - solved["mib"][0]) / (
+            solved["edits"] - int(next(iter(solved["ms"])))
         )
+        undone = "undone" if solved["exact"] else "not undone"
+        says = f"{at_marks(solved['ms'])}; {each:.1f} MiB an edit; {undone} to the bit"
+        rows.append(row("an edit of SmolLM2's shape, solved with those before it", says))
     for widths, system in systems.items():
         says = f"{at_marks(system['ms'])}; {system['mib']:,.0f} MiB"
         rows.append(row(f"of it one target's system, widths of a 7B, {widths}", says))
