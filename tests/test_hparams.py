@@ -57,6 +57,21 @@ def test_the_least_file_is_read(cls: type[MendHparams], tmp_path: Path) -> None:
     assert (config.rank, config.n_hidden, config.edit_lr) == (1920, 1, 1e-4)
 
 
+def test_a_name_with_two_values_is_refused_where_they_differ(tmp_path: Path) -> None:
+    path = written(tmp_path, LEAST)
+    least = path.read_text(encoding="utf-8")
+    for twice, accepted in (
+        ("lr: 1.0e-4\nlr: 1.0e-4\n", True),
+        ("lr: 1.0e-4\nlr: 1.0e-5\n", False),
+    ):
+        path.write_text(least + twice, encoding="utf-8")
+        if accepted:
+            assert MENDParallelHyperParams.from_hparams(path).lr == 1e-4
+        else:
+            with pytest.raises(HparamsError, match=r"lr has two values(.|\n)*line"):
+                MENDParallelHyperParams.from_hparams(path)
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'1e-4'"])
 def test_floats_that_yaml_reads_as_strings_are_floats(text: str, tmp_path: Path) -> None:
     rest = yaml.safe_dump(without("edit_lr"))

@@ -76,7 +76,7 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise HparamsError(f"{path} cannot be parsed: {error}") from error
     if _is_larger(values, MOST_VALUES):
@@ -88,6 +88,25 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
     if not set(METHOD_FIELDS) & set(values):
         raise HparamsError(f"{path} names no method: add `alg_name: {METHOD}`")
     return values, path
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that has two values, of which yaml would silently take the last.
+
+    The same value twice is accepted: one of EasyEdit's files has it.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, yaml.Node] = {}
+        for key, value in node.value:
+            name = getattr(key, "value", None)
+            if not isinstance(name, str):
+                continue
+            if name in seen and yaml.serialize(seen[name]) != yaml.serialize(value):
+                says = f"{name} has two values; leave one of them out"
+                raise yaml.constructor.ConstructorError(None, None, says, key.start_mark)
+            seen[name] = value
+        return super().construct_mapping(node, deep)
 
 
 def names_method(name_or_path: str | Path, method: str) -> bool:
