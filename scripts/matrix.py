@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-TOOLS = ["pytest>=9", "pytest-timeout", "peft", "scipy", "matplotlib"]
+TOOLS = ["pytest>=9", "pytest-timeout", "pytest-xdist", "peft", "scipy", "matplotlib"]
+TOOLS += ["bitsandbytes", "sentencepiece", "tiktoken", "protobuf"]
 NOT_CORE = (
     *("hosts", "simulated_suite", "sharded", "demo", "demo_large", "docs", "benchmarks"),
-    *("layout", "quantized"),
+    *("layout", "release"),
 )
-"""Tests that need EasyEdit, g++, several processes, a download, bitsandbytes, or this project's own
+"""Tests that need EasyEdit, g++, several processes, a download, or this project's own
 tools."""
 
 
@@ -50,9 +51,8 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("3.10", torch="2.6.0", transformers="4.57.0", accelerate="1.0.0", peft="0.18.0"),
+    Row("3.10", torch="2.8.0", transformers="5.5.4", accelerate="1.1.0", peft="0.18.0"),
     Row("3.10"),
-    Row("3.11", transformers="4.57.0"),
     Row("3.11", transformers="5.5.4", peft="0.18.0"),
     Row("3.11"),
     Row("3.12", transformers="5.5.4", peft="0.18.0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_the_file_says_what_was_asked_and_what_happened(tmp_path: Path) -> None:
     assert saved.about["losses"] == result.losses
     assert saved.about["losses_after"] == result.losses_after
     assert saved.about["hparams"]["rank"] == 6
-    assert saved.about["versions"]["torch"] == torch.__version__
+    assert saved.about["versions"]["torch"] == version("torch")
     assert saved.about["placements"][toy_targets(model)[0]]["kept"] == "resident"
     tokens = saved.about["tokens"]["input_ids"]
     assert tokens == [*FACTS[0]["prompt"].split(), "Rome"]

@@ -90,6 +90,7 @@ def zamba() -> Any:
         attn_layer_offset=1,
         mamba_d_state=4,
         mamba_d_conv=2,
+        use_mamba_kernels=False,
     )
     return transformers.ZambaForCausalLM(config)
 
