@@ -104,7 +104,7 @@ CASES = [
         f"{EDITS} --data_dir DATA --data_type counterfact --metrics_save_dir out",
     ),
     Case("run_WikiBigEdit.py", f"{EDITS} --data_dir DATA/knowedit.json --metrics_save_dir out"),
-    Case("run_ultraedit_editing.py", f"{ROWS} ZsRE"),
+    Case("run_ultraedit_editing.py", f"{ROWS} zsre"),
     Case("run_SimIE_editing.py", f"{ROWS} ZsRE"),
     Case(
         "run_concept_editing.py",

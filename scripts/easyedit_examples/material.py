@@ -153,7 +153,7 @@ def zsre_record(fact: Fact) -> dict[str, Any]:
         "alt": fact.new,
         "answers": [fact.true],
         "rephrase": fact.rephrase,
-        "loc": fact.near,
+        "loc": f"nq question: {fact.near}",  # as in the data of ZsRE: EasyEdit asks for it
         "loc_ans": fact.near_answer,
         "portability": hop,
     }

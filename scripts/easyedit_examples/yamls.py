@@ -33,8 +33,12 @@ def editing_yaml(name: str, model: str, archive: str) -> str:
 
 
 def training_yaml(name: str, model: str, *, final_eval: bool) -> str:
-    """A file of EasyEdit's for training, with the method's name `name`."""
+    """A file of EasyEdit's for training, with the method's name `name`.
+
+    Without a final evaluation there is none between either: the script has no data for it.
+    """
     own = {"alg": name, "archive": None, "max_iters": 6, "final_eval": final_eval}
+    own |= {} if final_eval else {"val_interval": 1000}
     return yaml.safe_dump(_fields(model) | own)
 
 
@@ -53,8 +57,8 @@ def _fields(model: str) -> dict[str, Any]:
         **{"one_sided": False, "n_hidden": 1, "hidden_dim": None, "init": "id", "norm": True},
         **{"combine": True, "x_only": False, "delta_only": False, "act": "relu", "rank": 8},
         **{"mlp_class": "IDMLP", "shared": True, "batch_size": 1, "model_save_pt": 5000},
-        **{"silent": False, "results_dir": "./results", "log_interval": 5, "val_interval": 5},
-        **{"eval_log_interval": 5, "early_stop_key": "loss/total_edit_val", "val_steps": 2},
+        **{"silent": False, "results_dir": "./results", "log_interval": 4, "val_interval": 4},
+        **{"eval_log_interval": 4, "early_stop_key": "loss/total_edit_val", "val_steps": 2},
         **{"early_stop_patience": 100, "half": False, "debug": False, "save": False},
         **{"verbose": True, "val_batch_size": 1, "accumulate_bs": 2, "opt": "Adam"},
         **{"grad_clip": 100.0, "eval_only": False, "final_eval": False},
