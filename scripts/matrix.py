@@ -23,12 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 TOOLS = ["pytest>=9", "pytest-timeout", "pytest-xdist", "peft", "scipy", "matplotlib"]
 TOOLS += ["bitsandbytes", "sentencepiece", "tiktoken", "protobuf"]
-NOT_CORE = (
-    *("hosts", "simulated_suite", "sharded", "demo", "demo_large", "docs", "benchmarks"),
-    *("layout", "release"),
-)
-"""Tests that need EasyEdit, g++, several processes, a download, or this project's own
-tools."""
+NOT_CORE = [
+    "hosts",
+    "simulated_suite",
+    "sharded",
+    "demo",
+    "demo_large",
+    "docs",
+    "benchmarks",
+    "layout",
+    "release",
+]
+"""Tests that need EasyEdit, g++, several processes, a download, or this project's own tools."""
 
 
 class Row(NamedTuple):

@@ -106,10 +106,11 @@ class _Step:
     @classmethod
     def cat(cls, steps: Sequence[_Step]) -> _Step:
         """What several edits brought in."""
-        keys, values = (
-            torch.cat([getattr(step, name) for step in steps]) for name in ("keys", "values")
+        return cls(
+            torch.cat([step.keys for step in steps]),
+            torch.cat([step.values for step in steps]),
+            torch.stack([step.probed for step in steps]).sum(0),
         )
-        return cls(keys, values, sum((step.probed for step in steps[1:]), steps[0].probed))
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,7 @@ class _State:
 
     @property
     def tensors(self) -> list[Tensor]:
-        held = (self.factor, self.solution, *(self.rows or ()))
-        return [one for one in held if one is not None]
+        return [one for one in (self.factor, self.solution) if one is not None]
 
     def after(self, step: _Step) -> _State:
         """With what further edits brought in."""
@@ -253,6 +253,7 @@ class GrowingSystem:
     def nbytes(self) -> int:
         """The memory of the factor and of the solution, now and at the start."""
         held = [*self._now.tensors, *self._start.tensors, *self._empty.tensors]
+        held += self._now.rows or ()
         held += [tensor for step in self._steps for tensor in (step.keys, step.values)]
         return sum(tensor.nbytes for tensor in {id(one): one for one in held}.values())
 
