@@ -68,6 +68,7 @@ class Proposer:
         self._step_margin = hparams.step_margin
         self._limit = hparams.batch_bytes
         self._goes_on = aggregate.goes_on and scoping is None
+        self._solves_one = aggregate.solves_one and scoping is None
         config: Any = model.config
         if self._goes_on and config.is_encoder_decoder:
             raise HparamsError(
@@ -91,7 +92,7 @@ class Proposer:
             own,
             self._aggregate,
             limit=self._limit,
-            preserved=self._preserved_inputs() if len(asked) > 1 or self._goes_on else None,
+            preserved=self._preserved_inputs() if len(asked) > 1 or self._solves_one else None,
         )
 
     def refuse_ready(self, asked: Sequence[Request], otherwise: bool) -> None:
@@ -132,6 +133,7 @@ class Proposer:
             self._trained.fingerprint,
             tuple(self._preserved_ids()),
             options.continuation_weight,
+            options.solve_single,
         )
 
     def parts(self, batch: Batch) -> Iterator[Batch]:

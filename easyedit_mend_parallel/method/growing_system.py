@@ -38,6 +38,12 @@ class SystemOptions:
     network: int
     preserved: tuple[tuple[int, ...], ...] = ()
     continuation_weight: float = 0.0
+    solve_single: bool = False
+
+    @property
+    def solves_one(self) -> bool:
+        """Whether the update of one request comes from the systems, too."""
+        return self.solve_single or self.continuation_weight > 0
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Aggregate:
     `preserved_text` are lines of unrelated text (None: those that ship) on whose inputs the update
     must not act; `preserved_text_weight` is the weight of one of their tokens beside one of a
     request's; 0 leaves them out. `continuation_weight` is the same for tokens of the text with
-    which the unedited model continues after the target; with 0 there is no such text.
+    which the unedited model continues after the target; with 0 there is no such text. With
+    `solve_single` one request is solved, too, instead of keeping its own update.
     """
 
     how: str = "least_squares"
@@ -64,6 +65,7 @@ class Aggregate:
     preserved_text: tuple[str, ...] | None = None
     preserved_text_weight: float = 0.1
     continuation_weight: float = 0.0
+    solve_single: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("how", HOW), ("keys_from", KEYS_FROM)):
@@ -79,6 +81,15 @@ class Aggregate:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise HparamsError(f"aggregate: {name} is {value!r}; it has to be 0 or more")
+        if not isinstance(self.solve_single, bool):
+            raise HparamsError(
+                f"aggregate: solve_single is {self.solve_single!r}; it has to be true or false"
+            )
+
+    @property
+    def solves_one(self) -> bool:
+        """Whether the update of one request comes from a system, too."""
+        return self.goes_on or (self.how == "least_squares" and self.solve_single)
 
     @property
     def goes_on(self) -> bool:

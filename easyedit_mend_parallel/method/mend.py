@@ -95,15 +95,16 @@ def propose_batch(
 ) -> Proposal:
     """One update for the requests of `batch`, combined as `options` say; nothing is written.
 
-    For one request this is what `own_updates` gives, unless systems have rows of what follows a
-    target (`continuation_weight`; `batch` then has the continuations). More go through the model in
-    parts, so that the rows of a part and the systems stay within `limit` bytes; the model's own
-    activations come on top. `preserved` are the inputs that a least-squares system preserves.
+    For one request this is what `own_updates` gives, unless the options solve one request, too
+    (`Aggregate.solves_one`; with a `continuation_weight` `batch` has the continuations). More go
+    through the model in parts, so that the rows of a part and the systems stay within `limit`
+    bytes; the model's own activations come on top. `preserved` are the inputs that a least-squares
+    system preserves.
 
     Raises what `capture` and `own_updates` raise; UpdateError for systems that do not fit the
     limit or cannot be solved.
     """
-    if batch.n_requests == 1 and not options.goes_on:
+    if batch.n_requests == 1 and not options.solves_one:
         return _own(model, targets, batch, own_updates)
     if options.how == "least_squares":
         return _solved(model, targets, batch, own_updates, options, limit, preserved)

@@ -141,13 +141,13 @@ class EditSequence:
         are then as they were.
         """
         with self._without_net() as write:
-            goes_on = self.options.continuation_weight > 0
-            if self._edits or self._settled or goes_on:
+            solves_one = self.options.solves_one
+            if self._edits or self._settled or solves_one:
                 self._complete(self._edits, making.rows)
                 others = self._others(requests, self._edits)
                 own = making.rows(batch, requests)
                 alone = own.updates
-                if len(requests) > 1 or goes_on:
+                if len(requests) > 1 or solves_one:
                     alone = self._systems.alone(own.rows, making.preserved)
                 edit = SequenceEdit(list(requests), alone=alone, rows=own.rows)
                 proposal = Proposal(alone, own.losses)

@@ -151,6 +151,7 @@ def make_solver(
         options.preserved_text_weight,
         0,
         continuation_weight=options.continuation_weight,
+        solve_single=options.solve_single,
     )
     preserved = gathered_once(texts.model, targets, ids, hparams.batch_bytes)
     return StepSolver(texts, targets, system, preserved, continued)

@@ -47,8 +47,8 @@ class StepSolver:
     One least-squares system for each target and group (see `GrowingSystem`), with `preserved`
     inputs of preserved text. As in a sequence, the inputs are those of each edit's own edited
     forward pass, without a gradient, and a group of one edit has that edit's own update, unless
-    nothing is to change after the answer (`continuation_weight`): then it is solved too.
-    `continued` {text of a request: the text with a continuation} is for that.
+    the options say that one request is solved, too (`SystemOptions.solves_one`).
+    `continued` {text of a request: the text with a continuation} is for a `continuation_weight`.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class StepSolver:
         self._texts, self._targets = texts, targets
         self._continuation_weight = options.continuation_weight
         self._goes_on = options.continuation_weight > 0
+        self._solves_one = options.solves_one
         self._systems = empty_systems(targets, options, preserved)
 
     def solved(
@@ -108,7 +109,7 @@ class StepSolver:
     ) -> LowRankUpdate:
         of, parts = group.to(rows.request.device)[rows.request], []
         for number, size in enumerate(sizes):
-            if size == 1 and not self._goes_on:
+            if size == 1 and not self._solves_one:
                 part = own.of_request(int((group == number).nonzero()))
             else:
                 here = of == number
