@@ -169,7 +169,7 @@ def test_an_edit_with_ready_inputs_is_solved_too() -> None:
 
 @pytest.mark.parametrize("value", ["yes", 1, None])
 def test_a_value_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
-    with pytest.raises(HparamsError, match="solve_single is .*true or false"):
+    with pytest.raises(HparamsError, match=r"solve_single is .*true or false"):
         editor_of(toy_model("llama"), solve_single=value)
 
 
