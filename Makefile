@@ -14,8 +14,11 @@ WITHOUT_DEPENDENCIES := $(TORCHVISION) timm==1.0.31 fairscale==0.4.13 easyeditor
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 ATTACK_MINUTES ?= 30
+# What `make gpu` runs on, and the shapes that it measures; by default it looks.
+DEVICE ?=
+SHAPES ?=
 
-.PHONY: help demo demo-large test matrix attack bench docs lint format dist clean
+.PHONY: help demo demo-large test matrix attack gpu bench docs lint format dist clean
 
 help:
 	@echo "make demo   edit SmolLM2-135M spread over devices, with EasyEdit (3 minutes)"
@@ -23,6 +26,7 @@ help:
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make matrix run the core tests with other versions of Python, torch and transformers"
 	@echo "make attack try to break it: faults at every line, every architecture (twice ATTACK_MINUTES)"
+	@echo "make gpu    check and measure edits on this machine's GPU (8 minutes; DEVICE=cpu SHAPES=tiny rehearses)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
 	@echo "make lint   lint and types only"
@@ -46,6 +50,9 @@ matrix: $(INSTALLED)
 attack: $(INSTALLED)
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
 	PYTHONPATH=.:tests timeout $(ATTACK_MINUTES)m $(RUN) -W ignore -m attack.architectures
+
+gpu: $(INSTALLED)
+	PYTHONPATH=tests $(RUN) -W ignore -m gpu $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPES),--shapes $(SHAPES))
 
 bench: $(INSTALLED)
 	PYTHONPATH=tests $(RUN) -W ignore -m benchmarks

@@ -46,12 +46,14 @@ def wide_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     return model.to(dtype).eval()
 
 
-def quantized_model(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """`wide_model`, saved in `folder` and loaded as `kind` (one of `KINDS`) on the CPU."""
+def quantized_model(
+    kind: str, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Any:
+    """`wide_model`, saved in `folder` and loaded as `kind` (one of `KINDS`) on `device`."""
     wide_model(dtype).save_pretrained(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         quantization_config=transformers.BitsAndBytesConfig(**KINDS[kind]),
-        device_map={"": "cpu"},
+        device_map={"": device},
         dtype=dtype,
     )

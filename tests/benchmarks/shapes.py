@@ -128,6 +128,7 @@ PROJECTIONS = ("gate", "up", "down")
 SHAPES = {
     shape.name: shape
     for shape in (
+        Shape("tiny", 4, 64, 128, 2, 2, 300, rank=16),
         Shape("smollm2-135m", 30, 576, 1536, 9, 3, 49152, rank=1920, tied=True),
         Shape("llama-1b", 16, 2048, 5632, 32, 32, 32000, rank=1920),
         Shape("llama-2-7b", 32, 4096, 11008, 32, 32, 32000, rank=1920),
