@@ -50,6 +50,7 @@ matrix: $(INSTALLED)
 attack: $(INSTALLED)
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
 	PYTHONPATH=.:tests timeout $(ATTACK_MINUTES)m $(RUN) -W ignore -m attack.architectures
+	LIFE_EXAMPLES=300 $(RUN) -m pytest -q tests/test_life_of_a_model.py
 
 gpu: $(INSTALLED)
 	PYTHONPATH=tests $(RUN) -W ignore -m gpu $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPES),--shapes $(SHAPES))

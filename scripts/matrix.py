@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-TOOLS = ["pytest>=9", "pytest-timeout", "pytest-xdist", "peft", "scipy", "matplotlib"]
+TOOLS = ["pytest>=9", "hypothesis", "pytest-timeout", "pytest-xdist", "peft", "scipy", "matplotlib"]
 TOOLS += ["bitsandbytes", "sentencepiece", "tiktoken", "protobuf"]
 NOT_CORE = [
     "hosts",
