@@ -72,6 +72,18 @@ def test_a_name_with_two_values_is_refused_where_they_differ(tmp_path: Path) -> 
                 MENDParallelHyperParams.from_hparams(path)
 
 
+@pytest.mark.parametrize("again", ["1e-4", "1e-5"])
+def test_the_same_in_json(again: str, tmp_path: Path) -> None:
+    path = tmp_path / "hparams.json"
+    least = json.dumps(yaml.safe_load(written(tmp_path, LEAST).read_text(encoding="utf-8")))
+    path.write_text(f'{least[:-1]}, "lr": 1e-4, "lr": {again}}}', encoding="utf-8")
+    if again == "1e-4":
+        assert MENDParallelHyperParams.from_hparams(path).lr == 1e-4
+    else:
+        with pytest.raises(HparamsError, match="lr has two values"):
+            MENDParallelHyperParams.from_hparams(path)
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'1e-4'"])
 def test_floats_that_yaml_reads_as_strings_are_floats(text: str, tmp_path: Path) -> None:
     rest = yaml.safe_dump(without("edit_lr"))

@@ -185,6 +185,10 @@ def test_a_byte_order_mark_and_blank_lines_before_the_first_line_do_no_harm(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        (
+            '{"prompt": "A", "target_new": "b", "target_new": "c"}',
+            "line 2 .*target_new has two values",
+        ),
         ('{"prompt": "Half', r"line 2 is not JSON .*one whole object"),
         ("[" * 100_000, "line 2 is not JSON"),
         ("[]", "line 2 is a list; each record must be an object"),

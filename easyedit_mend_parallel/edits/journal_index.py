@@ -14,6 +14,7 @@ from pathlib import Path
 
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import (
+    parsed_json,
     refuse_irregular,
     with_checksum,
     without_checksum,
@@ -49,7 +50,7 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
         return 0, []
     try:
         refuse_irregular(index)
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = parsed_json(index.read_text(encoding="utf-8"))
         if content["kind"] != KIND or content["format_version"] != FORMAT_VERSION:
             raise EditError(
                 f"{index} is of another kind or format than version {FORMAT_VERSION} of a "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.edits.saved import package_versions
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.files import read_tensors, sha256_of, write_tensors
+from easyedit_mend_parallel.files import parsed_json, read_tensors, sha256_of, write_tensors
 from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate, Thresholds
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
@@ -228,7 +228,7 @@ def _index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EditError(f"no scoped edits are saved at {folder.absolute()}: {INDEX} is missing")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise EditError(f"{path} is cut short or damaged: {error}") from error
     if not isinstance(index, dict) or index.get("kind") != KIND:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from easyedit_mend_parallel.errors import DataError, suggestion
+from easyedit_mend_parallel.files import parsed_json
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _JSON_TYPES = {
@@ -49,7 +50,7 @@ def from_lines(file: BinaryIO, path: Path) -> Iterator[Record]:
     """
     for where, line in _lines(file, path):
         try:
-            fields = json.loads(line)
+            fields = parsed_json(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where} is not JSON ({_reason(error)}); "
@@ -154,7 +155,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
 
 def _json_list(raw: bytes, path: Path) -> list[Any]:
     try:
-        records = json.loads(raw.decode())
+        records = parsed_json(raw.decode())
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from None

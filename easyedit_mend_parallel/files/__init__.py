@@ -66,6 +66,21 @@ def text_lines(file: Readable, field: str, error: type[MendParallelError]) -> tu
     return lines
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """What JSON text says. Raises ValueError or RecursionError where it cannot be parsed, or where
+    a name has two different values, of which `json.loads` takes the last without a word."""
+    return json.loads(text, object_pairs_hook=_named_once)
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise ValueError(f"{name} has two values; leave one of them out")
+        found[name] = value
+    return found
+
+
 def refuse_irregular(path: Path) -> None:
     """Raise OSError for a folder, a pipe or a device: reading those may never end."""
     if path.exists() and not path.is_file():
@@ -159,7 +174,7 @@ def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor
         text = metadata.get(HEADER, "{}")
         if metadata.get(CHECKSUM, _checksum(text)) != _checksum(text):
             raise ValueError("its header does not fit its checksum: a part of it was changed")
-        header = json.loads(text)
+        header = parsed_json(text)
         wanted = header.pop(CHECKSUM, None) if isinstance(header, dict) else None
         if (wanted is None) != (CHECKSUM not in metadata):
             raise ValueError("one of its two checksums is missing: a part of it was changed")

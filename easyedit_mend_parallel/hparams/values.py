@@ -6,7 +6,6 @@ Knows which values are invalid, for all classes of hyperparameters.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import yaml
 from accelerate.utils.modeling import convert_file_size_to_int
 
 from easyedit_mend_parallel.errors import HparamsError
-from easyedit_mend_parallel.files import refuse_irregular
+from easyedit_mend_parallel.files import parsed_json, refuse_irregular
 from easyedit_mend_parallel.forward.tokenizing import TARGET_SPACE
 from easyedit_mend_parallel.method.hypernetwork import HypernetworkConfig
 from easyedit_mend_parallel.method.least_squares import Aggregate
@@ -76,7 +75,7 @@ def read_values(name_or_path: str | Path) -> tuple[dict[str, Any], Path]:
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read hyperparameters from {path}: {error}") from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        values = parsed_json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise HparamsError(f"{path} cannot be parsed: {error}") from error
     if _is_larger(values, MOST_VALUES):
