@@ -58,6 +58,10 @@ class TrainingError(MendParallelError):
     """A training run cannot continue: too few rows, no gradient, or no step."""
 
 
+class FileError(MendParallelError, OSError):
+    """A file or folder cannot be written; what was there before is unchanged."""
+
+
 class PluginError(MendParallelError):
     """The offer of a plugin cannot be registered."""
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from easyedit_mend_parallel.errors import EditError, MendParallelError
+from easyedit_mend_parallel.errors import EditError, FileError, MendParallelError
 from easyedit_mend_parallel.files.interrupts import interrupts_held
 
 HEADER = "easyedit_mend_parallel"
@@ -91,9 +91,10 @@ def refuse_irregular(path: Path) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path next to `path`. It replaces `path` if the context ends without an exception.
 
-    A reader sees the old file or the new one, never a part; after an exception, the old one.
+    A reader sees the old file or the new one, never a part; after an exception, the old one. Raises
+    FileError where it cannot be written, inside of the context too.
     """
-    with interrupts_held() as held:
+    with _naming(path), interrupts_held() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -110,6 +111,19 @@ def written_whole(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing `path` into a FileError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error, FileError) else error
+        raise FileError(
+            f"{path} cannot be written ({reason}); what was there is unchanged. Make room, or name "
+            "another place"
+        ) from reason
+
+
 def is_free(path: Path) -> bool:
     """Whether `path` does not exist or is an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
@@ -120,11 +134,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder next to `path`. It becomes `path` if the context ends without exception.
 
     Raises EditError if `path` exists and is not an empty folder. After an exception nothing is
-    left.
+    left. Raises FileError where it cannot be written, inside of the context too.
     """
     if not is_free(path):
         raise EditError(f"{path} exists and is not empty: name a new folder")
-    with interrupts_held() as held:
+    with _naming(path), interrupts_held() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:

@@ -242,7 +242,7 @@ def save_archive(
         }
         write_tensors(path, state, about)
         return path
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         torch.save(
             {
                 "model": {**state, "model_config": with_header(model_config or {}, header)},
@@ -253,7 +253,7 @@ def save_archive(
                 "elapsed_time": None,
                 "step": 0,
             },
-            temporary,
+            file,
         )
     return path
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel.errors import FileError, TrainingError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 
@@ -104,7 +104,8 @@ def refusing_full_disks(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         kept = "the one before is whole" if path.exists() else "there was none before"
+        reason = error.__cause__ if isinstance(error, FileError) else error
         raise TrainingError(
-            f"{path} cannot be written ({error}); {kept}. Make room, or name another folder, and "
+            f"{path} cannot be written ({reason}); {kept}. Make room, or name another folder, and "
             "go on with --resume"
         ) from error

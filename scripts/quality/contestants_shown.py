@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MEASURES = ("edit", "rephrase", "neighbours", "unrelated", "answer_first", "repetition")
-COLUMNS = (*MEASURES, "perplexity")
+COLUMNS = (*MEASURES, "perplexity", "first ten", "last ten")
 FREE = ("repetition", "perplexity")
 """Measures that the unedited model has, too."""
 
