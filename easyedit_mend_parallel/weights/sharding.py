@@ -96,17 +96,17 @@ class Shard:
 def shard_of(model: nn.Module, target: Target) -> Shard | None:
     """How the layer of `target` computes: on which part of its weight; None for all of it.
 
-    Under FSDP2 a layer computes with its whole weight, though it is stored in shards
-    (`stored_part`). Raises PlacementError for anything but that and plain tensor parallelism:
-    several split mesh dimensions, interleaved slices.
+    FSDP2 gathers what it splits before the layer computes, though it is stored in shards
+    (`stored_part`): what is left is tensor parallelism, if there is any. Raises PlacementError for
+    other splits: several dimensions of tensor parallelism, interleaved slices.
     """
     reshard(model, target.layer_name)
     layer, weight = target.layer(model), target.parameter(model)
     if not is_distributed(weight):
         return None
     if is_fully_sharded(model, target.layer_name):
-        _refuse_other_shards(weight, target)
-        return None
+        dimension = _tensor_parallel_dimension(weight, target)
+        return None if dimension is None else _shard_over(weight, dimension, target)
     return shard_of_layer(layer, target)
 
 
@@ -115,13 +115,28 @@ def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
     weight = layer.get_parameter(target.attribute)
     if not is_distributed(weight):
         return None
-    from torch.distributed.tensor import DTensor, Replicate
+    split: Any = weight
+    flat_mesh(split.device_mesh, target.name)
+    found = _shard_over(split, 0, target)
+    if found.side is None:
+        return found
+    here, dimension = found.here, split.placements[0].dim % 2
+    if split.to_local().shape[dimension] != here.stop - here.start or found.width == 1:
+        raise PlacementError(
+            f"{target.name} has {split.to_local().shape[dimension]} of {found.width} on this "
+            f"process, where equal chunks would give {here.stop - here.start} of at least 2: it "
+            "cannot be edited in this split"
+        )
+    return found
+
+
+def _shard_over(weight: Any, mesh_dimension: int, target: Target) -> Shard:
+    """How one dimension of its mesh splits a DTensor, into equal chunks or copies."""
+    from torch.distributed.tensor import Replicate
     from torch.distributed.tensor import Shard as SplitAlong
 
-    assert isinstance(weight, DTensor)
-    mesh = flat_mesh(weight.device_mesh, target.name)
-    group = mesh.get_group()
-    placement = weight.placements[0]
+    mesh, placement = weight.device_mesh, weight.placements[mesh_dimension]
+    group = mesh.get_group(mesh_dimension)
     if isinstance(placement, Replicate):
         return Shard(target.name, group, None, 0, slice(0, 0))
     if type(placement) is not SplitAlong:  # a _StridedShard has been a kind of Shard
@@ -131,13 +146,7 @@ def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
         )
     dimension = placement.dim % 2
     width = weight.shape[dimension]
-    here = _slice(width, group, mesh.get_local_rank())
-    if weight.to_local().shape[dimension] != here.stop - here.start or width == 1:
-        raise PlacementError(
-            f"{target.name} has {weight.to_local().shape[dimension]} of {width} on this process, "
-            f"where equal chunks would give {here.stop - here.start} of at least 2: it cannot be "
-            "edited in this split"
-        )
+    here = _slice(width, group, mesh.get_local_rank(mesh_dimension))
     side: Side = "in" if (dimension == 0) == target.transposed else "out"
     return Shard(target.name, group, side, width, here)
 
@@ -174,11 +183,17 @@ def stored_part(model: nn.Module, target: Target) -> StoredPart | None:
     if not is_distributed(weight):
         return None
     mesh, here, groups = weight.device_mesh, [slice(0, width) for width in weight.shape], []
-    for dimension, placement in enumerate(weight.placements):
+    # FSDP2 splits what tensor parallelism has split: where both split the same side, its placement
+    # is a _StridedShard, which is a part of the other's slice.
+    numbered = enumerate(weight.placements)
+    inner_last = sorted(numbered, key=lambda one: hasattr(one[1], "split_factor"))
+    for dimension, placement in inner_last:
         if not hasattr(placement, "dim"):
             continue
         group, side = mesh.get_group(dimension), placement.dim % 2
-        here[side] = _slice(weight.shape[side], group, mesh.get_local_rank(dimension))
+        outer = here[side]
+        part = _slice(outer.stop - outer.start, group, mesh.get_local_rank(dimension))
+        here[side] = slice(outer.start + part.start, outer.start + part.stop)
         groups.append(group)
     sizes = tuple(part.stop - part.start for part in here)
     if tuple(weight.to_local().shape) != sizes:
@@ -201,25 +216,33 @@ def split_code(model: nn.Module) -> int:
     return code
 
 
-def _refuse_other_shards(weight: Any, target: Target) -> None:
-    """Raise PlacementError for a weight that FSDP2 does not split alone: one mesh dimension over
-    which it is split into plain slices, and copies over at most one more (HSDP)."""
+def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
+    """The mesh dimension that splits a weight besides FSDP2; None if FSDP2 alone splits it.
+
+    FSDP2's mesh comes first: copies (HSDP) if any, then shards; a dimension of tensor parallelism
+    may follow. Raises PlacementError for others.
+    """
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor import Shard as SplitAlong
 
     mesh, placements = weight.device_mesh, weight.placements
     refuse_stages(mesh, target.name)
-    copies, split = placements[:-1], placements[-1]
+    copies = int(len(placements) > 1 and isinstance(placements[0], Replicate))
+    shards, *others = placements[copies:]
+    strided = getattr(shards, "split_factor", 1) > 1
     if (
-        type(split) is not SplitAlong
-        or len(copies) > 1
-        or not all(isinstance(one, Replicate) for one in copies)
+        not hasattr(shards, "dim")
+        or len(others) > 1
+        or not all(type(one) in (SplitAlong, Replicate) for one in others)
+        or (strided and not (others and getattr(others[0], "dim", None) == shards.dim))
     ):
         raise PlacementError(
             f"{target.name} lies on a mesh with dimensions {mesh.mesh_dim_names}, placed as "
-            f"{placements}; under fully_shard (FSDP2) only weights that it alone splits can be "
-            "edited: a mesh of one dimension, or (replicate, shard), without tensor parallelism"
+            f"{placements}; under fully_shard (FSDP2) only weights can be edited that it splits on "
+            "a mesh (shard) or (replicate, shard), followed by at most one dimension of tensor "
+            "parallelism"
         )
+    return copies + 1 if others else None
 
 
 def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from sharded.models import (
     patched,
     plain_model,
     shards,
+    with_parallel_blocks,
 )
 from torch import distributed as dist
 from torch import nn
@@ -35,7 +36,6 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, toy_model, weights
 from transformers.distributed import DistributedConfig
 
@@ -63,20 +63,29 @@ def default_mesh() -> DeviceMesh:
     return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
 
 
-def again(claim: Callable[[], None]) -> Callable[[], None]:
-    """The claim of a tensor-parallel model, about one that `split` makes."""
+def again(
+    claim: Callable[[], None], load: Callable[..., Any] = split, kind: str = "fully_sharded"
+) -> Callable[[], None]:
+    """The claim of a tensor-parallel model, about one that `load` makes."""
 
     def claimed() -> None:
         with ExitStack() as stack:
             for module in (models, claims, failures, keeping, scoped):
-                stack.enter_context(patched(module, "load", split))
-            folder = keeping.CHECKPOINTS / "fully_sharded"  # not that of the tensor-parallel claims
+                stack.enter_context(patched(module, "load", load))
+            folder = keeping.CHECKPOINTS / kind  # not that of the tensor-parallel claims
             folder.mkdir(exist_ok=True)
             stack.enter_context(patched(keeping, "CHECKPOINTS", folder))
             claim()
 
-    claimed.__name__ = f"fully_sharded_{claim.__name__}"
+    claimed.__name__ = f"{kind}_{claim.__name__}"
     return claimed
+
+
+def split_twice(model: Any) -> Any:
+    """A copy of `model` whose blocks are tensor parallel, and which torch splits once more over
+    other processes (FSDP2 over TP)."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tp"))
+    return split(with_parallel_blocks(copy.deepcopy(model), mesh["tp"]), mesh=mesh["data"])
 
 
 def run(model: Any) -> torch.Tensor:
@@ -240,11 +249,6 @@ def what_cannot_be_edited_is_refused_by_its_name() -> None:
     partitioned = plain_model()
     partitioned.lm_head.weight.ds_id = 0  # as DeepSpeed's ZeRO-3 marks a parameter
     stages = init_device_mesh("cpu", (2, 1), mesh_dim_names=("pp", "dp"))
-    two = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tp"))
-    both = plain_model()
-    for block in both.model.layers:
-        parallelize_module(block, two["tp"], {"mlp.up_proj": ColwiseParallel()})
-        fully_shard(block, mesh=two["data"])
     broken = split(plain)
     weight = broken.model.layers[5].mlp.up_proj.weight
     weight._local_tensor = weight._local_tensor[:-1]
@@ -252,7 +256,6 @@ def what_cannot_be_edited_is_refused_by_its_name() -> None:
         (older, r"layers\.4 is wrapped in FullyShardedDataParallel \(FSDP1\)"),
         (partitioned, r"lm_head\.weight is partitioned by DeepSpeed ZeRO-3"),
         (split(plain, mesh=stages["dp"]), r"pipeline stages \('pp' of \('pp', 'dp'\)\)"),
-        (both, r"up_proj.* dimensions \('data', 'tp'\).* without tensor parallelism"),
         (broken, r"up_proj.* has a part of shape \(11, 16\) .* says \(12, 16\)"),
     ):
         with pytest.raises(PlacementError, match=says):

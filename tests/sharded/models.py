@@ -75,6 +75,11 @@ def made_parallel(model: Any) -> Any:
     mesh = init_device_mesh("cpu", (2,))
     head = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
     parallelize_module(model, mesh, {"lm_head": head})
+    return with_parallel_blocks(model, mesh)
+
+
+def with_parallel_blocks(model: Any, mesh: Any) -> Any:
+    """`model`, whose blocks torch splits over the mesh of one dimension."""
     for layer in model.model.layers:
         styles: dict[str, Any] = {f"self_attn.{x}_proj": ColwiseParallel() for x in "qkv"}
         styles |= {f"mlp.{x}_proj": ColwiseParallel() for x in ("gate", "up")}
