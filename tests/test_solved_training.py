@@ -14,7 +14,7 @@ import torch
 from toys import toy_hparams, toy_model, toy_network, toy_targets, toy_tokenizer
 from trained.runs import facts, state, trainer
 
-from easyedit_mend_parallel import MendParallel
+from easyedit_mend_parallel import MendParallel, load_archive
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.evaluation.data import LocalityText
 from easyedit_mend_parallel.forward.capture import layer_rows
@@ -274,6 +274,25 @@ def test_a_run_through_the_solve_resumes_as_if_it_had_not_stopped(tmp_path: Path
     one, other, without = state(whole), state(second), state(plain)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(not torch.equal(one[name], without[name]) for name in one)
+
+
+def test_the_archive_of_a_run_edits_as_its_edits_were_solved(tmp_path: Path) -> None:
+    options = {"preserved_text_weight": 0.25, "solve_single": True}
+    run = trainer(tmp_path, **SOLVED | {"aggregate_options": options}, max_iters=1)
+    run.run()
+    archive = tmp_path / "archive.safetensors"
+    kept = load_archive(archive).header["aggregate"]
+    assert kept["preserved_text"] is None  # the text that ships, which is not copied
+
+    model = toy_model("llama")
+    hparams = toy_hparams(toy_targets(model), aggregate=None, aggregate_options=None)
+    hparams.archive = str(archive)
+    editor = MendParallel(model, toy_tokenizer(), hparams)
+    assert editor.aggregate.solve_single
+    assert editor.aggregate.preserved_text_weight == 0.25
+    plain = trainer(tmp_path / "plain", max_iters=1)
+    plain.run()
+    assert "aggregate" not in load_archive(tmp_path / "plain" / "archive.safetensors").header
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from easyedit_mend_parallel.errors import HparamsError, NoTrunkError
 from easyedit_mend_parallel.forward.cached_trunk import CachedTrunk
@@ -20,6 +22,7 @@ from easyedit_mend_parallel.method.growing_system import SystemOptions
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.method.preserved_cache import gathered_once
+from easyedit_mend_parallel.method.preserved_text import lines_of
 from easyedit_mend_parallel.training.continuations import Continuations, to_continue
 from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.objective import Measuring
@@ -173,6 +176,17 @@ def solve_options(hparams: MENDParallelTrainingHparams) -> Aggregate | None:
             "aggregate_options, or set solved_edits: 1"
         )
     return options
+
+
+def options_to_keep(hparams: MENDParallelTrainingHparams) -> dict[str, Any]:
+    """What a run's archive says of how its edits are solved: {"aggregate": options}, so that they
+    are solved in the same way when it edits. Empty where edits are made by themselves."""
+    options = solve_options(hparams)
+    if options is None:
+        return {}
+    if options.preserved_text == lines_of(None):
+        options = replace(options, preserved_text=None)
+    return {"aggregate": asdict(options)}
 
 
 def _folder(hparams: MENDParallelTrainingHparams, processes: Processes) -> Path | None:

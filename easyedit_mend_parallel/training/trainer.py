@@ -43,6 +43,7 @@ from easyedit_mend_parallel.training.preparation import (
     keep_states,
     make_solver,
     measuring,
+    options_to_keep,
     solve_options,
 )
 from easyedit_mend_parallel.training.processes import Processes
@@ -303,6 +304,7 @@ class Trainer:
                 "step": self.progress.step,
                 "special_tokens_in_labels": self.hparams.special_tokens_in_labels,
                 "scores": [scores.to_dict() for scores in self.evaluations],
+                **options_to_keep(self.hparams),
             }
             with refusing_full_disks(path):
                 save_archive(path, self.network, **about)
@@ -322,7 +324,8 @@ class Trainer:
         names = ["batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
         names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
         names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
-        names += ["solved_edits"] if self.hparams.solved_edits > 1 else []
+        if self.hparams.solved_edits > 1:
+            names += ["solved_edits", "aggregate", "aggregate_options"]
         other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
         return {
             **other_labels,
