@@ -57,9 +57,9 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("3.10", torch="2.8.0", transformers="5.5.4", accelerate="1.1.0", peft="0.18.0"),
+    Row("3.10", torch="2.9.1", transformers="5.5.4", accelerate="1.1.0", peft="0.18.0"),
     Row("3.10"),
-    Row("3.11", transformers="5.5.4", peft="0.18.0"),
+    Row("3.11", torch="2.9.1", transformers="5.5.4", peft="0.18.0"),  # as EasyEdit pins them
     Row("3.11"),
     Row("3.12", transformers="5.5.4", peft="0.18.0"),
     Row("3.12"),
