@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Side = Literal["in", "out"]
+STRIDED = "split_factor"  # what a _StridedShard has, and no other placement
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,9 @@ def stored_part(model: nn.Module, target: Target) -> StoredPart | None:
     if not is_distributed(weight):
         return None
     mesh, here, groups = weight.device_mesh, [slice(0, width) for width in weight.shape], []
-    # FSDP2 splits what tensor parallelism has split: where both split the same side, its placement
-    # is a _StridedShard, which is a part of the other's slice.
-    numbered = enumerate(weight.placements)
-    inner_last = sorted(numbered, key=lambda one: hasattr(one[1], "split_factor"))
-    for dimension, placement in inner_last:
+    # Where both split one side, FSDP2's _StridedShard is a part of tensor parallelism's slice.
+    dimensions = sorted(enumerate(weight.placements), key=lambda one: hasattr(one[1], STRIDED))
+    for dimension, placement in dimensions:
         if not hasattr(placement, "dim"):
             continue
         group, side = mesh.get_group(dimension), placement.dim % 2
@@ -219,9 +218,8 @@ def split_code(model: nn.Module) -> int:
 def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
     """The mesh dimension that splits a weight besides FSDP2; None if FSDP2 alone splits it.
 
-    FSDP2's mesh comes first: copies (HSDP) if any, then shards; a dimension of tensor parallelism
-    may follow. Raises PlacementError for others.
-    """
+    First come copies (HSDP) if any, then shards, then tensor parallelism if any. Raises
+    PlacementError for others."""
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor import Shard as SplitAlong
 
@@ -229,7 +227,7 @@ def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
     refuse_stages(mesh, target.name)
     copies = int(len(placements) > 1 and isinstance(placements[0], Replicate))
     shards, *others = placements[copies:]
-    strided = getattr(shards, "split_factor", 1) > 1
+    strided = getattr(shards, STRIDED, 1) > 1
     if (
         not hasattr(shards, "dim")
         or len(others) > 1
@@ -238,9 +236,8 @@ def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
     ):
         raise PlacementError(
             f"{target.name} lies on a mesh with dimensions {mesh.mesh_dim_names}, placed as "
-            f"{placements}; under fully_shard (FSDP2) only weights can be edited that it splits on "
-            "a mesh (shard) or (replicate, shard), followed by at most one dimension of tensor "
-            "parallelism"
+            f"{placements}; under fully_shard (FSDP2) a mesh can be (shard) or (replicate, shard), "
+            "and at most one dimension of tensor parallelism may follow"
         )
     return copies + 1 if others else None
 

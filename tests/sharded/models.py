@@ -205,11 +205,12 @@ def broken_on(
 
 @contextmanager
 def fails_on(rank: int, error: BaseException, says: str) -> Iterator[None]:
-    """On that rank `error` is raised; on the other an UpdateError that names it and what it did."""
+    """On that rank `error` is raised, or causes what is; on the other an UpdateError that names it
+    and what it did."""
     if dist.get_rank() == rank:
         with pytest.raises(type(error)) as raised:
             yield
-        assert raised.value is error
+        assert raised.value is error or raised.value.__cause__ is error
     else:
         with pytest.raises(UpdateError, match=f"rank {rank} could not {says}"):
             yield
