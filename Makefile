@@ -25,7 +25,7 @@ help:
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make matrix run the core tests with other versions of Python, torch and transformers"
-	@echo "make attack try to break it: faults at every line, every architecture (twice ATTACK_MINUTES)"
+	@echo "make attack try to break it: faults at every line, every architecture, 300 lives (twice ATTACK_MINUTES, and 15)"
 	@echo "make gpu    check and measure edits on this machine's GPU (8 minutes; DEVICE=cpu SHAPES=tiny rehearses)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"

@@ -25,6 +25,7 @@ from easyedit_mend_parallel import (
     save_edited,
     save_scoped,
 )
+from easyedit_mend_parallel.files import written_whole
 
 LIMIT = 512
 """Bytes that a file may have while the disk is full."""
@@ -118,6 +119,18 @@ def test_a_full_disk_leaves_what_was_there(kind: str, again: bool, tmp_path: Pat
     assert content(tmp_path) == before
     write()
     assert content(tmp_path) != before or again
+
+
+def test_an_error_about_another_file_is_not_blamed_on_the_one_that_is_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with (
+        pytest.raises(FileNotFoundError, match="missing"),
+        written_whole(tmp_path / "here" / "file"),
+    ):
+        (tmp_path / "elsewhere" / "missing").read_bytes()
+    assert not content(tmp_path)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,15 @@ import torch
 from scoped_toys import editor_of as scoped_editor
 from test_growing_system import matrix
 from test_solved_training import SOLVED
-from toys import toy_hparams, toy_model, toy_network, toy_targets, toy_tokenizer
+from toys import (
+    assert_unchanged,
+    toy_hparams,
+    toy_model,
+    toy_network,
+    toy_targets,
+    toy_tokenizer,
+    weights,
+)
 from trained.runs import facts
 
 from easyedit_mend_parallel import MendParallel, MENDParallelHyperParams, load_edit
@@ -35,10 +43,6 @@ def editor_of(model: Any, solve_single: bool = True, **options: Any) -> MendPara
     }
     hparams = MENDParallelHyperParams(**values | options)
     return MendParallel(model, tokenizer, hparams, network=toy_network(model, tokenizer))
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: one.detach().clone() for name, one in model.state_dict().items()}
 
 
 def gram_of(text: PreservedRows) -> torch.Tensor:
@@ -98,7 +102,7 @@ def test_it_is_the_same_edit_however_edits_are_put_together(sequence: str) -> No
     result = editor.edit(REQUESTS[0])
     found = weights(model)
     result.rollback()
-    assert all(torch.equal(base[name], now) for name, now in weights(model).items())
+    assert_unchanged(model, base)
 
     other = editor_of(again := toy_model("llama"))
     other.edit(REQUESTS[0])
@@ -114,7 +118,7 @@ def test_what_is_left_of_a_row_of_edits_is_the_edit_by_itself(tmp_path: Path) ->
     second = editor.edit(REQUESTS[1])
     path = second.save(tmp_path / "second.safetensors")
     second.rollback()
-    assert all(torch.equal(alone[name], now) for name, now in weights(model).items())
+    assert_unchanged(model, alone)
     first.rollback()
     load_edit(path).apply(model)
     applied = weights(model)

@@ -113,10 +113,16 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn what the system says against writing `path` into a FileError."""
+    """Turn what the system says against writing `path` into a FileError.
+
+    An error about a file in another folder, such as one that is read meanwhile, stays what it is.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
+        of, folder = getattr(error, "filename", None), path.absolute().parent
+        if isinstance(of, (str, bytes)) and folder not in Path(os.fsdecode(of)).absolute().parents:
+            raise
         reason = error.__cause__ if isinstance(error, FileError) else error
         raise FileError(
             f"{path} cannot be written ({reason}); what was there is unchanged. Make room, or name "

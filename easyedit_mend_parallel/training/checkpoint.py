@@ -102,7 +102,7 @@ def refusing_full_disks(path: Path) -> Iterator[None]:
     """Turn an error while `path` is written into a TrainingError that says which file is left."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         kept = "the one before is whole" if path.exists() else "there was none before"
         reason = error.__cause__ if isinstance(error, FileError) else error
         raise TrainingError(

@@ -178,10 +178,9 @@ def solve_options(hparams: MENDParallelTrainingHparams) -> Aggregate | None:
     return options
 
 
-def options_to_keep(hparams: MENDParallelTrainingHparams) -> dict[str, Any]:
+def options_to_keep(options: Aggregate | None) -> dict[str, Any]:
     """What a run's archive says of how its edits are solved: {"aggregate": options}, so that they
-    are solved in the same way when it edits. Empty where edits are made by themselves."""
-    options = solve_options(hparams)
+    are solved in the same way when it edits. Empty without `options`, those of `solve_options`."""
     if options is None:
         return {}
     if options.preserved_text == lines_of(None):

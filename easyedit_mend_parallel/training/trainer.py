@@ -26,6 +26,7 @@ from easyedit_mend_parallel.forward.tokenizing import AUTO
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import load_archive, save_archive
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
+from easyedit_mend_parallel.method.least_squares import Aggregate
 from easyedit_mend_parallel.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -121,6 +122,7 @@ class Trainer:
         self.progress = Progress(configuration=self._configuration())
         self.continued: dict[Text, Text] = {}
         self.solver: StepSolver | None = None
+        self.solving: Aggregate | None = None
         self.evaluations: list[Scores] = []
         self._value = partial(selection_value, hparams)
 
@@ -231,7 +233,7 @@ class Trainer:
         given = (self.hparams, self.processes, self.screen)
         # A resumed run also computes the states of earlier steps: in other batches, bits differ.
         drawn = partial(self.sampling.drawn, self.steps)
-        options = solve_options(self.hparams)
+        self.solving = options = solve_options(self.hparams)
         self.continued = draw_continuations(self.texts, drawn(), options, *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
         self.solver = make_solver(self.texts, self.targets, self.continued, options, self.hparams)
@@ -304,7 +306,7 @@ class Trainer:
                 "step": self.progress.step,
                 "special_tokens_in_labels": self.hparams.special_tokens_in_labels,
                 "scores": [scores.to_dict() for scores in self.evaluations],
-                **options_to_keep(self.hparams),
+                **options_to_keep(self.solving),
             }
             with refusing_full_disks(path):
                 save_archive(path, self.network, **about)

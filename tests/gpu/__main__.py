@@ -106,7 +106,7 @@ def run(row: Row, device: str, until: float) -> Result:
     missing = [name for name in row.packages if find_spec(name) is None]
     if missing:
         return Result(row.name, NOT_RUN, why=f"{missing[0]} is not installed")
-    if row.needs > free_bytes(device):
+    if row.needs and row.needs > free_bytes(device):
         return Result(row.name, NOT_RUN, why=f"it needs {row.needs / 2**30:.0f} GiB")
     started = time.monotonic()
     if until - started < LEAST_SECONDS:
