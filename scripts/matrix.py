@@ -27,6 +27,7 @@ NOT_CORE = [
     "hosts",
     "simulated_suite",
     "sharded",
+    "several_nodes",
     "demo",
     "demo_large",
     "docs",

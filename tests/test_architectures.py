@@ -31,6 +31,8 @@ def test_a_family_works_or_is_refused_with_an_error_that_says_why(family: str) -
 def test_a_layer_that_is_no_plain_linear_layer_is_refused(
     family: str, layer: str, why: str
 ) -> None:
+    if family not in families():
+        pytest.skip(f"this transformers has no {family}")
     found = check(family)
 
     assert found.status == "works", found.why
