@@ -13,6 +13,7 @@ from easyedit_mend_parallel import PluginError, TrainingError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.capture import capture
 from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import LowRankLayer
 from easyedit_mend_parallel.plugins.hookspecs import EditingMethod, Host, hookimpl
 from easyedit_mend_parallel.plugins.manager import editing_methods, plugin_manager
 from easyedit_mend_parallel.training.diagnostics import compare, gradient_of, measure
@@ -102,6 +103,40 @@ def test_an_interval_without_one_is_refused_and_says_how(
         step(watch, 1.0)
     step(watch, 1.0)
     watch.refuse_dead()
+
+
+def test_parameters_that_never_get_a_gradient_are_named() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    for gradients, learns in (((0.0, 0.0), False), ((0.0, 2.0), True), ((2.0, 0.0), True)):
+        watch = GradientWatch(interval=10)
+        for gradient in gradients:
+            step(watch, 1.0)
+            parameter.grad = torch.full((3,), gradient)
+            watch.follow_parameters([parameter])
+        if learns:
+            watch.refuse_dead()
+        else:
+            with pytest.raises(TrainingError, match="parameters had none"):
+                watch.refuse_dead()
+
+
+def test_the_identity_that_training_starts_from_has_a_gradient() -> None:
+    layer = LowRankLayer(8, 3, "id", n_modes=2)
+    x = torch.randn(5, 8)
+
+    made = layer(x, torch.zeros(5, dtype=torch.long))
+    (made * x).sum().backward()
+
+    assert torch.equal(made, x)
+    assert layer.u.grad is not None
+    assert layer.u.grad.any() or layer.v.grad.any()
+    assert layer.bias.grad.allclose(x.sum(0))
+
+
+def test_a_row_that_is_no_number_stays_one() -> None:
+    layer = LowRankLayer(4, 2, "id", n_modes=None)
+
+    assert layer(torch.full((1, 4), float("nan")), None).isnan().all()
 
 
 def test_edits_without_a_gradient_are_not_training() -> None:

@@ -96,7 +96,9 @@ class LowRankLayer(nn.Module):
         y = F.linear(x @ self.v.T, self.u, self.bias)
         if mode is not None:
             y = torch.addcmul(self.mode_shift(mode), y, self.mode_scale(mode))
-        y = y.clamp(min=0)
+        # clamp(min=0), with the gradient at 0 that it had before torch 2.14: 1. The identity that
+        # training starts from has zeros here, and would get no gradient at all. NaN stays NaN.
+        y = torch.where(y < 0, 0.0, y)
         return y + x if self.residual else y
 
 

@@ -1,12 +1,13 @@
-"""Checks during training that the loss has a gradient at some target's update.
+"""Checks during training that the loss has a gradient at some target's update, and that the
+network's parameters get one.
 
 If edits have no effect on the loss (EasyEdit's issues 342 and 525), a run would otherwise continue
-to its end with zero gradients. Knows updates, and nothing of losses, networks or trainers.
+to its end with zero gradients. Knows updates and parameters, and nothing of losses or trainers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class GradientWatch:
 
     def __init__(self, interval: int) -> None:
         self.interval = max(interval, 1)
+        self._parameters_with_gradient: Tensor | None = None
+        self._learns = False
         self._begin()
 
     def follow(self, updates: Mapping[str, LowRankUpdate]) -> None:
@@ -43,15 +46,36 @@ class GradientWatch:
             if update.values.requires_grad:
                 update.values.register_hook(self._seeing(name))  # type: ignore[no-untyped-call]
 
+    def follow_parameters(self, parameters: Iterable[Tensor]) -> None:
+        """Watch the gradients that a step gave the network's parameters, until one is not zero."""
+        if self._learns:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                found = (parameter.grad != 0).any()
+                before = self._parameters_with_gradient
+                self._parameters_with_gradient = found if before is None else before | found
+
     def refuse_dead(self) -> None:
-        """Raise TrainingError if no target had a usable gradient since the last check.
+        """Raise TrainingError if no target had a usable gradient since the last check, or none of
+        the parameters that are followed ever had one.
 
         A gradient is usable if it is finite and not zero. Without a step nothing is checked.
         """
         steps, usable, seen = self._steps, self._read(self._usable), self._seen
         finite = self._read(self._finite)
         self._begin()
-        if not steps or any(usable):
+        if not steps:
+            return
+        if any(usable):
+            followed = self._parameters_with_gradient
+            self._learns = self._learns or followed is None or bool(followed)
+            if not self._learns:
+                raise TrainingError(
+                    f"in {steps} training step(s) the updates had gradients and the network's "
+                    "parameters had none, so nothing was learnt. Check that the network is the one "
+                    "that the optimizer has, and that its dtype does not underflow"
+                )
             return
         if not seen:
             what = "missing: the loss does not depend on any update"

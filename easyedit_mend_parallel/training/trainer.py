@@ -192,6 +192,7 @@ class Trainer:
             figures += torch.stack([v.detach().cpu() for v in values]) * share
         parameters = list(self.network.parameters())
         self.processes.average_gradients(parameters)
+        watch.follow_parameters(self.network.mend.parameters())
         norm: Tensor = accelerator.clip_grad_norm_(parameters, hparams.grad_clip)
         return figures, norm
 
