@@ -21,6 +21,7 @@ from easyedit_mend_parallel.errors import HparamsError, TrainingError
 from easyedit_mend_parallel.forward.batch import Batch, without_special_tokens
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import TokenRows, capture
+from easyedit_mend_parallel.forward.predicting import decoder_inputs
 from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.method.archive import Archive, named_as_today, with_header
 from easyedit_mend_parallel.method.hypernetwork import GradientTransform, Hypernetwork
@@ -184,8 +185,7 @@ class Trainable(nn.Module):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self.model.config.is_encoder_decoder:
             labels = batch["labels"]
-            made = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
-            inputs["decoder_input_ids"] = made
+            inputs["decoder_input_ids"] = decoder_inputs(self.model, labels)
             if "decoder_attention_mask" in batch:
                 inputs["decoder_attention_mask"] = batch["decoder_attention_mask"]
         return HostBatch(

@@ -83,7 +83,8 @@ def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     try:
         if make is not None:
-            made: Tensor = make(labels=labels)
+            # a copy: FSMT's and ProphetNet's write the padding token over ignored labels
+            made: Tensor = make(labels=labels.clone())
             return made
     except (ValueError, AttributeError) as error:
         raise TargetError(f"{type(model).__name__}'s decoder has no inputs: {error}") from error
