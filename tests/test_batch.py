@@ -294,10 +294,11 @@ def test_the_model_is_called_without_a_cache() -> None:
     batch = make_batch(model, toy_tokenizer(), as_requests(REQUEST))
     calls: list[Any] = []
     model.model.layers[0].register_forward_pre_hook(
-        lambda _m, _a, kwargs: calls.append(kwargs.get("past_key_values")), with_kwargs=True
+        lambda _m, _a, kwargs: calls.extend(map(kwargs.get, ("cache", "past_key_values"))),
+        with_kwargs=True,
     )
     batch.logits(model)
-    assert calls == [None]
+    assert calls == [None, None]
 
 
 def test_a_space_before_the_target_is_added_once() -> None:

@@ -302,6 +302,21 @@ def test_what_was_read_goes_on_with_the_cache_in_parts_of_any_length() -> None:
         assert seen[-1] is whole[-1] is not None
 
 
+def test_a_text_whose_beginning_is_in_no_cache_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = toy_model("llama")
+    editor_of(model).edit(THREE)
+    generated(model, PROMPTS, True)
+    assert not caplog.records
+    ids = torch.tensor([[4, 5]])
+    for _ in range(2):
+        with torch.no_grad():
+            model(ids, attention_mask=torch.ones(1, 7, dtype=torch.long))
+    [said] = caplog.messages
+    assert "after 5 tokens that are in no cache" in said
+
+
 def test_a_request_that_names_its_subject_fires_lower_where_the_text_has_it() -> None:
     model = toy_model("llama")
     editor = editor_of(model)

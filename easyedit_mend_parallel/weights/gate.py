@@ -8,6 +8,7 @@ update's rows.
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,14 @@ from easyedit_mend_parallel.weights.scope import ScopedRequest
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
 from easyedit_mend_parallel.weights.sharding import whole_tensor
 
+log = logging.getLogger(__name__)
+
 _GATE = "_easyedit_mend_parallel_gate"
 """The attribute of a model that holds its `Gate`."""
 _READING = "_easyedit_mend_parallel_reading"
 """The attribute of a cache with the gate's `Reading` of its sequences."""
+_CACHES = ("cache", "past_key_values")
+"""What transformers calls a cache as an argument and in an output: from 5.24 on, and before."""
 _REORDERS = ("reorder_cache", "batch_select_indices")
 """Methods of a cache whose argument says which of its sequences to keep, and in which order."""
 
@@ -65,6 +70,7 @@ class Gate:
         self.memory = memory
         self._open: dict[int, list[Decision | None]] = {}
         self._silent: dict[int, int] = {}
+        self._warned = False
         name = memory.scope.blocks_name
         body = model.get_submodule(name.rpartition(".")[0])
         blocks = [block for _, block in model.get_submodule(name).named_children()]
@@ -117,7 +123,9 @@ class Gate:
             return
         given = _arguments(body, args, kwargs)
         mask = given.get("attention_mask")
-        cache: Any = given.get("past_key_values")
+        cache: Any = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        if cache is None:
+            self._warn_of_unseen_text(given.get("input_ids"), mask)
         opened.append(
             Decision(
                 given.get("input_ids"),
@@ -128,6 +136,20 @@ class Gate:
             )
         )
 
+    def _warn_of_unseen_text(self, ids: Tensor | None, mask: Any) -> None:
+        """Say once that a pass continues a text of which the gate finds no cache."""
+        if self._warned or ids is None or getattr(mask, "dim", int)() != 2:
+            return
+        if mask.shape[1] > ids.shape[1]:
+            self._warned = True
+            log.warning(
+                "a forward pass goes on after %d tokens that are in no cache known to this "
+                "package: scoped edits are decided by its %d tokens alone. Pass the cache as `%s`",
+                mask.shape[1] - ids.shape[1],
+                ids.shape[1],
+                "` or `".join(_CACHES),
+            )
+
     def _leave(
         self, _body: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any
     ) -> None:
@@ -137,8 +159,8 @@ class Gate:
             self._open.pop(threading.get_ident(), None)
         if decision is None or decision.reading is None:
             return
-        made = getattr(output, "past_key_values", None)
-        cache = made if made is not None else decision.cache
+        made = (getattr(output, name, None) for name in _CACHES)
+        cache = next((one for one in made if one is not None), decision.cache)
         if cache is not None:
             _keep(cache, decision.reading)
 
