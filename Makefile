@@ -25,7 +25,7 @@ help:
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make matrix run the core tests with other versions of Python, torch and transformers"
-	@echo "make attack try to break it: faults at every line, every architecture, 300 lives (twice ATTACK_MINUTES, and 15)"
+	@echo "make attack try to break it: faults at every line, every architecture, damaged files, 300 lives (twice ATTACK_MINUTES, and 25)"
 	@echo "make gpu    check and measure edits on this machine's GPU (8 minutes; DEVICE=cpu SHAPES=tiny rehearses)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
@@ -50,6 +50,7 @@ matrix: $(INSTALLED)
 attack: $(INSTALLED)
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
 	PYTHONPATH=.:tests timeout $(ATTACK_MINUTES)m $(RUN) -W ignore -m attack.architectures
+	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.files
 	LIFE_EXAMPLES=300 $(RUN) -m pytest -q tests/test_life_of_a_model.py
 
 gpu: $(INSTALLED)

@@ -7,18 +7,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from attack.file_kinds import KINDS, edit_file, journal_file
+from attack.files import WAIT, Damaged, soon
 from safetensors.torch import save_file
-from test_checksums import archive_file, edit_file, journal_file, pickle_file, solved_edit_file
 
 from easyedit_mend_parallel import (
     Journal,
@@ -30,46 +29,8 @@ from easyedit_mend_parallel import (
 from easyedit_mend_parallel.evaluation.data import read_examples
 from easyedit_mend_parallel.files import HEADER, read_tensors
 
-SECONDS = 20
-"""A reader that waits for a pipe would wait for ever; the time is generous for busy machines."""
-YAML = "alg_name: MEND_PARALLEL\ninner_params: [a.weight]\n"
-
-
-def yaml_file(folder: Path) -> Path:
-    path = folder / "h.yaml"
-    path.write_text(YAML)
-    return path
-
-
-def data_file(folder: Path) -> Path:
-    path = folder / "facts.jsonl"
-    path.write_text('{"prompt": "the sun rises in the", "target_new": "west"}\n' * 3)
-    return path
-
-
-READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
-    "edit": (edit_file, load_edit),
-    "solved edit": (solved_edit_file, load_edit),
-    "archive": (archive_file, load_archive),
-    "EasyEdit's archive": (pickle_file, load_archive),
-    "journal": (journal_file, lambda path: Journal(path.parent)),
-    "hyperparameters": (yaml_file, MENDParallelHyperParams.from_hparams),
-    "facts": (data_file, read_examples),
-}
-
-
-@contextmanager
-def soon() -> Iterator[None]:
-    def late(*_: Any) -> None:
-        raise TimeoutError("the file was read for too long")
-
-    former = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, former)
+MOST = 120
+"""Places at which the content of a file is changed; `make attack` tries all of them."""
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:
@@ -78,25 +39,31 @@ def refused(read: Callable[[Path], Any], path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in ("facts",)])
+@pytest.mark.parametrize("kind", [name for name, one in KINDS.items() if one.checked])
 def test_a_file_that_was_cut_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
-    make, read = READERS[kind]
-    path = make(tmp_path)
-    whole = path.read_bytes()
-    for percent in range(0, 100, 5 if kind != "hyperparameters" else 50):
-        path.write_bytes(whole[: len(whole) * percent // 100])
-        with soon():
-            try:
-                read(path)
-            except MendParallelError:
-                continue
-        raise AssertionError(f"cut at {percent} %, and read")
+    damaged = Damaged(KINDS[kind], tmp_path)
+
+    damaged.cut(range(0, 100, 5))
+
+    assert not damaged.wrong
+    assert damaged.outcomes == {"refused": 20}
 
 
-@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_content_is_refused_or_used_and_leaves_the_model(kind: str, tmp_path: Path) -> None:
+    damaged = Damaged(KINDS[kind], tmp_path)
+
+    damaged.change(most=MOST)
+    damaged.end()
+
+    assert not damaged.wrong
+    assert damaged.outcomes["refused"] > MOST // 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["folder", "pipe", "device", "link to nothing", "link to itself"])
 def test_what_is_no_file_is_refused_soon(what: str, kind: str, tmp_path: Path) -> None:
-    make, read = READERS[kind]
+    make, read = KINDS[kind].make, KINDS[kind].read
     path = make(tmp_path)
     path.unlink()
     if what == "folder":
@@ -119,7 +86,7 @@ def test_what_is_no_file_is_refused_soon(what: str, kind: str, tmp_path: Path) -
 def test_a_header_that_claims_something_else_is_refused(
     claim: str, kind: str, tmp_path: Path
 ) -> None:
-    make, read = READERS[kind]
+    make, read = KINDS[kind].make, KINDS[kind].read
     path = make(tmp_path)
     if claim == "a header of 10 GB":
         path.write_bytes(struct.pack("<Q", 10 << 30) + b"{}")
@@ -224,10 +191,13 @@ def test_yaml_that_is_no_plain_mapping_is_refused_soon(text: str, tmp_path: Path
     path.write_text(f"alg_name: MEND_PARALLEL\n{text}\n")
     started = time.monotonic()
     refused(MENDParallelHyperParams.from_hparams, path)
-    assert time.monotonic() - started < SECONDS
+    assert time.monotonic() - started < WAIT
 
 
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    for name, read in (("h.yaml", READERS["hyperparameters"][1]), ("f.jsonl", read_examples)):
+    for name, read in (
+        ("h.yaml", MENDParallelHyperParams.from_hparams),
+        ("f.jsonl", read_examples),
+    ):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00a")
         refused(read, tmp_path / name)

@@ -20,6 +20,7 @@ from easyedit_mend_parallel.files import (
     without_checksum,
     written_whole,
 )
+from easyedit_mend_parallel.files.forms import instance_of, of_form
 
 INDEX, KIND, FORMAT_VERSION = "journal.json", "journal", 1
 KEYS = ("kind", "format_version", "revision", "edits")
@@ -57,13 +58,11 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
                 "journal: use the easyedit-mend-parallel that wrote it"
             )
         content = without_checksum(content, KEYS)
-        entries = [JournalEntry(**entry) for entry in content["edits"]]
-        revision = int(content["revision"])
+        entries = [instance_of(JournalEntry, one, "an edit") for one in content["edits"]]
+        revision = of_form(content["revision"], int, "its revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EditError(f"{index} is damaged: {type(error).__name__} {error}") from error
     for entry in entries:
-        if not isinstance(entry.number, int) or not isinstance(entry.file, str):
-            raise EditError(f"{index} is damaged: {entry} has a number or a file of another type")
         if Path(entry.file).name != entry.file:
             raise EditError(f"{index} names a file outside its folder: {entry.file}")
     return revision, entries

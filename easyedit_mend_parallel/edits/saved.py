@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.edits.base import check_base, target_in
+from easyedit_mend_parallel.edits.forms import About, SavedRequest
 from easyedit_mend_parallel.edits.scoping import Scoping, check_below
 from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, rows_of_tensors
 from easyedit_mend_parallel.errors import EditError, MendParallelError
 from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.files.forms import instance_of, of_form
 from easyedit_mend_parallel.files.interrupts import made_whole
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions
@@ -278,13 +280,17 @@ def load_edit(path: str | Path) -> SavedEdit:
             "wrote it"
         )
     try:
-        targets = {one["name"]: Target(**one) for one in header["targets"]}
+        made = [instance_of(Target, one, "a target") for one in header["targets"]]
+        targets = {target.name: target for target in made}
         requests = [
             Request(one["prompt"], one["target_new"], one["other"], one.get("target_space"))
-            for one in header["requests"]
+            for one in of_form(header["requests"], list[SavedRequest], "its requests")
         ]
-        about = dict(header["about"])
-        _refuse_incomplete(about, targets)
+        about: dict[str, Any] = header["about"]
+        of_form(about, About, "what it says about itself", more=True)
+        unknown = sorted(targets.keys() - about["base"]["weights"])
+        if unknown:
+            raise ValueError(f"it does not say of which base {unknown[0]} is")
         read = {name: [tensors[f"{name}.{part}"] for part in PARTS] for name in targets}
         rows: dict[str, SolveRows] | None = None
         options: SystemOptions | None = None
@@ -306,14 +312,6 @@ def load_edit(path: str | Path) -> SavedEdit:
         updates[name] = LowRankUpdate(keys.float(), values.float(), request.long())
         positions[name] = position.long()
     return SavedEdit(targets, updates, positions, requests, about, str(path), rows, options)
-
-
-def _refuse_incomplete(about: Mapping[str, Any], targets: Mapping[str, Target]) -> None:
-    """Raise KeyError or TypeError where an edit does not say of its base what an export needs."""
-    base = about["base"]
-    _ = base["model"]["encoder_decoder"], base["model"]["id"]
-    for name in targets:
-        _ = base["weights"][name]["dtype"], base["weights"][name]["tied"]
 
 
 def _plain(request: Request) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from easyedit_mend_parallel.edits.forms import ScopedIndex
 from easyedit_mend_parallel.edits.saved import package_versions
 from easyedit_mend_parallel.errors import EditError
 from easyedit_mend_parallel.files import parsed_json, read_tensors, sha256_of, write_tensors
+from easyedit_mend_parallel.files.forms import instance_of, of_form
+from easyedit_mend_parallel.method.kept_scope import scope_header, scope_of
 from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate, Thresholds
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
@@ -48,6 +51,10 @@ class SavedScopes:
     @classmethod
     def read(cls, folder: Path) -> SavedScopes:
         index = _index(folder)
+        try:
+            _refuse_unfit(of_form(index, ScopedIndex, INDEX))
+        except ValueError as error:
+            raise EditError(f"{folder} is damaged: {error}") from error
         for name, expected in index["files"].items():
             path = folder / name
             if not path.is_file() or sha256_of(path) != expected:
@@ -57,20 +64,23 @@ class SavedScopes:
                 )
         try:
             tensors, _ = read_tensors(folder / KEYS_FILE)
+            lengths = [int(length) for length in index["lengths"]]
+            if min(lengths, default=0) < 0 or sum(lengths) != len(tensors["keys"]):
+                raise ValueError("it has not as many keys as it says")
             keys, weights = (
-                torch.split(tensors[name].clone(), index["lengths"]) for name in ("keys", "weights")
+                torch.split(tensors[name].clone(), lengths) for name in ("keys", "weights")
             )
             return cls(
                 folder,
-                _scope(index["scope"], tensors),
-                [Target(**one) for one in index["targets"]],
+                scope_of(index["scope"], _of_scope(tensors)),
+                [instance_of(Target, one, "a target") for one in index["targets"]],
                 index["requests"],
                 list(zip(keys, weights, strict=True)),
                 index["stacks"],
                 [name for name in index["files"] if name != KEYS_FILE],
                 index["about"],
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise EditError(f"{folder} is damaged: {type(error).__name__} {error}") from error
 
     def refuse_other_tokenizer(self, read: Callable[[list[int]], str]) -> None:
@@ -102,9 +112,14 @@ class SavedScopes:
             for number, (_, one) in enumerate(chosen):
                 places = [RowsPlace(self.stacks[at], *rows) for at, *rows in one["rows"].values()]
                 read_rows = rows_at(self.folder / self.files[file], places)
-                for target, rows in zip(one["rows"], read_rows, strict=True):
-                    parts.setdefault(self.targets[int(target)].name, []).append(rows)
-                    numbers.setdefault(self.targets[int(target)].name, []).append(number)
+                for at, rows in zip(one["rows"], read_rows, strict=True):
+                    target = self.targets[int(at)]
+                    if (rows.keys.shape[1], rows.values.shape[1]) != target.shape:
+                        raise EditError(
+                            f"{self.folder} is damaged: the rows of {target.name} have other widths"
+                        )
+                    parts.setdefault(target.name, []).append(rows)
+                    numbers.setdefault(target.name, []).append(number)
             yield (
                 edit,
                 {
@@ -162,15 +177,10 @@ def write_scopes(
     }
     write_tensors(folder / KEYS_FILE, tensors, {})
     files[KEYS_FILE] = sha256_of(folder / KEYS_FILE)
-    plain = {
-        name: value
-        for name, value in vars(scope).items()
-        if not (value is None or torch.is_tensor(value))
-    }
     index = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
-        "scope": plain | {"thresholds": asdict(scope.thresholds)},
+        "scope": scope_header(scope),
         "targets": targets,
         "requests": said,
         "lengths": [len(request.keys) for request in requests],
@@ -212,15 +222,31 @@ def _plain(memory: ScopedMemory, request: ScopedRequest) -> dict[str, Any]:
     }
 
 
-def _scope(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scope:
-    values: dict[str, Any] = {
-        one.name: tensors[one.name].clone() for one in fields(Scope) if one.name in tensors
-    }
-    plain: dict[str, Any] = dict(about) | {
-        "blocks": tuple(about["blocks"]),
-        "thresholds": Thresholds(**about["thresholds"]),
-    }
-    return Scope(**plain, **values)
+def _refuse_unfit(index: ScopedIndex) -> None:
+    """Raise ValueError where a number in the index points at nothing, or a name at another folder.
+
+    Token ids are numbers that fit into 31 bits.
+    """
+    files = [name for name in index["files"] if name != KEYS_FILE]
+    elsewhere = [name for name in index["files"] if Path(name).name != name]
+    if elsewhere or KEYS_FILE not in index["files"]:
+        raise ValueError(f"{elsewhere[0]!r} is no file of it" if elsewhere else f"no {KEYS_FILE}")
+    if len(index["lengths"]) != len(index["requests"]):
+        raise ValueError("it does not have keys for each request")
+    for one in index["requests"]:
+        places = one["rows"].values()
+        fit = 0 <= one["file"] < len(files) and len(one["answers"]) == len(one["reads"])
+        fit = fit and all(0 <= token < 1 << 31 for answer in one["answers"] for token in answer)
+        fit = fit and one["rows"].keys() <= {str(n) for n in range(len(index["targets"]))}
+        fit = fit and all(len(place) == 3 for place in places)
+        fit = fit and all(0 <= at < len(index["stacks"]) for at, *_ in places)
+        if not fit or not all(0 <= start <= stop < 1 << 31 for _, start, stop in places):
+            raise ValueError(f"the rows or answers of {one['prompt']!r} are not where it says")
+
+
+def _of_scope(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scope's tensors among those of the keys' file."""
+    return {one.name: tensors[one.name].clone() for one in fields(Scope) if one.name in tensors}
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import EditError
+from easyedit_mend_parallel.files.forms import instance_of
 from easyedit_mend_parallel.method.growing_system import SolveRows, SystemOptions, empty_systems
 from easyedit_mend_parallel.method.preserved_cache import gathered_once
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
@@ -52,7 +53,7 @@ def rows_of_tensors(
 ) -> tuple[dict[str, SolveRows], SystemOptions]:
     """The inverse of `rows_as_tensors`.
 
-    Raises KeyError, TypeError or ValueError if the tensors do not fit the targets.
+    Raises KeyError or ValueError if the tensors do not fit the targets or each other.
     """
     rows = {}
     for name, target in targets.items():
@@ -63,9 +64,13 @@ def rows_of_tensors(
         if shapes != wanted:
             raise ValueError(f"the rows to solve of {name} do not fit its widths")
         rows[name] = replace(one, label_mask=one.label_mask.bool(), request=one.request.long())
-    ids = torch.split(tensors["preserved.ids"].long(), tensors["preserved.lengths"].tolist())
-    preserved = tuple(tuple(text.tolist()) for text in ids)
-    return rows, SystemOptions(**about, preserved=preserved)
+    ids, lengths = tensors["preserved.ids"], tensors["preserved.lengths"]
+    whole = ids.dim() == lengths.dim() == 1 and not ids.is_floating_point()
+    if not whole or bool((lengths < 0).any()) or int(lengths.sum()) != len(ids):
+        raise ValueError("the token ids of its preserved text are not as many as they should be")
+    preserved = tuple(tuple(text.tolist()) for text in torch.split(ids.long(), lengths.tolist()))
+    options = instance_of(SystemOptions, about, "its system")
+    return rows, replace(options, preserved=preserved)
 
 
 def put_together(

@@ -187,8 +187,9 @@ def read_tensors(path: Path, *, matrices: bool = True) -> tuple[dict[str, Tensor
     values, and only the header is compared with its checksum. A file that has none is read as it
     is.
 
-    Raises SafetensorError, OSError or ValueError for a file that is damaged.
+    Raises SafetensorError, OSError or ValueError for a file that is damaged, or is no regular file.
     """
+    refuse_irregular(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         text = metadata.get(HEADER, "{}")

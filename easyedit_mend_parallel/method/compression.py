@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.forward.batch import IGNORED, Batch
 from easyedit_mend_parallel.forward.capture import evaluating
 from easyedit_mend_parallel.weights.target import Target
-from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
+from easyedit_mend_parallel.weights.update import LowRankUpdate, attached, refuse_non_finite
 
 ERRORS = (0.1, 0.03, 0.0)
 """Relative errors (Frobenius) of a request's compressed update. The first one with which the answer
@@ -36,8 +36,10 @@ def compressed(
     The largest directions of each request's update are kept (Eckart and Young 1936), for the
     largest error in `ERRORS` with which every label keeps its argmax and, within `SAME_ANSWER`, its
     log-probability. A forward pass in which each request has its own update checks that. If no
-    choice of rows in half precision passes, the request keeps its rows.
+    choice of rows in half precision passes, the request keeps its rows. Raises UpdateError for an
+    update that is not finite.
     """
+    refuse_non_finite(updates)
     by_name = {target.name: target for target in targets}
     whole = {name: _split(update, batch.n_requests) for name, update in updates.items()}
     wanted, wanted_best = _labels(model, by_name, batch, updates)

@@ -10,17 +10,33 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from easyedit_mend_parallel.errors import ArchiveError
+from easyedit_mend_parallel.files.forms import instance_of, of_form
 from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 
 PREFIX, HEADER = "scope.", "scope"
 """The prefix of its tensors' names, and the key of its numbers in the archive's header."""
+NUMBERS = ("scale", "shift", "relation_scale", "relation_shift")
 TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
 RELATION = "relation"
 """The tensor of the relation head, which the scopes of older archives do not have."""
 HALVED = ("projection", RELATION)
 """Tensors stored in half precision: the error is far below that of the hidden states."""
+
+
+class ScopeForm(TypedDict):
+    """The numbers of a scope in a file, as JSON values; the last two are newer than the rest."""
+
+    blocks_name: str
+    blocks: list[int]
+    scale: float
+    shift: float
+    skip_first: bool
+    thresholds: dict[str, float]
+    relation_scale: NotRequired[float]
+    relation_shift: NotRequired[float]
 
 
 def scope_tensors(scope: Scope) -> dict[str, Tensor]:
@@ -59,41 +75,37 @@ def without_scope(
     about = header.get(HEADER)
     if about is None and len(rest) == len(state):
         return rest, None
+    names = (*TENSORS, RELATION) if PREFIX + RELATION in state else TENSORS
+    missing = [name for name in names if PREFIX + name not in state]
     try:
-        names = (*TENSORS, RELATION) if PREFIX + RELATION in state else TENSORS
+        if missing:
+            raise ValueError(f"it has no tensor {missing[0]}")
         tensors = {name: state[PREFIX + name].float() for name in names}
-        assert about is not None
-        scope = Scope(
-            str(about["blocks_name"]),
-            tuple(int(block) for block in about["blocks"]),
-            scale=float(about["scale"]),
-            shift=float(about["shift"]),
-            skip_first=bool(about["skip_first"]),
-            relation_scale=float(about.get("relation_scale", 0.0)),
-            relation_shift=float(about.get("relation_shift", 0.0)),
-            thresholds=Thresholds(**{n: float(v) for n, v in about["thresholds"].items()}),
-            **tensors,
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        return rest, scope_of(about, tensors)
+    except ValueError as error:
         raise ArchiveError(
-            f"the scope in {path} is damaged ({type(error).__name__} {error}): add it anew with "
-            "`mend-parallel train --scope-only`"
+            f"the scope in {path} is damaged ({error}): add it anew with `mend-parallel train "
+            "--scope-only`"
         ) from error
-    width = len(scope.mean)
-    shapes = (scope.std.shape, scope.projection.shape[1:], scope.weigh.shape)
-    relation = scope.relation
-    fits = relation is None or (
-        relation.dim() == 2
-        and len(relation) == len(scope.projection)
-        and relation.shape[1] <= width
-    )
-    if (
-        any(shape != (width,) for shape in shapes)
-        or not fits
-        or not all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    ):
-        raise ArchiveError(
-            f"the scope in {path} is damaged: its tensors do not fit each other. Add it anew with "
-            "`mend-parallel train --scope-only`"
-        )
-    return rest, scope
+
+
+def scope_of(about: Any, tensors: Mapping[str, Tensor]) -> Scope:
+    """The inverse of `scope_header`; `tensors` are the scope's other fields.
+
+    Raises ValueError for numbers or tensors that cannot be those of a scope.
+    """
+    of_form(about, ScopeForm, "its numbers")
+    read: dict[str, Any] = about
+    try:
+        plain: dict[str, Any] = {n: float(one) if n in NUMBERS else one for n, one in read.items()}
+        thresholds = {name: float(one) for name, one in read["thresholds"].items()}
+    except OverflowError as error:
+        raise ValueError("a number is too large") from error
+    plain["blocks"] = tuple(read["blocks"])
+    plain["thresholds"] = instance_of(Thresholds, thresholds, "its thresholds")
+    plain |= tensors
+    scope = Scope(**plain)
+    wrong = scope.misfit()
+    if wrong:
+        raise ValueError(wrong)
+    return scope

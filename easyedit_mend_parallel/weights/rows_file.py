@@ -66,7 +66,7 @@ def rows_at(path: Path, places: Sequence[RowsPlace]) -> list[LowRankUpdate]:
                     for part in (KEYS, VALUES)
                 )
                 found.append(LowRankUpdate(keys, values, torch.zeros(len(keys), dtype=torch.long)))
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UpdateError(
             f"rows of scoped edits cannot be read from {path} ({error}): undo the edits "
             "(rollback_all) and make them again"

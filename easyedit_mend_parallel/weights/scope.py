@@ -6,6 +6,7 @@ Knows tensors and words, and no model, tokenizer or update's rows.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 MOST_KEYS = 6
@@ -79,8 +81,38 @@ class Scope:
     def trained(self) -> bool:
         return self.common is None
 
+    def misfit(self) -> str | None:
+        """What is wrong with a scope that was read from a file: blocks, shapes or numbers that
+        cannot be those of a scope. None if they can."""
+        if not self.blocks or self.blocks[0] < 0 or list(self.blocks) != sorted({*self.blocks}):
+            return "its blocks are not in ascending order"
+        relation, n_keys = self.relation, len(self.projection)
+        shapes = (self.std.shape, self.projection.shape[1:], self.weigh.shape)
+        fit = all(shape == (len(self.mean),) for shape in shapes) and self.weigh_bias.numel() == 1
+        if self.common is not None:
+            fit = fit and self.common.dim() == 2 and self.common.shape[1] == n_keys
+        if relation is not None:
+            fit = fit and relation.dim() == 2 and len(relation) == n_keys
+            fit = fit and relation.shape[1] <= len(self.mean)
+        if not fit:
+            return "its tensors do not fit each other"
+        numbers = [value for value in vars(self).values() if isinstance(value, float)]
+        tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        if not all(map(math.isfinite, (*numbers, *vars(self.thresholds).values()))) or not all(
+            bool(tensor.isfinite().all()) for tensor in tensors
+        ):
+            return "not all of its numbers are finite"
+        return None
+
     def standardised(self, states: Tensor) -> Tensor:
-        """`states` (..., D), in any dtype, as fp32 on the scope's device."""
+        """`states` (..., D), in any dtype, as fp32 on the scope's device. Raises UpdateError where
+        the model's states have another width."""
+        if states.shape[-1] != len(self.mean):
+            raise UpdateError(
+                f"the states of blocks {', '.join(map(str, self.blocks))} have a width of "
+                f"{states.shape[-1]}, and the scope was made for {len(self.mean)}: it is that of "
+                "another model, or damaged"
+            )
         return (states.to(self.mean.device, torch.float32) - self.mean) / self.std
 
     @property
