@@ -11,6 +11,8 @@ RESULTS = {
     "gemma4_text": "works",  # looks at the token ids where it is resumed
     "deepseek_v3": "works",  # peft takes its dense layers for its experts
     "cpmant": "refused",  # feels padding
+    "fsmt": "works",  # writes padding over the labels that it is given
+    "prophetnet (encoder-decoder)": "refused",  # feels padding of its decoder
 }
 
 

@@ -92,6 +92,27 @@ def test_an_encoder_decoder_reads_the_same_target_and_is_not_taught_to_end_it() 
     assert (with_eos.labels != IGNORED).sum() - (without.labels != IGNORED).sum() == len(REQUESTS)
 
 
+def test_a_model_that_writes_padding_over_labels_does_not_teach_padding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As FSMT's and ProphetNet's `prepare_decoder_input_ids_from_labels` do."""
+    model, tok = toy_model("t5"), toy_tokenizer(eos=True)
+    asked = as_requests(REQUESTS)
+    plain = make_batch(model, tok, asked)
+    make = model.prepare_decoder_input_ids_from_labels
+
+    def writing(labels: torch.Tensor) -> torch.Tensor:
+        made = make(labels=labels)
+        labels.masked_fill_(labels == IGNORED, 3)
+        return made
+
+    monkeypatch.setattr(model, "prepare_decoder_input_ids_from_labels", writing)
+    batch = make_batch(model, tok, asked)
+    assert (plain.labels == IGNORED).any()
+    assert torch.equal(batch.labels, plain.labels)
+    assert torch.equal(batch.inputs["decoder_input_ids"], plain.inputs["decoder_input_ids"])
+
+
 def test_labels_that_somebody_else_made_are_masked_alike() -> None:
     labels = torch.tensor([[BOS, 9, 10, IGNORED], [IGNORED, BOS, 9, 2]])
     assert without_special_tokens(labels, [0, 1, 2, 3]).tolist() == [

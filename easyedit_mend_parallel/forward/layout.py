@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import TargetError
-from easyedit_mend_parallel.forward.batch import Batch
+from easyedit_mend_parallel.forward.batch import IGNORED, Batch
 from easyedit_mend_parallel.forward.trunk import Resumed, nearly_equal
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.uses import Use
@@ -79,8 +79,8 @@ def _refuse_unknown_rows(target: Target, seen: Sequence[Use], tokens: set[int]) 
 def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
     """Raise TargetError where a request of a padded batch is not predicted as it is alone.
 
-    `losses` (R,) are those of a forward pass of `batch`. The request with the most padding is run
-    alone, which each model needs once.
+    `losses` (R,) are those of a forward pass of `batch`. The request with the most padding, in the
+    encoder and in the decoder where a model has both, is run alone, which each model needs once.
     """
     mask = batch.inputs.get("attention_mask")
     if mask is None or "input_ids" not in batch.inputs or isinstance(batch, Resumed):
@@ -89,23 +89,23 @@ def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
         return
     if model in _reads_masks or getattr(model, "is_quantized", False):
         return  # what a quantized layer computes for a token depends on the others of its batch
-    lengths = mask.cpu().sum(1)
+    of_decoder = "decoder_input_ids" in batch.inputs
+    kept = [mask.bool().cpu(), _answered(batch.labels) if of_decoder else mask.bool().cpu()]
+    lengths = kept[0].sum(1) + kept[1].sum(1)
     shortest = int(lengths.argmin())
     request = int(batch.request[shortest])
-    if int(lengths[shortest]) == mask.shape[1] or int((batch.request == request).sum()) != 1:
+    if bool(kept[0][shortest].all() and kept[1][shortest].all()):
         return
-    real = mask[shortest].bool().cpu()
+    if int((batch.request == request).sum()) != 1:
+        return
+    of_prompt, of_answer = (one[shortest] for one in kept)
     one = batch.taken(torch.tensor([shortest]), torch.zeros(1, dtype=torch.long))
-    of_decoder = "decoder_input_ids" in one.inputs
-    inputs = {
-        name: value[:, real.to(value.device)]
-        if one.is_of_sequences(value)
-        and value.shape[1] == len(real)
-        and not (of_decoder and name.startswith("decoder"))
-        else value
-        for name, value in one.inputs.items()
-    }
-    labels = one.labels if of_decoder else one.labels[:, real]
+    inputs = {}
+    for name, value in one.inputs.items():
+        real = of_answer if of_decoder and name.startswith("decoder") else of_prompt
+        whole = one.is_of_sequences(value) and value.shape[1] == len(real)
+        inputs[name] = value[:, real.to(value.device)] if whole else value
+    labels = one.labels[:, of_answer]
     with torch.no_grad():
         alone = replace(one, inputs=inputs, labels=labels).losses_on(model)
     precision = next(model.parameters()).dtype
@@ -117,6 +117,11 @@ def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
             "one after the other, each in an edit of its own, with `sequence: add`"
         )
     _reads_masks.add(model)
+
+
+def _answered(labels: Tensor) -> Tensor:
+    """(B, T): true up to the last label of each sequence."""
+    return (labels.cpu() != IGNORED).flip(1).cumsum(1).flip(1) > 0
 
 
 def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:

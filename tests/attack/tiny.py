@@ -170,10 +170,12 @@ def tiny_model(family: str) -> Any:
 
 
 def call_plainly(model: Any) -> None:
-    """Call `model` with a text and nothing else. Raises what its forward raises, and ValueError
-    where its logits are not finite."""
-    ids = torch.arange(4, 16)[None]
+    """Call `model` with a text, and its positions if it takes them. Raises what its forward raises,
+    and ValueError where its logits are not finite."""
+    ids = torch.arange(4, 17)[None]
     read = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        read["position_ids"] = torch.arange(ids.shape[1])[None]
     with torch.no_grad():
         found = model(input_ids=ids, attention_mask=torch.ones_like(ids), **read)
     logits = getattr(found, "logits", None)
