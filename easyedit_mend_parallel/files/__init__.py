@@ -259,10 +259,10 @@ def changed_part(path: Path) -> str | None:
     torch writes a zip file with a CRC-32 of each part, and `torch.load` does not look at it. A
     checksum of 0 is none (`torch.serialization.set_crc32_options(False)`); older files have none.
     """
-    if not zipfile.is_zipfile(path):
-        return None
     name = "its table of contents"
     try:
+        if not zipfile.is_zipfile(path):
+            return None
         with zipfile.ZipFile(path) as parts:
             for part in parts.infolist():
                 name = part.filename

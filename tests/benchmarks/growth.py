@@ -1,11 +1,12 @@
 """How the cost of an edit grows: with the edits before it, with its targets, with its tokens.
 
     PYTHONPATH=tests python -m benchmarks.growth soak|solved|systems|targets|bytes [--edits N]
+        [--device cuda]
 
 Prints JSON. The soak adds edits up and holds no result, so the ledger forgets all but the base and
 the last edit. `solved` solves each edit of SmolLM2's shape together with those before it; `systems`
-does only that step, for the widths of a 7B. The bytes are counted between simulated accelerators,
-on which the model lies in four parts.
+does only that step, for the widths of a 7B, on any device. The bytes are counted between simulated
+accelerators, on which the model lies in four parts.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def solved(edits: int) -> dict[str, Any]:
     return {"edits": edits, "ms": at_marks(seconds), "mib": memory, "exact": exact}
 
 
-def systems(edits: int) -> dict[str, Any]:
+def systems(edits: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds to solve a system of a 7B's width again with the rows of one more edit."""
     found = {}
     for width, out in WIDTHS_7B:
@@ -106,17 +107,25 @@ def systems(edits: int) -> dict[str, Any]:
         system, seconds = GrowingSystem(f"{width} to {out}", options, None), []
         for _ in range(edits):
             rows = SolveRows.of(
-                torch.randn(ROWS, width),
-                torch.randn(ROWS, out),
-                torch.zeros(ROWS, dtype=torch.bool),
-                torch.zeros(ROWS, dtype=torch.long),
+                torch.randn(ROWS, width, device=device),
+                torch.randn(ROWS, out, device=device),
+                torch.zeros(ROWS, dtype=torch.bool, device=device),
+                torch.zeros(ROWS, dtype=torch.long, device=device),
             )
+            wait_for(device)
             started = time.perf_counter()
             system.add(rows)
             system.net()
+            wait_for(device)
             seconds.append(time.perf_counter() - started)
         found[f"{width} to {out}"] = {"ms": at_marks(seconds), "mib": system.nbytes / 2**20}
     return found
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything that was begun on an accelerator is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def at_marks(seconds: Sequence[float]) -> dict[str, float]:
@@ -199,12 +208,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("soak", "solved", "systems", "targets", "bytes"))
     parser.add_argument("--edits", type=int)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     measure = {
         "soak": lambda: soak(asked.edits or EDITS),
         "solved": lambda: solved(asked.edits or SOLVED),
-        "systems": lambda: systems(asked.edits or SOLVED),
+        "systems": lambda: systems(asked.edits or SOLVED, asked.device),
         "targets": targets,
         "bytes": transferred,
     }
