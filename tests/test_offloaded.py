@@ -367,6 +367,31 @@ def test_what_breaks_half_way_changes_nothing(
     assert not files_in(private)
 
 
+@pytest.mark.parametrize("losses_after", [False, True], ids=["capture", "losses_after"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_forward_pass_that_breaks_leaves_no_weight_loaded(
+    way: str, losses_after: bool, tmp_path: Path
+) -> None:
+    """As out of memory does, in a layer whose weight accelerate has just loaded."""
+    toy = Toy(way, tmp_path / "model")
+    layer = toy.model.get_submodule(UP.rpartition(".")[0])
+    original, calls = layer._old_forward, []
+
+    def breaks(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (2 if losses_after else 1):
+            raise torch.OutOfMemoryError("on purpose")
+        return original(*args, **kwargs)
+
+    layer._old_forward = breaks
+    with pytest.raises(torch.OutOfMemoryError):
+        toy.editor.edit(REQUESTS[0], losses_after=losses_after)
+    toy.assert_unedited()
+    result = toy.editor.edit(REQUESTS[0])
+    result.rollback()
+    toy.assert_unedited()
+
+
 @pytest.mark.parametrize("k", range(4))
 def test_a_tied_weight_that_is_shown_under_one_name_only_is_put_right(
     k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,7 @@ from easyedit_mend_parallel.forward.tokenizing import (
 )
 from easyedit_mend_parallel.weights.compiled import uncompiled
 from easyedit_mend_parallel.weights.fully_sharded import ended
+from easyedit_mend_parallel.weights.offload import sent_back
 from easyedit_mend_parallel.weights.sharding import whole_logits
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Batch:
 
         A compiled model runs uncompiled, since its graphs would not run the hooks of an edit.
         """
-        with uncompiled(), explained(model), ended(model), interrupts_pass():
+        with uncompiled(), explained(model), ended(model), sent_back(model), interrupts_pass():
             return model(**self.inputs)
 
     def _labelled(self) -> tuple[Tensor, Tensor]:

@@ -236,9 +236,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.get_parameter(name).requires_grad_(False)
         yield
     finally:
-        reshard(model)
-        for module, name in thawed:
-            module.get_parameter(name).requires_grad_(True)
+        try:
+            reshard(model)
+        finally:
+            for module, name in thawed:
+                module.get_parameter(name).requires_grad_(True)
 
 
 @contextmanager

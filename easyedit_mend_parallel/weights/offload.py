@@ -7,6 +7,7 @@ Writes no weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,29 @@ def _ties_before_5(model: Any) -> list[tuple[str, str]]:
     embeddings = model.get_input_embeddings()
     source = next((path for path, module in model.named_modules() if module is embeddings), "")
     return [(key, f"{source}.weight") for key in getattr(model, "_tied_weights_keys", None) or ()]
+
+
+@contextmanager
+def sent_back(model: nn.Module) -> Iterator[None]:
+    """If an exception leaves the context, the weights that accelerate loaded for a forward pass are
+    offloaded again. accelerate does so only after a layer's forward that returns."""
+    try:
+        yield
+    except BaseException:
+        for module in model.modules():
+            for hook in hooks_of(module):
+                if (
+                    isinstance(hook, AlignDevicesHook)
+                    and hook.offload
+                    and _has_values(module, hook)
+                ):
+                    hook.post_forward(module, None)
+        raise
+
+
+def _has_values(module: nn.Module, hook: AlignDevicesHook) -> bool:
+    parameters = module.parameters(recurse=hook.place_submodules)
+    return any(parameter.device.type != "meta" for parameter in parameters)
 
 
 def hooks_of(module: nn.Module) -> Iterator[ModelHook]:
