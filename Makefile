@@ -25,7 +25,7 @@ help:
 	@echo "make demo-large  edit a 7B-shaped model on disk in 3 GiB of memory (15 GB of disk)"
 	@echo "make test   lint, types and tests (EASYEDIT_HOME=clone adds EasyEdit's repository)"
 	@echo "make matrix run the core tests with other versions of Python, torch and transformers"
-	@echo "make attack try to break it: faults at every line, every architecture, damaged files, 300 lives (twice ATTACK_MINUTES, and 25)"
+	@echo "make attack try to break it: faults, architectures, damaged files, load, kills (3 x ATTACK_MINUTES, and 45)"
 	@echo "make gpu    check and measure edits on this machine's GPU (8 minutes; DEVICE=cpu SHAPES=tiny rehearses)"
 	@echo "make bench  measure every figure of docs/performance.md again (90 minutes, 15 GB of disk)"
 	@echo "make docs   write the configuration's tables, and build docs/_build/html"
@@ -51,7 +51,12 @@ attack: $(INSTALLED)
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.faults --minutes $(ATTACK_MINUTES)
 	PYTHONPATH=.:tests timeout $(ATTACK_MINUTES)m $(RUN) -W ignore -m attack.architectures
 	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.files
-	LIFE_EXAMPLES=300 $(RUN) -m pytest -q tests/test_life_of_a_model.py
+	PYTHONPATH=.:tests $(RUN) -W ignore -m attack.load --minutes $(ATTACK_MINUTES)
+	$(RUN) -m pip install --quiet atheris
+	set -e; for kind in hyperparameters facts journal edit archive "EasyEdit's archive"; do \
+		PYTHONPATH=.:tests $(RUN) -W ignore -m attack.fuzz "$$kind" "tests/attack/corpus/$$kind" -max_total_time=60; \
+	done
+	LIFE_EXAMPLES=300 KILLS=200 $(RUN) -m pytest -q tests/test_life_of_a_model.py tests/test_journal_processes.py
 
 gpu: $(INSTALLED)
 	PYTHONPATH=tests $(RUN) -W ignore -m gpu $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPES),--shapes $(SHAPES))

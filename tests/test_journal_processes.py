@@ -16,7 +16,7 @@ from toys import toy_model
 
 from easyedit_mend_parallel import EditError, Journal, load_edit
 
-KILLS = 20
+KILLS = int(os.environ.get("KILLS", "20"))
 
 
 def with_one_edit(folder: Path) -> Journal:
