@@ -129,6 +129,27 @@ def final_evaluation_has_an_archive(source: Source) -> None:
     )
 
 
+def zeros_have_a_gradient(source: Source) -> None:
+    """The layer of MEND's network keeps the gradient at 0 that its comment asks for."""
+    line = "acts = torch.where(pre_act == 0, pre_act, acts)  # since torch 2.14 clamp's is 0 too"
+    if source.has(line):
+        return
+    layer = source.named(ast.ClassDef, "LRLinear")
+    clamped = source.the(
+        ast.Assign,
+        "acts = pre_act.clamp(...)",
+        lambda node: (
+            isinstance(node.value, ast.Call)
+            and isinstance(node.value.func, ast.Attribute)
+            and node.value.func.attr == "clamp"
+            and ast.unparse(node.targets[0]) == "acts"
+            and ast.unparse(node.value.func.value) == "pre_act"
+        ),
+        layer,
+    )
+    source.after(clamped, line)
+
+
 def trust_own_archives(source: Source) -> None:
     """Archives that this trainer writes hold a config object, which torch >= 2.6 must be told."""
     calls = source.all(ast.Call, _is_load)
@@ -198,6 +219,13 @@ now saved first.""",
             "easyeditor/trainer/BaseTrainer.py": final_evaluation_has_an_archive,
             "easyeditor/trainer/utils.py": trust_own_archives,
         },
+    ),
+    Topic(
+        """Let MEND learn from its initial network on torch 2.14 and later
+
+The network starts as the identity, with zeros before the clamp. A clamp's gradient at its bound was
+1 and is 0 since torch 2.14, so that training moved nothing but the learned rates.""",
+        {"easyeditor/trainer/algs/local_nn.py": zeros_have_a_gradient},
     ),
     Topic(
         """Test plugins and the final evaluation, without a GPU and without weights""",

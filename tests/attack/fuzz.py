@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python -m attack.fuzz KIND CORPUS [-max_total_time=60]
 
-KIND is one of `PARSERS`; CORPUS a folder in which inputs that reach new lines are kept; the rest are
-options of libFuzzer. An input has to be read or to raise an exception of this package. Knows
+KIND is one of `PARSERS`; CORPUS a folder in which inputs that reach new lines are kept; the rest
+are options of libFuzzer. An input has to be read or to raise an exception of this package. Knows
 nothing of models.
 """
 

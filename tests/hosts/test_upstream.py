@@ -31,13 +31,14 @@ EDITED = (
     "__init__.py",
     "editors/batch_editor.py",
     "trainer/BaseTrainer.py",
+    "trainer/algs/local_nn.py",
     "trainer/utils.py",
     "trainer/training_hparams/mend_training_hparams.py",
     "util/alg_dict.py",
     "util/alg_train_dict.py",
     "util/hparams.py",
 )
-TOPICS = 5
+TOPICS = 6
 
 
 def git(clone: Path, *words: str) -> str:

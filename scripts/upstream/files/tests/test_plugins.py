@@ -12,6 +12,7 @@ import pytest
 import torch
 from easyeditor.editors.batch_editor import BatchEditor
 from easyeditor.models.mend import MENDHyperParams
+from easyeditor.trainer.algs.local_nn import IDMLP
 from easyeditor.trainer.EditTrainer import EditTrainer
 from easyeditor.trainer.training_hparams import MENDTrainingHparams
 from easyeditor.trainer.utils import formatted_timestamp, load_archive
@@ -229,3 +230,14 @@ def test_what_a_longer_run_saved_is_what_is_evaluated(tmp_path):
     archive, _ = load_archive(trainer.save_path)
     assert archive["step"] == 2
     assert archive["model"]["weight"].equal(trainer.model.weight)
+
+
+def test_the_network_that_training_starts_from_has_a_gradient():
+    network = IDMLP(8, 8, 8, 1, init="id", act="relu", rank=3, n_modes=2)
+    x = torch.randn(5, 8)
+
+    made = network(x, mode=0)
+    (made * x).sum().backward()
+
+    assert torch.equal(made, x)
+    assert all(layer.bias.grad.abs().sum() > 0 for layer in network.layers)
