@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import tempfile
 import threading
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
 from edited import editor_of, logits_on_facts
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -28,7 +31,15 @@ from hypothesis.stateful import (
     rule,
 )
 from torch import Tensor
-from toys import OBSERVED, REQUESTS, assert_unchanged, same_bits, toy_model, toy_targets, weights
+from toys import (
+    OBSERVED,
+    REQUESTS,
+    assert_unchanged,
+    same_bits,
+    toy_model,
+    toy_targets,
+    weights,
+)
 
 from easyedit_mend_parallel import EditResult, MendParallelError, load_edit, rollback_all
 from easyedit_mend_parallel.weights.target import find_targets
@@ -184,6 +195,58 @@ class Life(RuleBasedStateMachine):
             self.model.save_pretrained(folder)
             loaded = type(self.model).from_pretrained(folder, attn_implementation="eager")
         assert_unchanged(loaded, weights(self.model))
+
+    @rule()
+    def pickle_it(self) -> None:
+        """A model that was pickled has the edits and no history."""
+        try:
+            other = pickle.loads(pickle.dumps(self.model))
+        except AttributeError as error:  # checkpointing leaves a hook that cannot be pickled
+            assert "enable_input_require_grads" in str(error)
+            return
+        assert torch.equal(logits_on_facts(other), logits_on_facts(self.model))
+        before = weights(other)
+        rollback_all(other)
+        assert_unchanged(other, before)
+
+    @rule()
+    def resize_a_copy(self) -> None:
+        """New embeddings around the edited layers: edits of that model come and go."""
+        other = copy.deepcopy(self.model)
+        other.resize_token_embeddings(other.config.vocab_size + 3, mean_resizing=False)
+        before = weights(other)
+        self.editor(other).edit({"prompt": "a cat sat on", "target_new": "the sea"}).rollback()
+        assert_unchanged(other, before)
+
+    @precondition(lambda self: self.free())
+    @rule(data=st.data())
+    def offload_for_a_while(self, data: Any) -> None:
+        """Edits and undos go on while accelerate keeps the weights in RAM."""
+        cpu_offload(self.model, torch.device("cpu"))
+        number = self.free()[0]
+        self.did([number], self.editors[0].edit(ASKED[number]))
+        if data.draw(st.booleans()):
+            self.take_out(data.draw(st.sampled_from(self.held)))
+        remove_hook_from_submodules(self.model)
+        for module in self.model.modules():
+            module.__dict__.pop("_hf_hook", None)
+        if hasattr(self.model, "hf_device_map"):
+            del self.model.hf_device_map
+
+    @precondition(lambda self: self.free())
+    @rule()
+    def fork(self) -> None:
+        """What a child process does to its model is its own affair."""
+        child = os.fork()
+        if child == 0:
+            try:
+                self.editors[0].edit(ASKED[self.free()[0]]).rollback()
+                rollback_all(self.model)
+                assert_unchanged(self.model, self.base)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
     @rule(dtype=st.sampled_from([torch.bfloat16, torch.float16]))
     def cast_and_begin_anew(self, dtype: torch.dtype) -> None:
