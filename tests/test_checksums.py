@@ -31,7 +31,7 @@ from easyedit_mend_parallel import (
 from easyedit_mend_parallel.edits.journal_index import read_index
 from easyedit_mend_parallel.files import CHECKSUM, HEADER, read_tensors, write_tensors
 
-FLIPS = 300
+FLIPS = 200
 
 
 @pytest.mark.parametrize("kind", [name for name, one in KINDS.items() if one.checked])

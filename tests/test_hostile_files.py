@@ -29,7 +29,7 @@ from easyedit_mend_parallel import (
 from easyedit_mend_parallel.evaluation.data import read_examples
 from easyedit_mend_parallel.files import HEADER, read_tensors
 
-MOST = 120
+MOST = 60
 """Places at which the content of a file is changed; `make attack` tries all of them."""
 
 
