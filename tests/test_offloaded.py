@@ -392,6 +392,27 @@ def test_a_forward_pass_that_breaks_leaves_no_weight_loaded(
     toy.assert_unedited()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edit_is_undone_after_a_forward_pass_of_somebody_else_broke(
+    way: str, tmp_path: Path
+) -> None:
+    toy = Toy(way, tmp_path / "model")
+    result = toy.editor.edit(REQUESTS[0])
+    layer = toy.model.get_submodule(UP.rpartition(".")[0])
+    original = layer._old_forward
+
+    def breaks(*_args: Any, **_kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("on purpose")
+
+    layer._old_forward = breaks
+    with pytest.raises(torch.OutOfMemoryError):
+        toy.model(torch.arange(4, 9)[None])
+    layer._old_forward = original
+    result.rollback()
+    toy.assert_unedited()
+    toy.editor.edit(REQUESTS[1])
+
+
 @pytest.mark.parametrize("k", range(4))
 def test_a_tied_weight_that_is_shown_under_one_name_only_is_put_right(
     k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ Writes no weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,24 +160,34 @@ def _ties_before_5(model: Any) -> list[tuple[str, str]]:
 @contextmanager
 def sent_back(model: nn.Module) -> Iterator[None]:
     """If an exception leaves the context, the weights that accelerate loaded for a forward pass are
-    offloaded again. accelerate does so only after a layer's forward that returns."""
+    offloaded again."""
     try:
         yield
     except BaseException:
-        for module in model.modules():
-            for hook in hooks_of(module):
-                if (
-                    isinstance(hook, AlignDevicesHook)
-                    and hook.offload
-                    and _has_values(module, hook)
-                ):
-                    hook.post_forward(module, None)
+        send_back(model.modules())
         raise
 
 
-def _has_values(module: nn.Module, hook: AlignDevicesHook) -> bool:
-    parameters = module.parameters(recurse=hook.place_submodules)
-    return any(parameter.device.type != "meta" for parameter in parameters)
+def send_back(modules: Iterable[nn.Module]) -> None:
+    """Offload what a broken forward pass left loaded in these modules.
+
+    accelerate does so only after a forward that returns. What was loaded is a copy.
+    """
+    for module in modules:
+        for hook in hooks_of(module):
+            if isinstance(hook, AlignDevicesHook) and hook.offload:
+                held = module.parameters(recurse=hook.place_submodules)
+                if any(parameter.device.type != "meta" for parameter in held):
+                    hook.post_forward(module, None)
+
+
+def modules_around(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The model, the modules on the way to the parameter `name`, and its layer."""
+    module = model
+    yield module
+    for part in name.split(".")[:-1]:
+        module = getattr(module, part)
+        yield module
 
 
 def hooks_of(module: nn.Module) -> Iterator[ModelHook]:
