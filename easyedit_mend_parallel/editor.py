@@ -37,6 +37,7 @@ from easyedit_mend_parallel.method.load import (
 from easyedit_mend_parallel.method.mend import Proposal
 from easyedit_mend_parallel.method.preserved_text import lines_of
 from easyedit_mend_parallel.method.sequence import EditSequence
+from easyedit_mend_parallel.method.sequence_edit import SequenceEdit
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
 from easyedit_mend_parallel.method.unreached import refuse_unreached, say_unreached
 from easyedit_mend_parallel.method.untrained import say_unanswered
@@ -195,8 +196,9 @@ class MendParallel:
                     "the ranks that hold this model were given different requests: give every "
                     "rank the same ones, in the same order"
                 )
-            entry, proposal = self._written(asked, batch)
+            entry: Entry | SequenceEntry | None = None
             try:
+                entry, proposal = self._written(asked, batch)
                 refuse_unreached(proposal.updates)
                 say_unreached(proposal.updates, self._named)
                 after = self._looked_at(asked, batch, proposal, entry, losses_after, ranks)
@@ -214,7 +216,7 @@ class MendParallel:
                     ask=partial(_ask, self.tokenizer),
                 )
             except BaseException:
-                if entry.applied:
+                if entry is not None and entry.applied:
                     entry.undo(alone=True)  # other ranks may still be in their forward pass
                 raise
 
@@ -284,22 +286,23 @@ class MendParallel:
             if self.scoping is not None:
                 refuse_full(self.model, proposal.updates, self._scope_limit)
                 say_replaced(self.model, asked)
-            change = Ledger.of(self.model).change(self.targets, proposal.updates, self.apply)
-            return change, proposal
+            ledger = Ledger.of(self.model)
+            return ledger.change(self.targets, proposal.updates, self.apply), proposal
         options = self._proposer.system_options()
         sequence = EditSequence.of(
             self.model, self.targets, self.apply, options, self._sequence_memory
         )
         earlier = sequence.requests if self._max_lost is not None else []
         held = verify(self.model, self.tokenizer, earlier)
-        edit, proposal = sequence.add(asked, batch, self._proposer.making())
+        edit: SequenceEdit | None = None
         try:
+            edit, proposal = sequence.add(asked, batch, self._proposer.making())
             entry = SequenceEntry(sequence, edit, weakref.WeakMethod(self._proposer.own_rows))
             if earlier:
                 new = {request.prompt for request in asked}
                 self._refuse_lost(entry, [one for one in held if one.request.prompt not in new])
         except BaseException:
-            if sequence.holds(edit):
+            if edit is not None and sequence.holds(edit):
                 sequence.remove([edit])
             raise
         return entry, proposal

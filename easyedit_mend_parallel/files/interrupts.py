@@ -116,8 +116,8 @@ def made_whole(make: Callable[[], Made], undo: Callable[[Made], object]) -> Made
     try:
         with interrupts_held():
             made = make()
+            return made
     except BaseException:
         if made is not None:
             undo(made)
         raise
-    return made

@@ -33,11 +33,8 @@ class LabelLogits:
         if layer is None or layer._forward_hooks:
             yield
             return
-        handle = layer.register_forward_pre_hook(self, prepend=True)
-        try:
+        with layer.register_forward_pre_hook(self, prepend=True):
             yield
-        finally:
-            handle.remove()
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or is_distributed(inputs[0]):

@@ -29,6 +29,7 @@ from easyedit_mend_parallel.method.sequence_edit import (
     SequenceEdit,
     Updates,
     gone,
+    not_replaced,
     same_edits,
     without,
 )
@@ -144,7 +145,7 @@ class EditSequence:
             solves_one = self.options.solves_one
             if self._edits or self._settled or solves_one:
                 self._complete(self._edits, making.rows)
-                others = self._others(requests, self._edits)
+                others = not_replaced(self._edits, requests, self._settled)
                 own = making.rows(batch, requests)
                 alone = own.updates
                 if len(requests) > 1 or solves_one:
@@ -171,7 +172,7 @@ class EditSequence:
             self._complete(self._edits, None)
             left = list(self._edits)
             for edit in edits:
-                others = self._others(edit.requests, left)
+                others = not_replaced(left, edit.requests, self._settled)
                 edit.replaced = gone(left, others)
                 left = [*others, edit]
             write(left, preserved)
@@ -238,24 +239,31 @@ class EditSequence:
             self._look_whether_undone()
             if self._change is not None:
                 self._bits.refuse_changed(model, self.targets, self._change, self._net)
-            with ledger.without(self._change) as put:
+            kept = self._edits, self._change, self._net, self._former
+            try:
+                with ledger.without(self._change) as put:
 
-                def write(
-                    edits: list[SequenceEdit],
-                    preserved: Callable[[], PreservedInputs | None] = lambda: None,
-                ) -> None:
-                    if edits or self._settled:
-                        is_former = bool(edits) and same_edits(edits, self._former[0])
-                        net = self._former[1] if is_former else self._solve(edits, preserved)
-                        change: Entry | None = put(self.targets, net, self.apply)
-                    else:
-                        put.nothing()
-                        net, change = {}, None
-                    self._former = (self._edits, self._net)
-                    self._edits, self._change, self._net = edits, change, net
-                    self._bits.note(model, self.targets)
+                    def write(
+                        edits: list[SequenceEdit],
+                        preserved: Callable[[], PreservedInputs | None] = lambda: None,
+                    ) -> None:
+                        if edits or self._settled:
+                            is_former = bool(edits) and same_edits(edits, self._former[0])
+                            net = self._former[1] if is_former else self._solve(edits, preserved)
+                            put(self.targets, net, self.apply)
+                        else:
+                            put.nothing()
+                            net = {}
+                        former = self._edits, self._net
+                        self._edits, self._change, self._net = edits, put.entry, net
+                        self._former = former
+                        self._bits.note(model, self.targets)
 
-                yield write
+                    yield write
+            except BaseException:
+                self._edits, self._change, self._net, self._former = kept
+                self._bits.note(model, self.targets)
+                raise
             self._settle()
 
     def _complete(self, edits: Sequence[SequenceEdit], make: MakeRows | None) -> None:
@@ -271,33 +279,6 @@ class EditSequence:
                     )
                 edit.rows = make(edit.batch, edit.requests).rows
                 edit.batch = None
-
-    def _others(
-        self, requests: Sequence[Request], edits: Sequence[SequenceEdit]
-    ) -> list[SequenceEdit]:
-        """`edits` without those requests whose prompt is asked for anew, which are named."""
-        asked = {request.prompt: request for request in requests}
-        for settled in (one for edit in self._settled for one in edit.requests):
-            if settled.prompt in asked:
-                raise UpdateError(
-                    f"{settled.prompt!r} was edited before, and that edit was settled to stay "
-                    "within sequence_memory, so it cannot be replaced. Nothing was written. Raise "
-                    "sequence_memory before editing, or take all edits out with rollback_all"
-                )
-        left = []
-        for edit in edits:
-            numbers = [n for n, one in enumerate(edit.requests) if one.prompt in asked]
-            for old in (edit.requests[number] for number in numbers):
-                new = asked[old.prompt].target_new
-                log.warning(
-                    "%r was edited before (to %r): the new edit (to %r) replaces that one",
-                    old.prompt,
-                    old.target_new,
-                    new,
-                )
-            if len(numbers) < len(edit.requests):
-                left.append(edit.without(numbers) if numbers else edit)
-        return left
 
     def _solve(
         self,

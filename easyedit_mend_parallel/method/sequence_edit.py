@@ -5,16 +5,20 @@ Knows no model and no ledger.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.growing_system import SolveRows
 from easyedit_mend_parallel.method.mend import OwnRows, Proposal
 from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.update import LowRankUpdate
+
+log = logging.getLogger(__name__)
 
 Updates: TypeAlias = dict[str, LowRankUpdate]
 
@@ -102,4 +106,34 @@ def without(edits: Sequence[SequenceEdit], gone: Sequence[SequenceEdit]) -> list
             left.insert(index, old)
         else:
             left[place] = old
+    return left
+
+
+def not_replaced(
+    edits: Sequence[SequenceEdit], requests: Sequence[Request], settled: Sequence[SequenceEdit]
+) -> list[SequenceEdit]:
+    """`edits` without those requests whose prompt `requests` ask for anew, which are named.
+
+    Raises UpdateError for a prompt of a `settled` edit.
+    """
+    asked = {request.prompt: request for request in requests}
+    for old in (one for edit in settled for one in edit.requests):
+        if old.prompt in asked:
+            raise UpdateError(
+                f"{old.prompt!r} was edited before, and that edit was settled to stay within "
+                "sequence_memory, so it cannot be replaced. Nothing was written. Raise "
+                "sequence_memory before editing, or take all edits out with rollback_all"
+            )
+    left = []
+    for edit in edits:
+        numbers = [n for n, one in enumerate(edit.requests) if one.prompt in asked]
+        for old in (edit.requests[number] for number in numbers):
+            log.warning(
+                "%r was edited before (to %r): the new edit (to %r) replaces that one",
+                old.prompt,
+                old.target_new,
+                asked[old.prompt].target_new,
+            )
+        if len(numbers) < len(edit.requests):
+            left.append(edit.without(numbers) if numbers else edit)
     return left

@@ -127,11 +127,26 @@ def nothing(like: LowRankUpdate) -> LowRankUpdate:
 
 
 class Put:
-    """Replaces a change that was taken out, or leaves it out; see `Ledger.without`."""
+    """Replaces a change that was taken out, or leaves it out; see `Ledger.without`.
+
+    A context: what was put comes out again if an exception leaves it.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.is_done = False
+        self._left_out = False
+        self.entry: Entry | None = None
+
+    def __enter__(self) -> Put:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self.entry is not None:
+            self.entry.undo(alone=True)  # other processes may be elsewhere
+
+    @property
+    def is_done(self) -> bool:
+        return self._left_out or self.entry is not None
 
     def __call__(
         self,
@@ -140,10 +155,9 @@ class Put:
         apply: str = "weight",
     ) -> Entry:
         """Add another change instead, as `Ledger.change` does."""
-        entry = self._ledger.change(targets, updates, apply)
-        self.is_done = True
-        return entry
+        self.entry = self._ledger.change(targets, updates, apply)
+        return self.entry
 
     def nothing(self) -> None:
         """Leave the change out permanently."""
-        self.is_done = True
+        self._left_out = True

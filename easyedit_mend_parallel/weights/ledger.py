@@ -24,7 +24,7 @@ from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.transaction import commit_all, twice, undo_all, undo_each
-from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite
+from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite, size_of
 
 SAME_SIZE = 1e-2
 """Relative difference up to which the sizes of two ranks' updates count as equal. Kernels may round
@@ -86,7 +86,7 @@ class Ledger:
                     for name, target in by_name.items()
                 }
                 self._adapters.note(model, staged)
-                size = 0.0 if ranks.alone else _size(updates)
+                size = 0.0 if ranks.alone else size_of(updates)
             if not ranks.same(size, tolerance=SAME_SIZE):
                 raise UpdateError(
                     "the ranks that hold this model computed different updates; nothing was "
@@ -104,52 +104,56 @@ class Ledger:
         """Write what was staged for `record`, and note it as the last change."""
         entry = Entry(self, record)
         record.entry = weakref.ref(entry)
-        commit_all(list(record.staged.values()), ranks)
         try:
+            commit_all(list(record.staged.values()), ranks)
             self._made += 1
             self._records.append(record)
             self._forget_unheld()
             if not keep_rows:
                 record.let_rows_go()
+            return entry
         except BaseException:
             self._records[:] = [one for one in self._records if one is not record]
             for one in reversed(record.staged.values()):
                 one.undo()
             raise
-        return entry
 
     @contextmanager
     def without(self, entry: Entry | None) -> Iterator[Put]:
         """While the context lasts, the model is without the change of `entry`, and locked.
 
         The yielded object adds another change instead, or leaves the change out permanently. If
-        neither is called, or an exception leaves the context, the model is restored to the bit and
-        `entry` is applied again. Later changes of the same weights stay in the model.
+        neither is called, or an exception leaves the context, that other change comes out, the
+        model is restored to the bit, and `entry` is applied again. Later changes of the same
+        weights stay in the model.
         """
         with self.lock:
             record = None if entry is None else entry._record
             if record is None or not any(one is record for one in self._records):
-                yield Put(self)
+                with Put(self) as put:
+                    yield put
                 return
             index = next(n for n, one in enumerate(self._records) if one is record)
             later = self._records[index + 1 :]
             ranks = Ranks.of(self._model())
             with ranks.agree("stage the way back"):
                 guards = self._guards(record) if covers(record, later) else {}
-            put, former = Put(self), None
+            done, former = False, list[tuple[Record, str, Staged]]()
             try:
                 with interrupts_held():
                     again = self._take_out(record, later, ranks)
-                    former = [(other, name, other.staged[name]) for other, name, _ in again]
+                    former += [(other, name, other.staged[name]) for other, name, _ in again]
                     for other, name, staged in again:
                         other.staged[name] = staged
                     del self._records[index]
-                yield put
+                with Put(self) as put:
+                    yield put
+                    done = put.is_done
             finally:
-                if put.is_done:
+                if done:
                     for staged in record.staged.values():
                         staged.forget()
-                elif former is not None:
+                else:
                     self._put_back(record, index, former, guards, ranks)
 
     def _guards(self, record: Record) -> dict[str, Staged]:
@@ -176,7 +180,8 @@ class Ledger:
         The same update on the same bits gives the same result. If later changes cover its weights,
         `guards` have the bits.
         """
-        self._records.insert(index, record)
+        if all(one is not record for one in self._records):
+            self._records.insert(index, record)
         for other, name, staged in former:
             other.staged[name] = staged
         with ranks.agree("put the change back"):
@@ -343,8 +348,3 @@ class Ledger:
         if model is None:
             raise UpdateError("the model that was edited no longer exists")
         return model
-
-
-def _size(updates: Mapping[str, LowRankUpdate]) -> float:
-    """A number by which ranks compare their updates."""
-    return sum(float(update.largest_possible()) for update in updates.values())

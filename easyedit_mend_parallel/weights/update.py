@@ -220,3 +220,8 @@ def refuse_non_finite(updates: Mapping[str, LowRankUpdate]) -> None:
             f"the update of {', '.join(bad)} is not finite; nothing was written. Check the "
             "archive's statistics, and the model's dtype (float16 overflows; bfloat16 does not)"
         )
+
+
+def size_of(updates: Mapping[str, LowRankUpdate]) -> float:
+    """A number by which processes compare their updates."""
+    return sum(float(update.largest_possible()) for update in updates.values())

@@ -9,7 +9,7 @@ import hashlib
 import random
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -65,7 +65,7 @@ class Scene:
         if self.editor is not None:
             with torch.no_grad():
                 found["logits"] = _sum(model(input_ids=torch.arange(4, 16)[None]).logits)
-        found["weights"] = {name: _sum(one) for name, one in _tensors(model).items()}
+        found["weights"] = {name: _sum(one) for name, one in tensors_of(model)}
         found["hooks"] = [
             (name, len(one._forward_hooks), len(one._forward_pre_hooks), "forward" in vars(one))
             for name, one in model.named_modules()
@@ -99,11 +99,10 @@ class Scene:
         }
 
 
-def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    return {
-        name: kept_weight(model, name) if one.device.type == "meta" else one
-        for name, one in model.named_parameters()
-    }
+def tensors_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each parameter's name and its values, wherever they are."""
+    for name, one in model.named_parameters():
+        yield name, kept_weight(model, name) if one.device.type == "meta" else one  # type: ignore
 
 
 def _sum(tensor: torch.Tensor) -> str:

@@ -51,8 +51,9 @@ class OutputEdits:
         self._state: tuple[list[tuple[object, LowRankUpdate]], LowRankUpdate | None] = ([], None)
         """The updates with their keys, and their sum: exchanged together, so that they agree."""
         self._handle: Any = None
+        others, name = getattr(layer, _EDITS, {}), target.name_in_layer
+        setattr(layer, _EDITS, {**others, name: self})
         self._hook(layer)
-        setattr(layer, _EDITS, {**getattr(layer, _EDITS, {}), target.name_in_layer: self})
 
     @classmethod
     def on(cls, layer: nn.Module, name: str = "weight") -> OutputEdits | None:
@@ -97,7 +98,7 @@ class OutputEdits:
     def _unhook(self, layer: nn.Module) -> None:
         if self._target.expert is not None:
             RoutedLayer.of(layer).unwatch(layer, self._target, self.added)
-        else:
+        elif self._handle is not None:
             self._handle.remove()
 
     def position(self, key: object) -> int | None:
