@@ -199,7 +199,6 @@ class Life(RuleBasedStateMachine):
     @rule()
     def pickle_it(self) -> None:
         """A model that was pickled has the edits and no history."""
-        self.model.disable_input_require_grads()  # a hook of checkpointing, which cannot be pickled
         other = pickle.loads(pickle.dumps(self.model))
         assert torch.equal(logits_on_facts(other), logits_on_facts(self.model))
         before = weights(other)
@@ -268,6 +267,7 @@ class Life(RuleBasedStateMachine):
         assert self.model.training
         assert self.model.is_gradient_checkpointing
         self.model.gradient_checkpointing_disable()
+        self.model.disable_input_require_grads()  # its hook cannot be pickled
         self.model.eval()
 
     @precondition(lambda self: len(self.free()) > 1 and self.options["sequence"] == "solve")
