@@ -13,6 +13,7 @@ import os
 import pickle
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from toys import (
 )
 
 from easyedit_mend_parallel import EditResult, MendParallelError, load_edit, rollback_all
-from easyedit_mend_parallel.weights.target import find_targets
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
 ASKED = [*REQUESTS, *OBSERVED]
@@ -181,12 +181,14 @@ class Life(RuleBasedStateMachine):
     def save_and_apply_elsewhere(self, data: Any) -> None:
         numbers, result = data.draw(st.sampled_from(self.held))
         alone, elsewhere = toy_model("llama"), toy_model("llama")
-        self.editor(alone).edit([ASKED[number] for number in numbers])
+        if self.options["sequence"] == "solve":
+            self.editor(alone).edit([ASKED[number] for number in numbers])
+        else:
+            write(result.updates, alone)
         with tempfile.TemporaryDirectory() as folder:
             path = result.save(Path(folder) / "edit.safetensors")
             load_edit(path).apply(elsewhere)
-        if self.options["sequence"] == "solve" or len(self.live) == 1:
-            near(logits_on_facts(elsewhere), logits_on_facts(alone), self.plain)
+        near(logits_on_facts(elsewhere), logits_on_facts(alone), self.plain)
 
     @precondition(lambda self: self.apply == "weight")
     @rule()
@@ -314,9 +316,8 @@ class Life(RuleBasedStateMachine):
             for numbers, _ in self.live:
                 editor.edit([ASKED[number] for number in numbers])
         else:  # an update depends on the edits that were in the model when it was made
-            for target in find_targets(fresh, TARGETS):
-                for _, updates in self.live:
-                    updates[target.name].write(fresh.get_parameter(target.name).data, False)
+            for _, updates in self.live:
+                write(updates, fresh)
         if not self.live:
             assert_unchanged(self.model, self.base)
         near(logits_on_facts(self.model), logits_on_facts(fresh), self.plain)
@@ -337,6 +338,11 @@ class Life(RuleBasedStateMachine):
 
 TARGETS = toy_targets(toy_model("llama"))
 LAYERS = [name.removesuffix(".weight") for name in TARGETS]
+
+
+def write(updates: Mapping[str, LowRankUpdate], model: Any) -> None:
+    for name, update in updates.items():
+        update.write(model.get_parameter(name).data, transposed=False)
 
 
 def near(found: Tensor, expected: Tensor, plain: Tensor) -> None:
