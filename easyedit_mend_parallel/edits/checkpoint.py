@@ -40,8 +40,8 @@ def save_edited(model: Any, folder: str | Path, tokenizer: Any = None, **options
     into the weights while the files are written, and then undone to the bit. `folder` must be new
     or empty. It is written whole or not at all; `tokenizer` is saved with the model. If the model
     is split between processes, every rank must call this function. The first rank writes, with the
-    weights of one file in memory (`max_shard_size` is an option of `save_pretrained`; before
-    transformers 5 those of all files); the others have one weight at a time.
+    weights of one file in memory (`max_shard_size` is an option of `save_pretrained`); the others
+    have one weight at a time.
 
     Raises EditError for edits of the outputs of quantized or tied weights, which cannot be saved.
     """
@@ -130,8 +130,6 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
     waiting if the first process fails.
     """
     with ranks.agree("list the weights"):
-        from transformers import modeling_utils  # imported here, since it takes a second
-
         state: dict[str, Tensor] = model.state_dict()
         split = {name: tensor for name, tensor in state.items() if is_distributed(tensor)}
     if not ranks.is_first:
@@ -144,9 +142,6 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
         # sets `is_main_process`: the first of these processes may have any global rank
         _for_now(model, _tp_size=None, should_save_on_this_rank=bool),
     ):
-        if not hasattr(modeling_utils, "load_offloaded_parameter"):  # before transformers 5
-            yield {**state, **whole}
-            return
         for name, tensor in split.items():
             state[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         hook = SimpleNamespace(weights_map=whole)

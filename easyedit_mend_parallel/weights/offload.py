@@ -134,14 +134,8 @@ def tied_names(model: nn.Module, name: str) -> set[str]:
 
     After offloading, each has its own placeholder, so only this declaration shows the tie.
     """
-    declared = getattr(model, "all_tied_weights_keys", None)  # since transformers 5
-    if declared is not None:
-        pairs = list(declared.items())
-    elif getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        pairs = _ties_before_5(model)
-    else:
-        pairs = []
-    group = {name}
+    declared: Any = getattr(model, "all_tied_weights_keys", {})
+    pairs, group = list(declared.items()), {name}
     for _ in pairs:
         for pair in pairs:
             if group & set(pair):
@@ -149,12 +143,6 @@ def tied_names(model: nn.Module, name: str) -> set[str]:
     if len(group) > 1:  # removes patterns, and names that this model does not have
         group &= {known for known, _ in model.named_parameters(remove_duplicate=False)}
     return group
-
-
-def _ties_before_5(model: Any) -> list[tuple[str, str]]:
-    embeddings = model.get_input_embeddings()
-    source = next((path for path, module in model.named_modules() if module is embeddings), "")
-    return [(key, f"{source}.weight") for key in getattr(model, "_tied_weights_keys", None) or ()]
 
 
 @contextmanager
