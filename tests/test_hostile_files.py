@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,29 @@ def test_what_is_no_file_is_refused_soon(what: str, kind: str, tmp_path: Path) -
         path.unlink()
         path.parent.joinpath("other").write_text("")
     refused(read, path)
+
+
+@pytest.mark.parametrize("closed", ["file", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_may_not_be_read_is_refused(kind: str, closed: str, tmp_path: Path) -> None:
+    path = KINDS[kind].make(tmp_path)
+    (path if closed == "file" else path.parent).chmod(0)
+    child = os.fork()
+    if child == 0:  # root may read everything, so somebody else tries
+        try:
+            if os.geteuid() == 0:
+                for folder in tmp_path.parents:
+                    folder.chmod(folder.stat().st_mode | 0o111)
+                os.setuid(65534)
+            KINDS[kind].read(path)
+        except MendParallelError:
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    code = os.waitpid(child, 0)[1]
+    (path if closed == "file" else path.parent).chmod(0o700)
+    assert code == 0
 
 
 @pytest.mark.parametrize("kind", ["edit", "archive"])

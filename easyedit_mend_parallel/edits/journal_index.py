@@ -45,11 +45,11 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
     Raises EditError for a folder with other content, and for a damaged index.
     """
     index = folder / INDEX
-    if not index.exists():
-        if _is_used(folder):
-            raise EditError(f"{folder} is no journal: it is not empty and has no {INDEX}")
-        return 0, []
     try:
+        if not index.exists():
+            if _is_used(folder):
+                raise EditError(f"{folder} is no journal: it is not empty and has no {INDEX}")
+            return 0, []
         refuse_irregular(index)
         content = parsed_json(index.read_text(encoding="utf-8"))
         if content["kind"] != KIND or content["format_version"] != FORMAT_VERSION:
@@ -60,7 +60,9 @@ def read_index(folder: Path) -> tuple[int, list[JournalEntry]]:
         content = without_checksum(content, KEYS)
         entries = [instance_of(JournalEntry, one, "an edit") for one in content["edits"]]
         revision = of_form(content["revision"], int, "its revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise EditError(f"{index} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EditError(f"{index} is damaged: {type(error).__name__} {error}") from error
     for entry in entries:
         if Path(entry.file).name != entry.file:

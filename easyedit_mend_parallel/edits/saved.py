@@ -24,7 +24,7 @@ from easyedit_mend_parallel.edits.forms import About, SavedRequest
 from easyedit_mend_parallel.edits.scoping import Scoping, check_below
 from easyedit_mend_parallel.edits.solving import put_together, rows_as_tensors, rows_of_tensors
 from easyedit_mend_parallel.errors import EditError, MendParallelError
-from easyedit_mend_parallel.files import read_tensors, write_tensors
+from easyedit_mend_parallel.files import is_there, read_tensors, write_tensors
 from easyedit_mend_parallel.files.forms import instance_of, of_form
 from easyedit_mend_parallel.files.interrupts import made_whole
 from easyedit_mend_parallel.forward.requests import Request
@@ -265,7 +265,7 @@ def load_edit(path: str | Path) -> SavedEdit:
     Raises EditError for a file that is missing, truncated, of a newer format, or no edit.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path, EditError):
         raise EditError(f"there is no edit at {path.absolute()}")
     try:
         tensors, header = read_tensors(path)

@@ -20,7 +20,13 @@ from torch import Tensor
 from easyedit_mend_parallel.edits.forms import ScopedIndex
 from easyedit_mend_parallel.edits.saved import package_versions
 from easyedit_mend_parallel.errors import EditError
-from easyedit_mend_parallel.files import parsed_json, read_tensors, sha256_of, write_tensors
+from easyedit_mend_parallel.files import (
+    is_there,
+    parsed_json,
+    read_tensors,
+    sha256_of,
+    write_tensors,
+)
 from easyedit_mend_parallel.files.forms import instance_of, of_form
 from easyedit_mend_parallel.method.kept_scope import scope_header, scope_of
 from easyedit_mend_parallel.weights.rows_file import RowsPlace, rows_at, stacked
@@ -57,7 +63,7 @@ class SavedScopes:
             raise EditError(f"{folder} is damaged: {error}") from error
         for name, expected in index["files"].items():
             path = folder / name
-            if not path.is_file() or sha256_of(path) != expected:
+            if not is_there(path, EditError) or _sum_of(path) != expected:
                 raise EditError(
                     f"{path} is missing, cut short or changed: its checksum is not that of "
                     f"{INDEX}. Copy the whole folder again, or make the edits again"
@@ -251,7 +257,7 @@ def _of_scope(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
-    if not path.is_file():
+    if not is_there(path, EditError):
         raise EditError(f"no scoped edits are saved at {folder.absolute()}: {INDEX} is missing")
     try:
         index = parsed_json(path.read_text(encoding="utf-8"))
@@ -267,6 +273,13 @@ def _index(folder: Path) -> dict[str, Any]:
     if index.pop("checksum", None) != _digest(index):
         raise EditError(f"{path} was changed since it was written: its checksum is another one")
     return index
+
+
+def _sum_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise EditError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _digest(index: Mapping[str, Any]) -> str:

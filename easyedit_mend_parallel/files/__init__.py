@@ -81,6 +81,16 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def is_there(path: Path, error: type[MendParallelError]) -> bool:
+    """Whether there is a file at `path`. Raises `error` where this user may not look."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path.is_file()
+    except OSError as problem:
+        raise error(f"{path.absolute()} cannot be read: {problem.strerror or problem}") from problem
+
+
 def refuse_irregular(path: Path) -> None:
     """Raise OSError for a folder, a pipe or a device: reading those may never end."""
     if path.exists() and not path.is_file():

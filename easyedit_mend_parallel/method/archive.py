@@ -21,6 +21,7 @@ from easyedit_mend_parallel.errors import ArchiveError
 from easyedit_mend_parallel.files import (
     HEADER,
     changed_part,
+    is_there,
     read_tensors,
     write_tensors,
     written_whole,
@@ -174,7 +175,7 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
     Raises ArchiveError for a file that is missing, truncated, no archive, or would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path, ArchiveError):
         raise ArchiveError(
             f"there is no archive at {path.absolute()}. Set `archive` to a file that is there; if "
             f"you have none: {WAYS_OUT}"
