@@ -301,11 +301,11 @@ class MendParallel:
             if earlier:
                 new = {request.prompt for request in asked}
                 self._refuse_lost(entry, [one for one in held if one.request.prompt not in new])
+            return entry, proposal
         except BaseException:
             if edit is not None and sequence.holds(edit):
                 sequence.remove([edit])
             raise
-        return entry, proposal
 
     def _refuse_lost(self, entry: SequenceEntry, before: Sequence[Verdict]) -> None:
         """Undo the edit and raise UpdateError if too many earlier requests are lost."""

@@ -94,18 +94,17 @@ class Trunk:
             return args, {**kwargs, "hidden_states": here}
 
         before = [block.__dict__.get("forward") for block in below]
-        handle = lowest.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        try:
-            for block in below:
-                block.forward = _HandingOn(self._in_tuple)
-            yield
-        finally:
-            handle.remove()
-            for block, forward in zip(below, before, strict=True):
-                if forward is None:
-                    block.__dict__.pop("forward", None)
-                else:
-                    block.forward = forward
+        with lowest.register_forward_pre_hook(enter, with_kwargs=True, prepend=True):
+            try:
+                for block in below:
+                    block.forward = _HandingOn(self._in_tuple)
+                yield
+            finally:
+                for block, forward in zip(below, before, strict=True):
+                    if forward is None:
+                        block.__dict__.pop("forward", None)
+                    else:
+                        block.forward = forward
 
     def _look(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         self._in_tuple = isinstance(output, tuple)

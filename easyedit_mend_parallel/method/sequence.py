@@ -157,7 +157,7 @@ class EditSequence:
                 edit = SequenceEdit(list(requests), batch, proposal.updates)
             edit.replaced = gone(self._edits, others)
             write([*others, edit], making.preserved)
-        return edit, proposal
+            return edit, proposal
 
     def restore(
         self,
@@ -260,11 +260,11 @@ class EditSequence:
                         self._bits.note(model, self.targets)
 
                     yield write
+                    self._settle()
             except BaseException:
                 self._edits, self._change, self._net, self._former = kept
                 self._bits.note(model, self.targets)
                 raise
-            self._settle()
 
     def _complete(self, edits: Sequence[SequenceEdit], make: MakeRows | None) -> None:
         """Make the rows that are still to be made; the model is without the sequence's edits."""

@@ -132,7 +132,7 @@ class Ledger:
             if record is None or not any(one is record for one in self._records):
                 with Put(self) as put:
                     yield put
-                return
+                    return
             index = next(n for n, one in enumerate(self._records) if one is record)
             later = self._records[index + 1 :]
             ranks = Ranks.of(self._model())

@@ -104,6 +104,8 @@ def _cleaning(file: str) -> frozenset[int]:
                 found |= set(range(part.lineno, (part.end_lineno or part.lineno) + 1))
         elif isinstance(node, ast.With):
             found |= set(range(node.lineno, node.body[0].lineno))
+        elif isinstance(node, ast.FunctionDef) and node.name in ("__exit__", "forget"):
+            found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return frozenset(found)
 
 
