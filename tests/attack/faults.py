@@ -100,6 +100,7 @@ def _cleaning(file: str) -> frozenset[int]:
     found: set[int] = set()
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Try):
+            found.add(node.lineno)  # from there CPython 3.11 does not leave a `with` around it
             for part in (*node.handlers, *node.finalbody):
                 found |= set(range(part.lineno, (part.end_lineno or part.lineno) + 1))
         elif isinstance(node, ast.With):
