@@ -72,8 +72,8 @@ def test_processes_that_write_at_the_same_time_are_refused_or_one_after_the_othe
         time.sleep(max(0.0, start - time.monotonic()))
         for _ in range(10):
             try:
-                with opened._locked():
-                    opened._write([*opened._entries, opened._keep(edit)])
+                with opened._locked(), opened._kept(edit) as entry:
+                    opened._write([*opened._entries, entry])
             except EditError:
                 opened = Journal(tmp_path)
 
@@ -94,7 +94,8 @@ def test_a_process_that_is_killed_leaves_the_journal_before_or_after_its_change(
     def write() -> None:
         journal = Journal(tmp_path)
         while True:
-            journal._write([*journal._entries, journal._keep(edit)])
+            with journal._kept(edit) as entry:
+                journal._write([*journal._entries, entry])
             journal.undo()
 
     for _ in range(KILLS):

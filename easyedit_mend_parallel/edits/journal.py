@@ -7,8 +7,8 @@ applied to a model makes each change in the model too. Knows nothing of how an e
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -146,10 +146,8 @@ class Journal:
         with self._ranks.agree("read the edited weights"):
             edit = result.saved(whole=True)
         self._keep_preserved(result.entry)
-        with self._locked():
-            entry = self._keep(edit, half=half)
-            with self._dropped_if_broken(entry):
-                self._write([*self._entries, entry])
+        with self._locked(), self._kept(edit, half=half) as entry:
+            self._write([*self._entries, entry])
         if self._hold:
             self._live[entry.number] = result.entry
         return entry
@@ -178,7 +176,8 @@ class Journal:
         try:
             live.undo()
         except BaseException:
-            self._write(before)
+            if live.applied:
+                self._write(before)
             raise
         del self._live[number]
         return how
@@ -227,17 +226,11 @@ class Journal:
         with self._ranks.agree("squash the edits"):
             edit = squash(self._combined(chosen), rank)
         edit.about["squashed"]["numbers"] = chosen
-        with self._locked():
-            return self._squashed(chosen, self._keep(edit))
-
-    def _squashed(self, chosen: Sequence[int], new: JournalEntry) -> JournalEntry:
-        after = [
-            replace(one, applied=False, squashed_into=new.number) if one.number in chosen else one
-            for one in self._entries
-        ]
-        with self._dropped_if_broken(new):
-            self._exchange([*after, new])
-        return self._entry(new.number)
+        with self._locked(), self._kept(edit) as new:
+            gone = [one for one in self._entries if one.number in chosen]
+            out = {one: replace(one, applied=False, squashed_into=new.number) for one in gone}
+            self._exchange([*(out.get(one, one) for one in self._entries), new])
+            return self._entry(new.number)
 
     def _refuse_unheld(self) -> None:
         if self._model is not None and not self._hold:
@@ -308,31 +301,33 @@ class Journal:
                 if self._ranks.is_first:
                     write_inputs(self.folder / PRESERVED, inputs)
 
-    def _keep(self, edit: SavedEdit, *, half: bool = False) -> JournalEntry:
-        """Write the edit's file. It is part of the journal only when the index names it."""
+    @contextmanager
+    def _kept(self, edit: SavedEdit, *, half: bool = False) -> Iterator[JournalEntry]:
+        """Write the edit's file. It is part of the journal only when the index names it, and is
+        removed if it does not when the context ends with an exception."""
         if not self._revision:
             self._write(self._entries)
         number = max((entry.number for entry in self._entries), default=0) + 1
-        file = f"{number:04}.safetensors"
-        with self._ranks.agree("write the edit"):
-            if self._ranks.is_first:
-                edit.write(self.folder / file, half=half)
-        with self._ranks.agree("find the edit that the first rank wrote"):
-            if not (self.folder / file).exists():
-                raise EditError(
-                    f"{self.folder} is not the folder that the first rank wrote to: put it on a "
-                    "file system that all ranks see"
-                )
         added = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return JournalEntry(number, file, True, added)
+        new = JournalEntry(number, f"{number:04}.safetensors", True, added)
+
+        def unnamed() -> bool:
+            return self._ranks.is_first and new not in self._entries
+
+        with index.dropped_if_broken(self.folder / new.file, unnamed):
+            with self._ranks.agree("write the edit"):
+                if self._ranks.is_first:
+                    edit.write(self.folder / new.file, half=half)
+            with self._ranks.agree("find the edit that the first rank wrote"):
+                if not (self.folder / new.file).exists():
+                    raise EditError(
+                        f"{self.folder} is not the folder that the first rank wrote to: put it on "
+                        "a file system that all ranks see"
+                    )
+            yield new
 
     def _locked(self) -> AbstractContextManager[None]:
         return self._lock.held(self._revision, needed=self._ranks.is_first)
-
-    def _dropped_if_broken(self, new: JournalEntry) -> AbstractContextManager[None]:
-        return index.dropped_if_broken(
-            self.folder / new.file, lambda: self._ranks.is_first and new not in self._entries
-        )
 
     def _entry(self, number: int) -> JournalEntry:
         for entry in self._entries:

@@ -107,9 +107,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     with _naming(path), interrupts_held() as held:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
         try:
+            os.close(handle)
+            temporary = Path(name)
             with held.as_before():
                 yield temporary
             with open(temporary, "rb") as file:
@@ -118,7 +118,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             with suppress(FileNotFoundError):
-                temporary.unlink()
+                os.unlink(name)
 
 
 @contextmanager

@@ -67,7 +67,10 @@ class Ranks:
         """
         if self._mesh is None:
             yield
-            return
+        else:
+            yield from self._voted(what)
+
+    def _voted(self, what: str) -> Iterator[None]:
         try:
             yield
         except BaseException:
