@@ -27,6 +27,7 @@ from easyedit_mend_parallel.weights.stores.output import hanging_updates, withou
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 from easyedit_mend_parallel.weights.target import find_target
+from easyedit_mend_parallel.weights.transaction import twice
 
 NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
 """A device map with which transformers looks for weights behind accelerate's hooks."""
@@ -93,7 +94,7 @@ def _written(model: nn.Module) -> Iterator[None]:
         with without_notice(model):
             yield
     finally:
-        entry.undo()
+        twice(entry.undo)
 
 
 @contextmanager

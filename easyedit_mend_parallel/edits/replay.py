@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from easyedit_mend_parallel.edits.saved import SavedEdit, applied_edits
+from easyedit_mend_parallel.edits.saved import AppliedEdit, SavedEdit, applied_edits
 from easyedit_mend_parallel.edits.scoping import Scoping
 from easyedit_mend_parallel.files.interrupts import interrupts_pass
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
@@ -40,6 +40,7 @@ def replay(
     `hold=False` every edit of it is undone.
     """
     live: dict[int, Entry | SequenceEntry] = {}
+    put: dict[int, AppliedEdit] = {}
     compared: dict[str, Any] = {}
     ledger, ranks = Ledger.of(model), Ranks.of(model)
     with ledger.lock:
@@ -60,13 +61,14 @@ def replay(
                         progress(number)
                 if not hold:
                     live = {}
+            return live
         except BaseException:
+            live |= {number: one.entry for number, one in put.items()}
             for entry in reversed(live.values()):
                 entry.undo()
             if not hold and ledger.state != before:
                 ledger.undo_all()
             raise
-    return live
 
 
 def _groups(

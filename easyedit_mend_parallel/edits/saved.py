@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -211,17 +211,23 @@ def _applied(
             placements = {target.name: place(model, target) for target in targets}
         for name, why in list(unchecked.items())[:1]:
             log.warning("%s: the base of %s was not compared: %s", first.source, name, why)
-        entries: Sequence[Entry | SequenceEntry]
-        if first.solve_rows is not None and apply != SCOPED:
-            entries = put_together(model, targets, placements, list(edits.values()), apply)
-        else:
-            if EditSequence.all_of(model):
-                log.warning("%s has no rows to solve: it is added to the others", first.source)
-            entries = [ledger.change(targets, one, apply) for one in updates]
-    return {
-        number: AppliedEdit(edit, placements, unchecked, entry)
-        for (number, edit), entry in zip(edits.items(), entries, strict=True)
-    }
+        entries: list[Entry | SequenceEntry] = []
+        try:
+            if first.solve_rows is not None and apply != SCOPED:
+                entries += put_together(model, targets, placements, list(edits.values()), apply)
+            else:
+                if EditSequence.all_of(model):
+                    log.warning("%s has no rows to solve: it is added to the others", first.source)
+                for one in updates:
+                    entries.append(ledger.change(targets, one, apply))
+            return {
+                number: AppliedEdit(edit, placements, unchecked, entry)
+                for (number, edit), entry in zip(edits.items(), entries, strict=True)
+            }
+        except BaseException:
+            for entry in reversed(entries):
+                entry.undo(alone=True)
+            raise
 
 
 def saved_edit(
