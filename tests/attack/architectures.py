@@ -7,6 +7,7 @@ Knows no family.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
 import multiprocessing
@@ -405,12 +406,14 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """`attack.architectures [--write] [family ...]`"""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("families", nargs="*", help="default: all")
+    parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
+    asked = parser.parse_args()
     quiet()
-    asked = [name for name in sys.argv[1:] if name != "--write"]
-    found = check_apart(asked or list(families()), say)
+    found = check_apart(asked.families or list(families()), say)
     print(dict(Counter(one.status for one in found)))
-    if "--write" in sys.argv:
+    if asked.write:
         PAGE.write_text(page(found), encoding="utf-8")
     if any(one.status == "wrong" for one in found):
         sys.exit(1)
