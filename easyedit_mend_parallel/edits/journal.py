@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -167,19 +167,19 @@ class Journal:
         if not entry.applied:
             raise EditError(f"edit {number} is not applied")
         self._refuse_unheld()
-        before = self._entries
-        self._write([replace(one, applied=one.applied and one is not entry) for one in before])
-        live = self._live.get(number)
-        if live is None:
-            return "marked"
-        how: Undone = "restored" if live.is_last else "recomputed"
+        before, live = self._entries, self._live.get(number)
+        how: Undone = "marked"
+        if live is not None:
+            how = "restored" if live.is_last else "recomputed"
         try:
-            live.undo()
+            self._write([replace(one, applied=one.applied and one is not entry) for one in before])
+            if live is not None:
+                live.undo()
         except BaseException:
-            if live.applied:
+            if self._entries != before and (live is None or live.applied):
                 self._write(before)
             raise
-        del self._live[number]
+        self._live.pop(number, None)
         return how
 
     @interrupts_held()
@@ -337,7 +337,14 @@ class Journal:
         raise EditError(f"there is no edit {number} in {self.folder}; its edits: {known}")
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        with self._ranks.agree("write the journal"), self._locked():
-            if self._ranks.is_first:
-                write_index(self.folder, self._revision, entries)
-        self._revision, self._entries = self._revision + 1, entries
+        try:
+            with self._ranks.agree("write the journal"), self._locked():
+                if self._ranks.is_first:
+                    write_index(self.folder, self._revision, entries)
+            self._revision, self._entries = self._revision + 1, entries
+        except BaseException:
+            with suppress(EditError):  # another process's, or the new one if it was written
+                now = read_index(self.folder)
+                if now == (self._revision + 1, entries):
+                    self._revision, self._entries = now
+            raise
