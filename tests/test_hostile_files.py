@@ -50,6 +50,14 @@ def test_a_file_that_was_cut_anywhere_is_refused(kind: str, tmp_path: Path) -> N
     assert damaged.outcomes == {"refused": 20}
 
 
+def test_hyperparameters_that_were_cut_are_refused(tmp_path: Path) -> None:
+    damaged = Damaged(KINDS["hyperparameters"], tmp_path)
+
+    damaged.cut([0, 50])
+
+    assert damaged.outcomes == {"refused": 2}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_content_is_refused_or_used_and_leaves_the_model(kind: str, tmp_path: Path) -> None:
     damaged = Damaged(KINDS[kind], tmp_path)

@@ -63,7 +63,11 @@ class SavedScopes:
             raise EditError(f"{folder} is damaged: {error}") from error
         for name, expected in index["files"].items():
             path = folder / name
-            if not is_there(path, EditError) or _sum_of(path) != expected:
+            try:
+                found = sha256_of(path) if path.is_file() else None
+            except OSError as error:
+                raise EditError(f"{path} cannot be read: {error.strerror or error}") from error
+            if found != expected:
                 raise EditError(
                     f"{path} is missing, cut short or changed: its checksum is not that of "
                     f"{INDEX}. Copy the whole folder again, or make the edits again"
@@ -273,13 +277,6 @@ def _index(folder: Path) -> dict[str, Any]:
     if index.pop("checksum", None) != _digest(index):
         raise EditError(f"{path} was changed since it was written: its checksum is another one")
     return index
-
-
-def _sum_of(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise EditError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _digest(index: Mapping[str, Any]) -> str:

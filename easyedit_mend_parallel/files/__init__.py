@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -84,9 +85,9 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def is_there(path: Path, error: type[MendParallelError]) -> bool:
     """Whether there is a file at `path`. Raises `error` where this user may not look."""
     try:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()
-        return path.is_file()
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as problem:
         raise error(f"{path.absolute()} cannot be read: {problem.strerror or problem}") from problem
 

@@ -90,15 +90,14 @@ def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
     if model in _reads_masks or getattr(model, "is_quantized", False):
         return  # what a quantized layer computes for a token depends on the others of its batch
     of_decoder = "decoder_input_ids" in batch.inputs
-    kept = [mask.bool().cpu(), _answered(batch.labels) if of_decoder else mask.bool().cpu()]
-    lengths = kept[0].sum(1) + kept[1].sum(1)
-    shortest = int(lengths.argmin())
+    prompts = mask.bool().cpu()
+    answers = _answered(batch.labels) if of_decoder else prompts
+    shortest = int((prompts.sum(1) + answers.sum(1)).argmin())
+    of_prompt, of_answer = prompts[shortest], answers[shortest]
     request = int(batch.request[shortest])
-    if bool(kept[0][shortest].all() and kept[1][shortest].all()):
+    unpadded = bool(of_prompt.all()) and bool(of_answer.all())
+    if unpadded or int((batch.request == request).sum()) != 1:
         return
-    if int((batch.request == request).sum()) != 1:
-        return
-    of_prompt, of_answer = (one[shortest] for one in kept)
     one = batch.taken(torch.tensor([shortest]), torch.zeros(1, dtype=torch.long))
     inputs = {}
     for name, value in one.inputs.items():

@@ -19,6 +19,7 @@ from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 PREFIX, HEADER = "scope.", "scope"
 """The prefix of its tensors' names, and the key of its numbers in the archive's header."""
 NUMBERS = ("scale", "shift", "relation_scale", "relation_shift")
+"""Those of its numbers that are not whole."""
 TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
 RELATION = "relation"
 """The tensor of the relation head, which the scopes of older archives do not have."""

@@ -254,9 +254,8 @@ class EditSequence:
                         else:
                             put.nothing()
                             net = {}
-                        former = self._edits, self._net
+                        self._former = (self._edits, self._net)
                         self._edits, self._change, self._net = edits, put.entry, net
-                        self._former = former
                         self._bits.note(model, self.targets)
 
                     yield write

@@ -20,7 +20,7 @@ STAGES = ("pp", "pipe", "pipeline", "stage", "stages")
 
 def is_fully_sharded(model: nn.Module, layer_name: str) -> bool:
     """Whether FSDP2 gathers the weights of the layer for its forward pass."""
-    return any(_gathers(module) for module in _around(model, layer_name))
+    return any(_gathers(module) for module in modules_around(model, layer_name))
 
 
 def reshard(model: nn.Module, layer_name: str | None = None) -> None:
@@ -30,7 +30,7 @@ def reshard(model: nn.Module, layer_name: str | None = None) -> None:
     `reshard_after_forward=False`; the next forward pass gathers them from the shards again. With
     `layer_name` only those of that layer. No communication; a model without FSDP2 is not touched.
     """
-    modules = model.modules() if layer_name is None else _around(model, layer_name)
+    modules = model.modules() if layer_name is None else modules_around(model, layer_name)
     for module in modules:
         if _gathers(module):
             module.reshard()  # type: ignore[operator]
@@ -105,8 +105,9 @@ def _gathers(module: nn.Module) -> bool:
     return hasattr(kind, "unshard") and hasattr(kind, "reshard")
 
 
-def _around(model: nn.Module, layer_name: str) -> Iterator[nn.Module]:
-    """The modules in whose parameters those of the layer are, outermost first."""
+def modules_around(model: nn.Module, layer_name: str) -> Iterator[nn.Module]:
+    """The modules in whose parameters those of the layer are, outermost first: the model, the
+    modules on the way, and the layer."""
     module = model
     yield module
     for step in layer_name.split(".") if layer_name else []:

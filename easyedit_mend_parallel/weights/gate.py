@@ -138,7 +138,7 @@ class Gate:
 
     def _warn_of_unseen_text(self, ids: Tensor | None, mask: Any) -> None:
         """Say once that a pass continues a text of which the gate finds no cache."""
-        if self._warned or ids is None or getattr(mask, "dim", int)() != 2:
+        if self._warned or ids is None or not isinstance(mask, Tensor) or mask.dim() != 2:
             return
         if mask.shape[1] > ids.shape[1]:
             self._warned = True

@@ -169,15 +169,6 @@ def send_back(modules: Iterable[nn.Module]) -> None:
                     hook.post_forward(module, None)
 
 
-def modules_around(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    """The model, the modules on the way to the parameter `name`, and its layer."""
-    module = model
-    yield module
-    for part in name.split(".")[:-1]:
-        module = getattr(module, part)
-        yield module
-
-
 def hooks_of(module: nn.Module) -> Iterator[ModelHook]:
     """The single hooks of accelerate on a module."""
     hook = getattr(module, "_hf_hook", None)

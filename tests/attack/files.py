@@ -59,6 +59,7 @@ class Damaged:
     kind: Kind
     path: Path
     outcomes: Counter[str] = field(default_factory=Counter)
+    errors: set[type[MendParallelError]] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,8 +129,9 @@ class Damaged:
         try:
             with soon():
                 outcome = say(act())
-        except MendParallelError:
+        except MendParallelError as error:
             outcome = "refused"
+            self.errors.add(type(error))
         except Exception as error:
             outcome = f"WRONG: {type(error).__name__}: {error}"
         spent = time.process_time() - began

@@ -19,8 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ from edited import editor_of
 from toys import OBSERVED, REQUESTS, same_bits, toy_model, weights
 
 from attack.architectures import quiet
+from attack.faults import own_temporary_folder
 from easyedit_mend_parallel import Journal, load_edit, load_scoped, rollback_all, save_scoped
 
 ASKED = [*REQUESTS, *OBSERVED]
 MARKS = 20
 """Every phase is looked at so many times."""
 MIB = 20.0
-"""By how much memory may grow in a phase whose edits do not stay in the model: caches of torch's
-allocator and of Python fill up once."""
+"""By how much memory may grow in a phase: the allocators of torch and of Python fill up once."""
 SLOWER = 1.5
 """The last stretch of a phase may take so many times as long as its first."""
 
@@ -62,9 +61,9 @@ class Watched:
             self.memory.append(resident())
             self.held.append(held_by(self.model))
 
-    def report(self, *, stays: bool = False, paced: bool = True) -> list[str]:
-        """Print the phase. Returns what is wrong; with `stays` memory may grow, and unless it is
-        `paced`, its steps are not alike and may take any time."""
+    def report(self, *, paced: bool = True) -> list[str]:
+        """Print the phase. Returns what is wrong; unless it is `paced`, its steps are not alike and
+        may take any time."""
         half = max(1, len(self.seconds) // 4)
         stretches = (self.seconds[:half], self.seconds[-half:])
         first, last = map(statistics.median, stretches)
@@ -75,7 +74,7 @@ class Watched:
             f"{1000 * last:.1f} ms at last, {grown:+.1f} MiB, {self.held[-1] if self.held else ''}",
             flush=True,
         )
-        if grown > MIB and not stays:
+        if grown > MIB:
             self.wrong.append(f"{self.name}: memory grew by {grown:.1f} MiB")
         if last > SLOWER * first and paced:
             self.wrong.append(f"{self.name}: {last / first:.2f} times as slow at last")
@@ -193,19 +192,6 @@ def _base_again(name: str, model: Any) -> list[str]:
     return [f"{name}: {other} are not the base's"] if other else []
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder, and beside it one of its own for everything temporary."""
-    with tempfile.TemporaryDirectory() as name:
-        former, folder = tempfile.tempdir, Path(name)
-        (folder / "temporary").mkdir()
-        tempfile.tempdir = str(folder / "temporary")
-        try:
-            yield folder
-        finally:
-            tempfile.tempdir = former
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--edits", type=int, default=10_000)
@@ -213,7 +199,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     asked = parser.parse_args()
     quiet()
-    with temporary_folder() as folder:
+    with own_temporary_folder() as folder:
         wrong = edited_and_undone(asked.edits)
         wrong += in_a_row(asked.edits)
         wrong += opened(folder, asked.opens)

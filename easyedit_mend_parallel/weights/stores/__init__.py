@@ -12,7 +12,8 @@ from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.plugins.manager import plugin_manager
-from easyedit_mend_parallel.weights.offload import modules_around, refuse_lost_files, send_back
+from easyedit_mend_parallel.weights.fully_sharded import modules_around
+from easyedit_mend_parallel.weights.offload import refuse_lost_files, send_back
 from easyedit_mend_parallel.weights.placement import (
     Placement,
     place,
@@ -42,7 +43,7 @@ def store_for(model: nn.Module, target: Target, apply: str = "weight") -> Store:
 
 
 def _offered(model: nn.Module, target: Target, apply: str) -> tuple[Placement, Store]:
-    send_back(modules_around(model, target.parameter_name))  # after somebody's broken forward pass
+    send_back(modules_around(model, target.layer_name))  # after somebody's broken forward pass
     where = WeightPlace(model, target, place(model, target), apply)
     if apply == "weight":
         refuse_split_tie(model, target, where.placement)
