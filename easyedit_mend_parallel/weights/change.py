@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
@@ -45,6 +44,10 @@ class Record:
             if staged.independent:
                 staged.forget()
                 del self.updates[name]
+
+
+Rewritten = list[tuple[Record, str, Staged]]
+"""Updates that were written again after an earlier change came out: (change, target, staged)."""
 
 
 class Entry:
@@ -118,12 +121,6 @@ def covers(record: Record, later: Sequence[Record]) -> bool:
     """Whether one of the `later` changes covers a weight of `record`."""
     mine = dependent(record).keys()
     return any(mine & dependent(other).keys() for other in later)
-
-
-def nothing(like: LowRankUpdate) -> LowRankUpdate:
-    """An update without rows. Staged, it is a guard: its undo restores the weight's present
-    bits."""
-    return LowRankUpdate(like.keys[:0], like.values[:0], torch.empty(0, dtype=torch.long))
 
 
 class Put:

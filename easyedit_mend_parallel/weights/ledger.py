@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.files.interrupts import interrupts_held, made_whole
 from easyedit_mend_parallel.weights.adapters import MergedAdapters
-from easyedit_mend_parallel.weights.change import Entry, Put, Record, covers, dependent, nothing
+from easyedit_mend_parallel.weights.change import Entry, Put, Record, Rewritten, covers, dependent
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.stores import Staged, free_spare_memory, store_for
+from easyedit_mend_parallel.weights.take_out import guards_of, take_out
 from easyedit_mend_parallel.weights.target import Target
-from easyedit_mend_parallel.weights.transaction import commit_all, twice, undo_all, undo_each
+from easyedit_mend_parallel.weights.transaction import commit_all, twice, undo_each
 from easyedit_mend_parallel.weights.update import LowRankUpdate, refuse_non_finite, size_of
 
 SAME_SIZE = 1e-2
@@ -129,7 +130,7 @@ class Ledger:
         """
         with self.lock:
             record = None if entry is None else entry._record
-            if record is None or not any(one is record for one in self._records):
+            if record is None or not self._has(record):
                 with Put(self) as put:
                     yield put
                     return
@@ -137,11 +138,12 @@ class Ledger:
             later = self._records[index + 1 :]
             ranks = Ranks.of(self._model())
             with ranks.agree("stage the way back"):
-                guards = self._guards(record) if covers(record, later) else {}
-            done, former = False, list[tuple[Record, str, Staged]]()
+                guards = guards_of(self._live_model(), record) if covers(record, later) else {}
+            done, former = False, Rewritten()
             try:
                 with interrupts_held():
-                    again = self._take_out(record, later, ranks)
+                    again: Rewritten = []
+                    take_out(self._model(), record, later, ranks, self._adapters, again)
                     former += [(other, name, other.staged[name]) for other, name, _ in again]
                     for other, name, staged in again:
                         other.staged[name] = staged
@@ -156,22 +158,12 @@ class Ledger:
                 else:
                     self._put_back(record, index, former, guards, ranks)
 
-    def _guards(self, record: Record) -> dict[str, Staged]:
-        """Staged updates without rows, whose undo restores the present bits of `record`'s
-        weights."""
-        return {
-            name: store_for(self._live_model(), record.targets[name], record.apply).stage(
-                nothing(record.updates[name])
-            )
-            for name in dependent(record)
-        }
-
     @interrupts_held()
     def _put_back(
         self,
         record: Record,
         index: int,
-        former: Sequence[tuple[Record, str, Staged]],
+        former: Rewritten,
         guards: Mapping[str, Staged],
         ranks: Ranks,
     ) -> None:
@@ -180,7 +172,7 @@ class Ledger:
         The same update on the same bits gives the same result. If later changes cover its weights,
         `guards` have the bits.
         """
-        if all(one is not record for one in self._records):
+        if not self._has(record):
             self._records.insert(index, record)
         for other, name, staged in former:
             other.staged[name] = staged
@@ -259,10 +251,12 @@ class Ledger:
                 return
             later = self._records[index + 1 :]
             ranks = Ranks() if alone else Ranks.of(self._model())
-            again = self._take_out(record, later, ranks)
-            twice(partial(self._note_out, record, again))
+            again: Rewritten = []
+            note = partial(twice, partial(self._note_out, record, again))
+            is_in = partial(self._has, record)
+            take_out(self._model(), record, later, ranks, self._adapters, again, note, is_in)
 
-    def _note_out(self, record: Record, again: Sequence[tuple[Record, str, Staged]]) -> None:
+    def _note_out(self, record: Record, again: Rewritten) -> None:
         """Note that `record` is out of the model, and what was written `again` for later ones."""
         for other, name, staged in again:
             other.staged[name] = staged
@@ -271,44 +265,8 @@ class Ledger:
             staged.forget()  # a referenced entry then keeps no backup
         self._forget_unheld()
 
-    def _take_out(
-        self, record: Record, later: Sequence[Record], ranks: Ranks
-    ) -> list[tuple[Record, str, Staged]]:
-        """Restore the bits before `record` and add later updates again. Returns what was staged."""
-        again: list[tuple[Record, str, Staged]] = []
-        with ranks.agree("look for adapters"):
-            self._adapters.refuse_other(self._model(), record.staged)
-        covered = [
-            (other, name)
-            for other in later
-            for name in dependent(record).keys() & dependent(other).keys()
-        ]
-        if not covered:
-            undo_all(list(record.staged.values()), ranks)
-            return again
-        model = self._live_model()
-        with ranks.agree("stage the way back"):
-            guards = self._guards(record)
-        undone: list[Staged] = []
-        try:
-            with ranks.agree("take the change out"):
-                for staged in record.staged.values():
-                    undone.append(staged)
-                    staged.undo()
-                for other, name in covered:
-                    store = store_for(model, other.targets[name], other.apply)
-                    staged = store.stage(other.updates[name])
-                    self._adapters.note(model, {name: staged})
-                    staged.commit()
-                    again.append((other, name, staged))
-        except BaseException:
-            for guard in guards.values():
-                guard.undo()
-            for staged in undone:
-                if staged.independent:
-                    staged.commit()
-            raise
-        return again
+    def _has(self, record: Record) -> bool:
+        return any(one is record for one in self._records)
 
     def _forget_unheld(self) -> None:
         """Forget changes that can no longer be undone alone, so that memory stays flat.

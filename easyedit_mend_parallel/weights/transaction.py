@@ -30,8 +30,14 @@ def commit_all(staged: Sequence[Staged], ranks: Ranks) -> None:
         raise
 
 
-def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
-    """Undo all. After an exception on any rank, commit those again that were undone.
+def undo_all(
+    staged: Sequence[Staged],
+    ranks: Ranks,
+    note: Callable[[], None],
+    is_noted_as_in: Callable[[], bool],
+) -> None:
+    """Undo all, and `note` it. After an exception on any rank, commit those again that were undone,
+    unless they are noted as out.
 
     The same update on the same bits gives the bits from before.
     """
@@ -41,8 +47,9 @@ def undo_all(staged: Sequence[Staged], ranks: Ranks) -> None:
             for one in staged:
                 begun.append(one)
                 one.undo()
+        note()
     except BaseException:
-        for one in reversed(begun):
+        for one in reversed(begun if is_noted_as_in() else []):
             # One that could not be undone is unchanged, and cannot be undone here either.
             with suppress(MendParallelError):
                 one.undo()
