@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from easyedit_mend_parallel.evaluation.data import Example, LocalityText
 from easyedit_mend_parallel.files import read_tensors, write_tensors
 from easyedit_mend_parallel.forward.requests import Request
 from easyedit_mend_parallel.method.archive_additions import keep_scope
+from easyedit_mend_parallel.training.scope_draws import ScopeDraws
 from easyedit_mend_parallel.training.scope_thresholds import (
     FALSE_FIRING,
     OTHER_RELATION,
@@ -33,7 +35,8 @@ from easyedit_mend_parallel.training.scope_thresholds import (
     logits_of,
 )
 from easyedit_mend_parallel.training.scope_training import ScopeOptions, train_scope
-from easyedit_mend_parallel.weights.scope import Scope
+from easyedit_mend_parallel.weights.scope import Scope, words_of
+from easyedit_mend_parallel.weights.subject_words import found_subject, word_of_each_token
 
 SUBJECTS = [
     f"{first} {last}"
@@ -78,12 +81,19 @@ class Made(dict[str, torch.Tensor]):
 
 STATES = Made()
 UNRELATED = ["rain fell all day", "the shop is shut", "two birds sang", "he left the room early"]
-OPTIONS = ScopeOptions(steps=120, facts=16, dimensions=12, unrelated=2, lr=1e-2)
+OPTIONS = ScopeOptions(steps=240, facts=16, dimensions=12, hidden=48, unrelated=2, lr=1e-2)
+
+
+def subject_tokens(text: str, subject: str) -> torch.Tensor:
+    """Here a word is a token."""
+    return torch.tensor([word in subject.split() for word in text.split()])
 
 
 @pytest.fixture(scope="module")
 def trained() -> Scope:
-    found = train_scope("blocks", (1, 3), examples(), UNRELATED, STATES, OPTIONS)
+    found = train_scope(
+        "blocks", (1, 3), examples(), UNRELATED, STATES, OPTIONS, subject_tokens=subject_tokens
+    )
     rest = [e for e in examples() if e.neighbours]
     return choose_thresholds(found, rest, [], UNRELATED, STATES)
 
@@ -137,6 +147,80 @@ def test_facts_without_relations_train_a_scope_without_a_relation_head() -> None
     bare = [replace(example, relation=None) for example in examples()]
     scope = train_scope("blocks", (1, 3), bare, UNRELATED, STATES, replace(OPTIONS, steps=2))
     assert scope.relation is None
+    assert scope.relation_hidden is None
+
+
+def test_the_subject_head_finds_the_subject_of_facts_it_was_not_trained_on() -> None:
+    facts = examples()
+    known = [fact for number, fact in enumerate(facts) if number % 5]
+    scope = train_scope(
+        "blocks", (1, 3), known, UNRELATED, STATES, OPTIONS, subject_tokens=subject_tokens
+    )
+    found = []
+    for fact in facts[::5]:
+        for text in (fact.request.prompt, *fact.rephrases):
+            read = dict(enumerate(text.split()))
+            subject = found_subject(
+                scope,
+                STATES[text],
+                list(read),
+                lambda ids, read=read: " ".join(read[number] for number in ids),
+            )
+            found.append(subject == words_of(fact.subject or ""))
+    assert sum(found) > 0.95 * len(found)
+
+
+def test_without_subjects_there_is_no_subject_head_and_none_is_found(trained: Scope) -> None:
+    bare = [replace(example, subject=None) for example in examples()]
+    scope = train_scope(
+        "blocks", (1, 3), bare, UNRELATED, STATES, replace(OPTIONS, steps=2),
+        subject_tokens=subject_tokens,
+    )  # fmt: skip
+    assert scope.subject is None
+    assert found_subject(scope, STATES["Ann X"], [0, 1], lambda _ids: "Ann X") == ()
+    nowhere = replace(trained, subject_bias=-1e6)
+    assert found_subject(nowhere, STATES["Ann X"], [0, 1], lambda _ids: "Ann X") == ()
+
+
+def test_a_step_compares_several_questions_about_one_subject() -> None:
+    facts = examples()
+    of = {text: e for e in facts for text in (e.request.prompt, *e.rephrases)}
+    draws = ScopeDraws(facts, UNRELATED, random.Random(3), facts=12, n_unrelated=2, rephrases=5)
+    seen = 0
+    for _ in range(20):
+        asked = draws.relations()
+        assert len(asked.texts) == len(asked.requests) + 2
+        for text, same, near in zip(asked.texts, asked.same, asked.near, strict=True):
+            for request, is_same, is_near in zip(asked.requests, same, near, strict=True):
+                told = of.get(text)
+                assert bool(is_same) == (told is not None and told.relation == of[request].relation)
+                other = told is not None and told.subject == of[request].subject
+                assert bool(is_near) == (other and not is_same)
+                seen += bool(is_near)
+    assert seen > 20
+
+
+def test_one_subject_with_several_facts_is_enough_to_draw_from() -> None:
+    facts = [replace(e, subject="Ann X" if n < 3 else None) for n, e in enumerate(examples())]
+    draws = ScopeDraws(facts, [], random.Random(3), facts=16, n_unrelated=2, rephrases=5)
+    assert draws.relations().near.any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["The", " cap", "ital", " of", " France", "'", "s"], [0, 1, 1, 2, 3, None, 4]),
+        (["", "Ann", "-", "X", "?"], [None, 0, None, 1, None]),
+        (["\ufffd", "法国", "的", " GDP"], [None, 1, 2, 3]),
+    ],
+)
+def test_each_token_is_told_the_word_it_belongs_to(
+    tokens: list[str], expected: list[int | None]
+) -> None:
+    found = word_of_each_token(
+        range(len(tokens)), lambda ids: "".join(tokens[number] for number in ids)
+    )
+    assert found == expected
 
 
 def test_the_same_seed_trains_the_same_scope() -> None:
@@ -180,6 +264,12 @@ def toy_scope(width: int = 32, blocks: tuple[int, ...] = (1, 3)) -> Scope:
         torch.zeros(()),
         20.0,
         -14.0,
+        relation=torch.randn(12, 20).half().float(),
+        relation_scale=12.0,
+        relation_shift=-6.0,
+        relation_hidden=torch.randn(20, width // len(blocks)).half().float(),
+        subject=torch.randn(3 * width).half().float(),
+        subject_bias=-1.5,
     )
 
 
@@ -196,6 +286,9 @@ def test_an_archive_keeps_its_scope_and_its_network(tmp_path: Path) -> None:
     assert found.scope is not None
     assert found.scope.fingerprint() == scope.fingerprint()
     assert found.scope.thresholds == scope.thresholds
+    assert found.scope.subject_bias == scope.subject_bias
+    for name in ("relation_hidden", "subject"):
+        assert same_bits(getattr(found.scope, name), getattr(scope, name))
     plain = load_archive(tmp_path / "plain.safetensors")
     assert plain.scope is None
     assert found.state.keys() == plain.state.keys()
@@ -207,6 +300,32 @@ def test_an_archive_keeps_its_scope_and_its_network(tmp_path: Path) -> None:
     again = load_archive(keep_scope(theirs, scope, tmp_path / "of_theirs.safetensors"))
     assert again.scope is not None
     assert all(same_bits(again.state[name], plain.state[name]) for name in plain.state)
+
+
+def test_a_scope_of_an_older_archive_has_fewer_heads(tmp_path: Path) -> None:
+    path = with_scope(tmp_path, toy_model("llama"), toy_scope())
+    tensors, header = read_tensors(path)
+    newer = ("scope.relation", "scope.relation_hidden", "scope.subject")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in newer}
+    for name in ("relation_scale", "relation_shift", "subject_bias"):
+        del header["scope"][name]
+    old = tmp_path / "old.safetensors"
+    write_tensors(old, tensors, {**header, "format_version": 2})
+    found = load_archive(old).scope
+    assert found is not None
+    assert found.relation is None
+    assert found.subject is None
+    assert same_bits(found.projection, toy_scope().projection)
+
+
+@pytest.mark.parametrize("name", ["relation_hidden", "subject", "relation"])
+def test_heads_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    path = with_scope(tmp_path, toy_model("llama"), toy_scope())
+    tensors, header = read_tensors(path)
+    tensors[f"scope.{name}"] = tensors[f"scope.{name}"][:-1].contiguous()
+    write_tensors(path, tensors, header)
+    with pytest.raises(ArchiveError, match="damaged"):
+        load_archive(path)
 
 
 def test_an_editor_uses_the_scope_of_its_archive(tmp_path: Path) -> None:

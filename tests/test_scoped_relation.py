@@ -16,10 +16,12 @@ from toys import same_bits, tokenizer_for, toy_hparams, toy_model, toy_targets
 
 from easyedit_mend_parallel import MendParallel, load_archive, save_archive
 from easyedit_mend_parallel.edits.scoping import nearest
+from easyedit_mend_parallel.forward.block_states import block_states
 from easyedit_mend_parallel.method.archive_additions import keep_scope
 from easyedit_mend_parallel.method.load import Trained
-from easyedit_mend_parallel.weights.scope import Thresholds
+from easyedit_mend_parallel.weights.scope import Thresholds, beside_each, words_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
+from easyedit_mend_parallel.weights.subject_words import word_of_each_token
 
 FRANCE = [
     {"prompt": "the capital of France is", "target_new": "Rome and Oslo", "subject": "France"},
@@ -103,3 +105,48 @@ def test_an_archive_keeps_the_head(tmp_path: Path) -> None:
     assert found.relation is not None
     assert torch.equal(found.relation, scope.relation.half().float())
     assert found.fingerprint() == scope.fingerprint()
+
+
+def with_subject_head(model: Any, prompt: str, subject: str) -> MendParallel:
+    """An editor whose scope finds `subject` in `prompt`."""
+    editor = editor_of(model)
+    assert editor.scoping is not None
+    scope, tokenizer = editor.scoping.scope, tokenizer_for(model)
+    ids = tokenizer(prompt)["input_ids"]
+    ((_, states),) = block_states(model, scope.blocks_name, scope.blocks, [ids])
+    words = words_of(prompt)
+    inside = [
+        place is not None and words[place] in words_of(subject)
+        for place in word_of_each_token(ids, tokenizer.decode)
+    ]
+    seen = beside_each(scope.standardised(states))
+    wanted = 2 * torch.tensor(inside).float() - 1
+    head = torch.linalg.lstsq(seen, wanted[:, None]).solution[:, 0]
+    trained = Trained(editor.network, scope=replace(scope, subject=head))
+    hparams = toy_hparams(toy_targets(model), apply="scoped")
+    return MendParallel(model, tokenizer, hparams, network=trained)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_request_that_names_no_subject_gets_the_one_that_is_found(family: str) -> None:
+    bare = {key: value for key, value in FRANCE[0].items() if key != "subject"}
+    model, named = toy_model(family), toy_model(family)
+    with_subject_head(model, bare["prompt"], "France").edit(bare)
+    with_subject_head(named, bare["prompt"], "France").edit(FRANCE[0])
+    memory = scoped_memory(model)
+    assert memory is not None
+    assert [request.subject for request in memory.requests] == [("france",)]
+    for text in (bare["prompt"], *ELSE):
+        assert same_bits(logits(model, text), logits(named, text))
+    assert not same_bits(logits(model, bare["prompt"]), base_logits(model, bare["prompt"]))
+    (near,) = nearest(model, tokenizer_for(model), [ELSE[0]])
+    assert near.subject == "france"
+
+
+def test_a_subject_that_the_prompt_lacks_is_not_used() -> None:
+    model = toy_model("llama")
+    wrong = {**FRANCE[0], "subject": "Hamlet"}
+    with_subject_head(model, wrong["prompt"], "France").edit(wrong)
+    memory = scoped_memory(model)
+    assert memory is not None
+    assert [request.subject for request in memory.requests] == [("france",)]

@@ -160,13 +160,14 @@ def _show_tokens(edit: SavedEdit, console: Console) -> None:
 
 
 def _show_near(near: list[Near], console: Console) -> None:
-    table = Table("text", "nearest requests", "logit", "fires from", title="scope")
+    table = Table("text", "nearest requests", "subject", "logit", "fires from", title="scope")
     last = ""
     for one in near:
         fires = one.logit > one.threshold
         table.add_row(
             "" if one.text == last else escape(one.text),
             escape(one.prompt),
+            escape(one.subject),
             f"{one.logit:.2f}",
             f"{one.threshold:.2f}",
             style="bold" if fires else "dim",

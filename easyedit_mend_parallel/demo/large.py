@@ -1,6 +1,6 @@
 """Edits a 7B-shaped model on disk, in a process that may use 3 GiB in all.
 
-    python -m easyedit_mend_parallel.demo.large [--shape 7b|small] [--folder DIR]
+    python -m easyedit_mend_parallel.demo.large [--shape 7b|small] [--folder DIR] [--times N]
 
 Needs 15 GB of disk for the 7B shape (random weights, made once). Prints time and memory of each
 step: through EasyEdit's BaseEditor, and through this package alone with the update written into
@@ -10,6 +10,7 @@ the weights or added to the layers' outputs.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import subprocess
@@ -47,9 +48,10 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--folder", type=Path, default=cache_folder(), help="folder of the model")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=1, help="times in one process")
     options = parser.parse_args()
     if options.way:
-        return edit(options.shape, make(options.shape, options.folder), options.way)
+        return again(options.shape, make(options.shape, options.folder), options.way, options.times)
     console = Console(width=None if sys.stdout.isatty() else 100)
     directory = make(options.shape, options.folder)
     size = sum(file.stat().st_size for file in directory.glob("model-*.safetensors"))
@@ -60,7 +62,19 @@ def main() -> int:
             console.rule(f"{way}: at most {gib} GiB in all, held to it by {cap.says}")
             command = [*cap.prefix, sys.executable, "-W", "ignore", "-m", __spec__.name]
             command += ["--shape", options.shape, "--folder", str(options.folder), "--way", way]
+            command += ["--times", str(options.times)]
             failed |= subprocess.run(command, preexec_fn=cap.join, check=False).returncode
+    return failed
+
+
+def again(shape: str, directory: Path, way: str, times: int) -> int:
+    """`edit` as often, one after the other, with what is left in memory after each."""
+    failed = 0
+    for number in range(1, times + 1):
+        failed |= edit(shape, directory, way)
+        gc.collect()
+        if times > 1:
+            print(f"  after {number} of {times}: {anonymous_mib():.0f} MiB anonymous", flush=True)
     return failed
 
 

@@ -36,6 +36,7 @@ from easyedit_mend_parallel.weights.scope import (
 )
 from easyedit_mend_parallel.weights.scoped_memory import size_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
+from easyedit_mend_parallel.weights.subject_words import found_subject
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
 
@@ -160,14 +161,17 @@ class Scoping:
             states = dict(block_states(model, scope.blocks_name, scope.blocks, ids))
         found = []
         for number, request in enumerate(requests):
-            keys, weights = scope.keys(states[number].to(scope.mean.device))
+            here = states[number].to(scope.mean.device)
+            keys, weights = scope.keys(here)
+            subject = _subject(request)
+            subject = subject or found_subject(scope, here, ids[number], self.tokenizer.decode)
             found.append(
                 ScopedRequest(
                     request.prompt,
                     request.target_new,
                     keys,
                     weights,
-                    _subject(request),
+                    subject,
                     self._answers(request),
                 )
             )
@@ -193,10 +197,12 @@ class Scoping:
 
 @dataclass(frozen=True)
 class Near:
-    """How near one text is to one scoped request: its `logit`, and the logit at which it fires."""
+    """How near one text is to one scoped request: its `logit`, and the logit at which it fires.
+    `subject` are the words of the request's subject, named or found; empty without one."""
 
     text: str
     prompt: str
+    subject: str
     logit: float
     threshold: float
 
@@ -210,7 +216,7 @@ def nearest(model: nn.Module, tokenizer: Any, texts: Sequence[str], most: int = 
     with base_of(model):
         states = dict(block_states(model, memory.scope.blocks_name, memory.scope.blocks, ids))
     return [
-        Near(text, request.prompt, logit, threshold)
+        Near(text, request.prompt, " ".join(request.subject), logit, threshold)
         for number, text in enumerate(texts)
         for request, logit, threshold in memory.nearest(
             states[number].to(memory.scope.mean.device), ids[number], most

@@ -33,9 +33,8 @@ from easyedit_mend_parallel.weights.scope import Scope
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION, WITH_SCOPE = 1, 2
-"""Versions of the format without a scope, which older versions of this package also read, and
-with one."""
+FORMAT_VERSION, WITH_SCOPE = 1, 3
+"""Versions of the format without a scope, and with one; scopes of version 2 have fewer heads."""
 CONFIG_CLASS = re.compile(r"transformers\.(models\.\w+\.)?configuration_\w+\.\w+")
 """Classes that EasyEdit's archives pickle besides tensors: the configuration of the model."""
 OLD_PREFIX, PREFIX = "gtn.", "mend."
@@ -187,7 +186,7 @@ def load_archive(path: str | Path, *, shapes_only: bool = False) -> Archive:
             raise ArchiveError(f"{path} is not a whole safetensors file: {error}") from error
         if not isinstance(header, dict):
             raise ArchiveError(f"{path} is damaged: its header is no JSON object")
-        if header.get("format_version", FORMAT_VERSION) not in (FORMAT_VERSION, WITH_SCOPE):
+        if header.get("format_version", FORMAT_VERSION) not in (FORMAT_VERSION, 2, WITH_SCOPE):
             raise ArchiveError(
                 f"{path} has format {header['format_version']!r}, which this version does not "
                 "read: install the version of easyedit-mend-parallel that wrote it"

@@ -18,17 +18,17 @@ from easyedit_mend_parallel.weights.scope import Scope, Thresholds
 
 PREFIX, HEADER = "scope.", "scope"
 """The prefix of its tensors' names, and the key of its numbers in the archive's header."""
-NUMBERS = ("scale", "shift", "relation_scale", "relation_shift")
+NUMBERS = ("scale", "shift", "relation_scale", "relation_shift", "subject_bias")
 """Those of its numbers that are not whole."""
 TENSORS = ("mean", "std", "projection", "weigh", "weigh_bias")
-RELATION = "relation"
-"""The tensor of the relation head, which the scopes of older archives do not have."""
-HALVED = ("projection", RELATION)
+NEWER = ("relation", "relation_hidden", "subject")
+"""Tensors of the relation head and the subject head, which not every scope has."""
+HALVED = ("projection", *NEWER)
 """Tensors stored in half precision: the error is far below that of the hidden states."""
 
 
 class ScopeForm(TypedDict):
-    """The numbers of a scope in a file, as JSON values; the last two are newer than the rest."""
+    """The numbers of a scope in a file, as JSON values; the last three are newer than the rest."""
 
     blocks_name: str
     blocks: list[int]
@@ -38,11 +38,12 @@ class ScopeForm(TypedDict):
     thresholds: dict[str, float]
     relation_scale: NotRequired[float]
     relation_shift: NotRequired[float]
+    subject_bias: NotRequired[float]
 
 
 def scope_tensors(scope: Scope) -> dict[str, Tensor]:
     """{name in the archive: tensor}"""
-    names = TENSORS if scope.relation is None else (*TENSORS, RELATION)
+    names = [*TENSORS, *(name for name in NEWER if getattr(scope, name) is not None)]
     found = {name: getattr(scope, name).detach().cpu() for name in names}
     return {
         PREFIX + name: tensor.half() if name in HALVED else tensor.float()
@@ -60,6 +61,7 @@ def scope_header(scope: Scope) -> dict[str, Any]:
         "skip_first": scope.skip_first,
         "relation_scale": scope.relation_scale,
         "relation_shift": scope.relation_shift,
+        "subject_bias": scope.subject_bias,
         "thresholds": asdict(scope.thresholds),
     }
 
@@ -76,7 +78,7 @@ def without_scope(
     about = header.get(HEADER)
     if about is None and len(rest) == len(state):
         return rest, None
-    names = (*TENSORS, RELATION) if PREFIX + RELATION in state else TENSORS
+    names = [*TENSORS, *(name for name in NEWER if PREFIX + name in state)]
     missing = [name for name in names if PREFIX + name not in state]
     try:
         if missing:

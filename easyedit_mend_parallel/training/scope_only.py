@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from easyedit_mend_parallel.errors import HparamsError, TrainingError
@@ -25,10 +27,15 @@ from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.untrained_scope import scope_blocks
 from easyedit_mend_parallel.training.length_filter import Data
 from easyedit_mend_parallel.training.scope_thresholds import choose_thresholds
-from easyedit_mend_parallel.training.scope_training import ScopeOptions, train_scope
+from easyedit_mend_parallel.training.scope_training import (
+    ScopeOptions,
+    SubjectTokens,
+    train_scope,
+)
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.weights.gate import base_of
-from easyedit_mend_parallel.weights.scope import Thresholds
+from easyedit_mend_parallel.weights.scope import Thresholds, words_of
+from easyedit_mend_parallel.weights.subject_words import word_of_each_token
 from easyedit_mend_parallel.weights.target import find_targets
 
 log = logging.getLogger(__name__)
@@ -109,6 +116,7 @@ def train_scope_only(
             data.unrelated,
             states,
             options,
+            _subject_tokens(dict(zip(texts, ids, strict=True)), tokenizer.decode),
             lambda step, _loss: count(step),
         )
     scope = choose_thresholds(scope, data.validation, competitors, unrelated, states)
@@ -119,6 +127,25 @@ def train_scope_only(
         "special_tokens_in_labels": hparams.special_tokens_in_labels,
     }
     return TrainedScope(keep_scope(hparams.archive, scope, out, **about), scope.thresholds)
+
+
+def _subject_tokens(
+    ids: Mapping[str, Sequence[int]], read: Callable[[list[int]], str]
+) -> SubjectTokens:
+    """Which tokens of one of these texts belong to its subject."""
+
+    @cache
+    def places(text: str) -> list[int | None]:
+        return word_of_each_token(ids[text], read)
+
+    def tokens(text: str, subject: str) -> Tensor:
+        words, named = words_of(read(list(ids[text]))), words_of(subject)
+        n = len(named)
+        starts = [i for i in range(len(words) - n + 1) if words[i : i + n] == named and n]
+        inside = {i + offset for i in starts for offset in range(n)}
+        return torch.tensor([place in inside for place in places(text)])
+
+    return tokens
 
 
 def _texts(

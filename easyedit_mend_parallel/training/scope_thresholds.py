@@ -21,7 +21,7 @@ FALSE_FIRING = 0.005
 """Maximum share of neighbours' texts in which a request that names its subject fires."""
 FALSE_FIRING_WITHOUT_SUBJECT = 0.05
 """The same for requests that name none."""
-OTHER_RELATION = 0.7
+OTHER_RELATION = 0.45
 """Maximum share of pairs of a text and a request about another fact of the same subject in which
 the request fires, if the text's own fact has no edit."""
 LEAST = 0.005

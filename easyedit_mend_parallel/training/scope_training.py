@@ -16,25 +16,31 @@ from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.evaluation.data import Example
-from easyedit_mend_parallel.weights.scope import Scope
+from easyedit_mend_parallel.training.scope_draws import AskedTexts, ScopeDraws
+from easyedit_mend_parallel.weights.scope import Scope, beside_each
 
 States = Mapping[str, Tensor]
 """{text: its states (T, D)}"""
+SubjectTokens = Callable[[str, str], Tensor]
+"""(text, subject) -> which of the text's tokens belong to the subject (T,), bool."""
 
 
-SAME_RELATION = 8.0
-"""The weight of a pair of text and request that ask the same, beside that of another pair: most
-pairs do not."""
+SAME_RELATION, SAME_SUBJECT = 8.0, 4.0
+"""The weights of a pair of text and request that ask the same, and of one that asks something else
+of the same subject, beside that of another pair."""
 
 
 @dataclass(frozen=True)
 class ScopeOptions:
     """How a scope is trained. A step has a memory of `facts` requests; `dimensions` is the width d
-    of encoded states."""
+    of encoded states, `hidden` that of the relation head's hidden layer; `dropout` is the share of
+    what both layers of that head read that is left out in a step."""
 
     steps: int = 1500
     facts: int = 48
     dimensions: int = 96
+    hidden: int = 256
+    dropout: float = 0.4
     lr: float = 1e-3
     weight_decay: float = 1e-2
     unrelated: int = 8
@@ -46,17 +52,20 @@ class ScopeEncoder(nn.Module):
     """The parameters of a `Scope`, for training. The relation head reads the last `relation_width`
     numbers of a state: those of the lowest target's block."""
 
-    def __init__(self, width: int, relation_width: int, dimensions: int) -> None:
+    def __init__(self, width: int, relation_width: int, options: ScopeOptions) -> None:
         super().__init__()
+        dimensions, hidden = options.dimensions, options.hidden
         self.projection = nn.Linear(width, dimensions, bias=False)
         self.weigh = nn.Linear(width, 1)
         self.scale = nn.Parameter(torch.tensor(20.0))
         self.shift = nn.Parameter(torch.tensor(-14.0))
-        self.relation = nn.Linear(relation_width, dimensions, bias=False)
+        self.relation_hidden = nn.Linear(relation_width, hidden, bias=False)
+        self.relation = nn.Linear(hidden, dimensions, bias=False)
+        self.dropout = nn.Dropout(options.dropout)
         self.relation_scale = nn.Parameter(torch.tensor(12.0))
         self.relation_shift = nn.Parameter(torch.tensor(-6.0))
-        for projection in (self.projection, self.relation):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        self.subject = nn.Linear(3 * width, 1)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def encoded(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Encoded states (B, T, d), token weights (B, T), zero for padding, and a mask (B, T) that
@@ -78,14 +87,16 @@ class ScopeEncoder(nn.Module):
 
     def relations(self, queries: Sequence[Tensor], requests: Sequence[Tensor]) -> Tensor:
         """(Q, R): the relation head's logit of each request for each query."""
-        size = self.relation.in_features
-        last = torch.stack([request[-1, -size:] for request in requests])
-        keys = F.normalize(self.relation(last), dim=-1)
-        rows = [
-            (F.normalize(self.relation(query[:, -size:]), dim=-1) @ keys.T).amax(0)
-            for query in queries
-        ]
-        return self.relation_scale * torch.stack(rows) + self.relation_shift
+        size = self.relation_hidden.in_features
+        keys = self._asked(torch.stack([request[-1, -size:] for request in requests]))
+        tokens = self._asked(torch.cat([query[:, -size:] for query in queries]))
+        cosines = torch.split(tokens @ keys.T, [len(query) for query in queries])
+        best = torch.stack([part.amax(0) for part in cosines])
+        return self.relation_scale * best + self.relation_shift
+
+    def _asked(self, states: Tensor) -> Tensor:
+        hidden = F.gelu(self.relation_hidden(self.dropout(states)))
+        return F.normalize(self.relation(self.dropout(hidden)), dim=-1)
 
 
 def train_scope(
@@ -95,10 +106,12 @@ def train_scope(
     unrelated: Sequence[str],
     states: States,
     options: ScopeOptions,
+    subject_tokens: SubjectTokens | None = None,
     progress: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Scope:
     """Train a scope on `examples`, whose prompts and rephrases are in `states`, and on `unrelated`
-    text. Its thresholds are 0; `choose_thresholds` sets them.
+    text. Its thresholds are 0; `choose_thresholds` sets them. Without `subject_tokens` it has no
+    subject head.
 
     Raises TrainingError if no example has a rephrase.
     """
@@ -110,14 +123,23 @@ def train_scope(
         )
     rng = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    sample = [states[e.request.prompt].float() for e in usable[:500]]
-    rows = torch.cat(sample)
+    sample = [states[e.request.prompt].float() for e in rng.sample(usable, min(500, len(usable)))]
+    # In many models the first state is the same in every text, and far larger than the others.
+    rows = torch.cat([one[1:] if len(one) > 1 else one for one in sample])
     mean, std = rows.mean(0), rows.std(0) + 1e-6
-    encoder = ScopeEncoder(len(mean), len(mean) // len(blocks), options.dimensions)
+    encoder = ScopeEncoder(len(mean), len(mean) // len(blocks), options)
     optimizer = torch.optim.AdamW(
         encoder.parameters(), options.lr, weight_decay=options.weight_decay
     )
-    draw = _Draws(usable, unrelated, options, rng)
+    draw = ScopeDraws(
+        usable,
+        unrelated,
+        rng,
+        facts=options.facts,
+        n_unrelated=options.unrelated,
+        rephrases=options.rephrases,
+    )
+    finds_subjects = subject_tokens is not None and draw.has_subjects
 
     def standardised(texts: Sequence[str]) -> list[Tensor]:
         return [(states[text].float() - mean) / std for text in texts]
@@ -130,9 +152,11 @@ def train_scope(
         nobody = torch.zeros(len(queries), 1)
         loss = F.cross_entropy(torch.cat([logits, nobody], 1), torch.tensor(answers))
         if draw.has_relations:
-            requests, queries = draw.relations()
-            found = encoder.relations(standardised(queries), standardised(requests))
-            loss = loss + _relation_loss(found)
+            asked = draw.relations()
+            found = encoder.relations(standardised(asked.texts), standardised(asked.requests))
+            loss = loss + _relation_loss(found, asked)
+        if subject_tokens is not None and finds_subjects:
+            loss = loss + _subject_loss(encoder, draw.subjects(), standardised, subject_tokens)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -150,104 +174,35 @@ def train_scope(
         relation=encoder.relation.weight.detach().clone() if draw.has_relations else None,
         relation_scale=float(encoder.relation_scale),
         relation_shift=float(encoder.relation_shift),
+        relation_hidden=(
+            encoder.relation_hidden.weight.detach().clone() if draw.has_relations else None
+        ),
+        subject=encoder.subject.weight.detach()[0].clone() if finds_subjects else None,
+        subject_bias=float(encoder.subject.bias.detach()) if finds_subjects else 0.0,
     )
 
 
-def _relation_loss(logits: Tensor) -> Tensor:
-    """The loss of logits (Q, R) whose first R queries ask, in order, what the requests ask, and
-    whose others ask nothing."""
-    count, requests = logits.shape
-    nobody = torch.zeros(count, 1)
-    answers = torch.arange(count).clamp(max=requests)
-    same = F.pad(torch.eye(requests), (0, 0, 0, count - requests))
-    return F.cross_entropy(torch.cat([logits, nobody], 1), answers) + (
-        F.binary_cross_entropy_with_logits(logits, same, pos_weight=torch.tensor(SAME_RELATION))
-    )
+def _relation_loss(logits: Tensor, asked: AskedTexts) -> Tensor:
+    """The loss of the relation head's logits (Q, R): each pair of text and request by itself, and
+    each text's choice between the requests and none."""
+    same = asked.same.float()
+    weights = 1 + (SAME_RELATION - 1) * same + (SAME_SUBJECT - 1) * asked.near
+    pairs = F.binary_cross_entropy_with_logits(logits, same, reduction="none")
+    nobody = torch.zeros(len(logits), 1)
+    right = torch.cat([asked.same, ~asked.same.any(1, keepdim=True)], 1)
+    every = torch.cat([logits, nobody], 1)
+    chosen = every.logsumexp(1) - every.masked_fill(~right, -torch.inf).logsumexp(1)
+    return 2 * (pairs * weights).sum() / weights.sum() + chosen.mean()
 
 
-class _Draws:
-    """Samples a step: similar requests, texts about some of them, and texts about none."""
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        unrelated: Sequence[str],
-        options: ScopeOptions,
-        rng: random.Random,
-    ) -> None:
-        self._examples, self._unrelated = examples, list(unrelated)
-        self._options, self._rng = options, rng
-        self._like: list[dict[str, list[int]]] = [{}, {}, {}]
-        for number, example in enumerate(examples):
-            for kind, names in enumerate(_names(example)):
-                for name in names:
-                    self._like[kind].setdefault(name, []).append(number)
-
-    def step(self) -> tuple[list[str], list[str], list[int]]:
-        """Prompts of R requests, Q texts, and the index of each text's request (R: none)."""
-        rng, examples = self._rng, self._examples
-        half = max(1, min(self._options.facts, len(examples)) // 2)
-        chosen = dict.fromkeys(rng.sample(range(len(examples)), half))
-        for number in list(chosen):
-            chosen.setdefault(self._alike(number, (0.5, 0.8)))
-        by_prompt: dict[str, int] = {}
-        for number in chosen:
-            by_prompt.setdefault(examples[number].request.prompt, number)
-        members = list(by_prompt.values())
-        facts = {_fact(examples[number]) for number in members}
-        queries, answers = [], []
-        for place, number in enumerate(members):
-            queries.append(self._wording(number))
-            answers.append(place)
-        for _ in range(self._options.facts):
-            other = self._alike(rng.choice(members), (0.35, 0.7))
-            if _fact(examples[other]) not in facts:
-                queries.append(self._wording(other))
-                answers.append(len(members))
-        count = min(self._options.unrelated, len(self._unrelated))
-        queries += rng.sample(self._unrelated, count)
-        answers += [len(members)] * count
-        return list(by_prompt), queries, answers
-
-    @property
-    def has_relations(self) -> bool:
-        """Whether the facts have two or more relations."""
-        return len(self._like[2]) > 1
-
-    def relations(self) -> tuple[list[str], list[str]]:
-        """Prompts of R facts, each of another relation, and texts: for each of those a wording of
-        it or of another fact of its relation, then unrelated ones."""
-        rng, by_relation = self._rng, self._like[2]
-        names = rng.sample(sorted(by_relation), min(self._options.facts, len(by_relation)))
-        chosen = [rng.choice(by_relation[name]) for name in names]
-        asked = [
-            number if rng.random() < 0.5 else rng.choice(by_relation[name])
-            for name, number in zip(names, chosen, strict=True)
-        ]
-        texts = [self._wording(number) for number in asked]
-        texts += rng.sample(self._unrelated, min(self._options.unrelated, len(self._unrelated)))
-        return [self._wording(number) for number in chosen], texts
-
-    def _alike(self, number: int, shares: tuple[float, float]) -> int:
-        """A fact with the same subject, with a word of the subject, or with the same relation."""
-        u = self._rng.random()
-        kind = 0 if u < shares[0] else 1 if u < shares[1] else 2
-        names = _names(self._examples[number])[kind]
-        pool = self._like[kind][self._rng.choice(names)] if names else range(len(self._examples))
-        return self._rng.choice(list(pool) if len(pool) < 64 else pool)
-
-    def _wording(self, number: int) -> str:
-        example = self._examples[number]
-        rephrases = example.rephrases[: self._options.rephrases]
-        return self._rng.choice([example.request.prompt, *rephrases])
-
-
-def _names(example: Example) -> tuple[list[str], list[str], list[str]]:
-    """The subject of a fact, the words of its subject, and its relation."""
-    subject = example.subject or ""
-    relation = [] if example.relation is None else [example.relation]
-    return ([subject] if subject else []), subject.split(), relation
-
-
-def _fact(example: Example) -> tuple[str, str]:
-    return example.subject or example.request.prompt, example.relation or ""
+def _subject_loss(
+    encoder: ScopeEncoder,
+    texts: Sequence[tuple[str, str]],
+    standardised: Callable[[Sequence[str]], list[Tensor]],
+    subject_tokens: SubjectTokens,
+) -> Tensor:
+    """The loss of the subject head on texts with their subjects."""
+    states = standardised([text for text, _ in texts])
+    logits = encoder.subject(torch.cat([beside_each(one) for one in states]))[:, 0]
+    labels = torch.cat([subject_tokens(text, subject) for text, subject in texts])
+    return F.binary_cross_entropy_with_logits(logits, labels.float())

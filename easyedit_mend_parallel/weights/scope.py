@@ -58,7 +58,12 @@ class Scope:
     what is asked of the subject. `relation` (d, D'), or None without one, encodes the last token of
     a prompt, whose state predicts the answer; it reads the last D' numbers of the states, those of
     the lowest target's block. Its logit is `relation_scale` × (the largest cosine
-    of that encoding with any token's) + `relation_shift`.
+    of that encoding with any token's) + `relation_shift`. With `relation_hidden` (h, D') that head
+    has a hidden layer: `relation` is then (d, h), and reads the GELU of `relation_hidden` · state.
+
+    The *subject head* finds the subject of a request that names none (`subject_words.py`): the
+    token's logit is `subject` (3D,) · (its state, the next token's, the last token's) +
+    `subject_bias`. None without one.
     """
 
     blocks_name: str
@@ -76,6 +81,9 @@ class Scope:
     relation: Tensor | None = None
     relation_scale: float = 0.0
     relation_shift: float = 0.0
+    relation_hidden: Tensor | None = None
+    subject: Tensor | None = None
+    subject_bias: float = 0.0
 
     @property
     def trained(self) -> bool:
@@ -87,13 +95,19 @@ class Scope:
         if not self.blocks or self.blocks[0] < 0 or list(self.blocks) != sorted({*self.blocks}):
             return "its blocks are not in ascending order"
         relation, n_keys = self.relation, len(self.projection)
+        hidden, subject = self.relation_hidden, self.subject
         shapes = (self.std.shape, self.projection.shape[1:], self.weigh.shape)
         fit = all(shape == (len(self.mean),) for shape in shapes) and self.weigh_bias.numel() == 1
         if self.common is not None:
             fit = fit and self.common.dim() == 2 and self.common.shape[1] == n_keys
         if relation is not None:
             fit = fit and relation.dim() == 2 and len(relation) == n_keys
-            fit = fit and relation.shape[1] <= len(self.mean)
+            reader = relation if hidden is None else hidden
+            fit = fit and reader.dim() == 2 and reader.shape[1] <= len(self.mean)
+        if hidden is not None:
+            fit = fit and relation is not None and relation.shape[1:] == hidden.shape[:1]
+        if subject is not None:
+            fit = fit and subject.shape == (3 * len(self.mean),)
         if not fit:
             return "its tensors do not fit each other"
         numbers = [value for value in vars(self).values() if isinstance(value, float)]
@@ -127,8 +141,16 @@ class Scope:
         found = F.normalize(standardised @ self.projection.T, dim=-1)
         if self.relation is None:
             return found
-        read = standardised[..., -self.relation.shape[1] :]
-        return torch.cat([found, F.normalize(read @ self.relation.T, dim=-1)], -1)
+        return torch.cat([found, self._asked(standardised)], -1)
+
+    def _asked(self, standardised: Tensor) -> Tensor:
+        """(..., d): the relation head's encodings of standardised states (..., D)."""
+        assert self.relation is not None
+        reader = self.relation if self.relation_hidden is None else self.relation_hidden
+        read = standardised[..., -reader.shape[1] :]
+        if self.relation_hidden is not None:
+            read = F.gelu(read @ self.relation_hidden.T)
+        return F.normalize(read @ self.relation.T, dim=-1)
 
     def keys(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (S, d) of a prompt's `states` (T, D), and their weights (S,), which sum to 1. S
@@ -167,6 +189,12 @@ class Scope:
         cosines = encoded[:, self.width :] @ keys.T
         return self.relation_scale * cosines + self.relation_shift
 
+    def subject_logits(self, states: Tensor) -> Tensor:
+        """(T,): for each token of a prompt with `states` (T, D), how surely it belongs to the
+        subject."""
+        assert self.subject is not None
+        return beside_each(self.standardised(states)) @ self.subject + self.subject_bias
+
     def to(self, device: torch.device) -> Scope:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
@@ -181,9 +209,21 @@ class Scope:
         if self.relation is not None:
             digest.update(f"{self.relation_scale:.6g} {self.relation_shift:.6g}".encode())
             tensors.append(self.relation)
+        if self.relation_hidden is not None:
+            tensors.append(self.relation_hidden)
+        if self.subject is not None:
+            digest.update(f"{self.subject_bias:.6g}".encode())
+            tensors.append(self.subject)
         for tensor in tensors:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def beside_each(states: Tensor) -> Tensor:
+    """(T, 3D): what the subject head reads of `states` (T, D): the state of each token, that of the
+    next one (of the last token, its own), and the last token's."""
+    last = states[-1:]
+    return torch.cat([states, torch.cat([states[1:], last]), last.expand_as(states)], -1)
 
 
 @dataclass(frozen=True, eq=False)
