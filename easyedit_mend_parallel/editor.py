@@ -46,7 +46,7 @@ from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.placement import Placement
 from easyedit_mend_parallel.weights.ranks import Ranks
-from easyedit_mend_parallel.weights.sharding import split_code
+from easyedit_mend_parallel.weights.stored import split_code
 from easyedit_mend_parallel.weights.stores import prepare
 from easyedit_mend_parallel.weights.stores.scoped import SCOPED
 from easyedit_mend_parallel.weights.target import find_targets

@@ -21,9 +21,10 @@ from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
-from easyedit_mend_parallel.weights.sharding import is_distributed, whole_tensor
+from easyedit_mend_parallel.weights.partitions import whole_shape
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
 from easyedit_mend_parallel.weights.target import Target, find_target, parameter_of
+from easyedit_mend_parallel.weights.whole import is_distributed, whole_tensor
 
 Sums: TypeAlias = Mapping[str, str]
 """{dtype: sha256 of a tensor's bytes in that dtype}"""
@@ -138,7 +139,7 @@ def describe_weights(
         "id": _identity(model),
         "class": _class(model),
         "encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
-        "stacked": any(parameter.dim() == 3 for parameter in model.parameters()),
+        "stacked": any(len(whole_shape(parameter)) == 3 for parameter in model.parameters()),
         "vectors": vectors(model, whole),
     }
     return {"model": about_model, "weights": weights}
@@ -147,7 +148,7 @@ def describe_weights(
 def vectors(model: nn.Module, whole: bool) -> Sums:
     """The checksums of all one-dimensional parameters (norms, biases) together. Empty if they have
     several dtypes, or if they are split between processes and `whole` is false."""
-    found = [name for name, parameter in model.named_parameters() if parameter.dim() == 1]
+    found = [name for name, one in model.named_parameters() if len(whole_shape(one)) == 1]
     tensors = [kept_weight(model, name) for name in sorted(found)]
     if not tensors or len({tensor.dtype for tensor in tensors}) > 1:
         return {}

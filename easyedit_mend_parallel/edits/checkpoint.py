@@ -21,13 +21,14 @@ from easyedit_mend_parallel.files.interrupts import interrupts_held, interrupts_
 from easyedit_mend_parallel.weights.gathering import answer, asking
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import tied_names
+from easyedit_mend_parallel.weights.partitions import is_partitioned, whole_shape
 from easyedit_mend_parallel.weights.ranks import Ranks
-from easyedit_mend_parallel.weights.sharding import is_distributed
 from easyedit_mend_parallel.weights.stores.output import hanging_updates, without_notice
 from easyedit_mend_parallel.weights.stores.protocol import WRITABLE
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
 from easyedit_mend_parallel.weights.target import find_target
 from easyedit_mend_parallel.weights.transaction import twice
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 NOT_MAPPED = {"": "cpu", "offloaded": "disk"}
 """A device map with which transformers looks for weights behind accelerate's hooks."""
@@ -105,7 +106,7 @@ def _findable(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor] | None]:
     offloaded as a whole does not have. It also identifies tied weights by their addresses, which
     placeholders do not have: one name of each group is saved.
     """
-    if not ranks.alone:
+    if not ranks.alone or any(map(is_partitioned, model.parameters())):
         with _gathered(model, ranks) as state:
             yield state
         return
@@ -132,7 +133,8 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
     """
     with ranks.agree("list the weights"):
         state: dict[str, Tensor] = model.state_dict()
-        split = {name: tensor for name, tensor in state.items() if is_distributed(tensor)}
+        kept = model.state_dict(keep_vars=True)  # a detached parameter does not say how it is split
+        split = {name: tensor for name, tensor in kept.items() if is_distributed(tensor)}
     if not ranks.is_first:
         answer(split, ranks)
         yield {}
@@ -144,7 +146,7 @@ def _gathered(model: Any, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
         _for_now(model, _tp_size=None, should_save_on_this_rank=bool),
     ):
         for name, tensor in split.items():
-            state[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            state[name] = torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
         hook = SimpleNamespace(weights_map=whole)
         with _for_now(model, hf_device_map=NOT_MAPPED, _hf_hook=hook):
             yield state

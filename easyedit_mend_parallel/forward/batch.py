@@ -33,9 +33,9 @@ from easyedit_mend_parallel.forward.tokenizing import (
     tokenized,
 )
 from easyedit_mend_parallel.weights.compiled import uncompiled
-from easyedit_mend_parallel.weights.fully_sharded import ended
+from easyedit_mend_parallel.weights.engines import ended
 from easyedit_mend_parallel.weights.offload import sent_back
-from easyedit_mend_parallel.weights.sharding import whole_logits
+from easyedit_mend_parallel.weights.whole import whole_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,7 +1,7 @@
 """Computes the hidden states of texts that enter some blocks of a model, for scopes.
 
-The forward pass ends at the last of those blocks, except under FSDP2, which has to see its end.
-Knows nothing of how the states are used.
+The forward pass ends at the last of those blocks, except under an engine that has to see its end
+(FSDP2, ZeRO-3). Knows nothing of how the states are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
 from easyedit_mend_parallel.forward.trunk import ForwardStopped
-from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded
+from easyedit_mend_parallel.weights.engines import gathers
 
 TOKENS_AT_ONCE = 1024
 """Maximum number of tokens, including padding, in one call of the blocks."""
@@ -59,7 +59,7 @@ def _states(
 
     def see(number: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen[number] = (args[0] if args else kwargs["hidden_states"]).detach().cpu()
-        if number == blocks[-1] and not is_fully_sharded(model, f"{blocks_name}.{number}"):
+        if number == blocks[-1] and not gathers(model, f"{blocks_name}.{number}"):
             raise ForwardStopped
 
     found = [block for _, block in model.get_submodule(blocks_name).named_children()]

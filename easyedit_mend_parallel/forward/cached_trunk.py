@@ -30,8 +30,8 @@ from easyedit_mend_parallel.forward.trunk import (
 )
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
-from easyedit_mend_parallel.weights.sharding import whole_tensor
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.whole import whole_tensor
 
 MEMORY_LIMIT = 1 << 30
 """Default memory for hidden states, in bytes."""

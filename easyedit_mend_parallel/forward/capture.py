@@ -20,7 +20,7 @@ from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.layout import refuse_felt_padding, refuse_other_layout
 from easyedit_mend_parallel.forward.quantized import differentiable
 from easyedit_mend_parallel.weights.compiled import uncompiled
-from easyedit_mend_parallel.weights.fully_sharded import reshard
+from easyedit_mend_parallel.weights.engines import reshard
 from easyedit_mend_parallel.weights.placement import place
 from easyedit_mend_parallel.weights.sharding import shard_of
 from easyedit_mend_parallel.weights.target import Target

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_mend_parallel.weights.sharding import is_distributed
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 
 class LabelLogits:

@@ -27,6 +27,7 @@ from easyedit_mend_parallel.method.preserved_text import PreservedInputs
 from easyedit_mend_parallel.weights.offload import kept_weight
 from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.whole import whole_tensor
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ def _key(model: nn.Module, targets: Sequence[Target], ids: Sequence[tuple[int, .
         weight = kept_weight(model, name)
         if weight is None:
             continue
+        weight = whole_tensor(weight)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         numbers = weight.reshape(-1)
         some = numbers[:: max(1, numbers.numel() // SAMPLED)].cpu().contiguous()

@@ -52,7 +52,7 @@ from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.training.solved_step import measure_solved_step
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
-from easyedit_mend_parallel.weights.fully_sharded import refuse_training
+from easyedit_mend_parallel.weights.engines import refuse_training
 from easyedit_mend_parallel.weights.placement import network_home
 from easyedit_mend_parallel.weights.target import find_targets
 

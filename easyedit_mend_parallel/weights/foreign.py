@@ -15,9 +15,9 @@ from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.change import Entry
 from easyedit_mend_parallel.weights.ledger import Ledger
 from easyedit_mend_parallel.weights.offload import kept_weight
-from easyedit_mend_parallel.weights.sharding import is_distributed
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 
 class WrittenBits:

@@ -1,4 +1,4 @@
-"""Recognises models that an engine splits, and puts FSDP2's weights back into their shards.
+"""Recognises models that torch's FSDP splits, and puts FSDP2's weights back into their shards.
 
 torch's `fully_shard` (FSDP2) keeps a shard of each weight in each process, and the whole weight
 while its layer computes. Knows nothing of how a weight is split.
@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from easyedit_mend_parallel.errors import PlacementError, TrainingError
+from easyedit_mend_parallel.errors import PlacementError
+from easyedit_mend_parallel.weights.modules import modules_around
 
 STAGES = ("pp", "pipe", "pipeline", "stage", "stages")
 """Names that people give to a mesh dimension of pipeline stages."""
@@ -20,7 +21,7 @@ STAGES = ("pp", "pipe", "pipeline", "stage", "stages")
 
 def is_fully_sharded(model: nn.Module, layer_name: str) -> bool:
     """Whether FSDP2 gathers the weights of the layer for its forward pass."""
-    return any(_gathers(module) for module in modules_around(model, layer_name))
+    return any(is_split(module) for module in modules_around(model, layer_name))
 
 
 def reshard(model: nn.Module, layer_name: str | None = None) -> None:
@@ -32,7 +33,7 @@ def reshard(model: nn.Module, layer_name: str | None = None) -> None:
     """
     modules = model.modules() if layer_name is None else modules_around(model, layer_name)
     for module in modules:
-        if _gathers(module):
+        if is_split(module):
             module.reshard()  # type: ignore[operator]
 
 
@@ -44,18 +45,14 @@ def ended(model: nn.Module) -> Iterator[None]:
         yield
     except BaseException:
         for module in model.modules():
-            if _gathers(module) and hasattr(module, "reset_iter_state"):
+            if is_split(module) and hasattr(module, "reset_iter_state"):
                 with suppress(RuntimeError):  # not an outermost module
                     module.reset_iter_state()  # type: ignore[operator]
         raise
 
 
-def refuse_engines(model: nn.Module) -> None:
-    """Raise PlacementError for a model that FSDP1 or DeepSpeed's ZeRO-3 splits.
-
-    Their parameters are no DTensors, and outside of a layer's forward pass they do not have the
-    shapes of its weights.
-    """
+def refuse_flat_parameters(model: nn.Module) -> None:
+    """Raise PlacementError for a model that FSDP1 splits: its flat parameters are no weights."""
     for name, module in model.named_modules():
         if hasattr(type(module), "summon_full_params"):
             where = f"{name} is" if name else "the model is"
@@ -64,25 +61,6 @@ def refuse_engines(model: nn.Module) -> None:
                 "be edited: use fully_shard (FSDP2; `fsdp_version: 2` in an accelerate config), a "
                 "tensor-parallel plan (DistributedConfig(tp_plan='auto')) or a device_map"
             )
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id"):
-            raise PlacementError(
-                f"{name} is partitioned by DeepSpeed ZeRO-3, which this package cannot edit: it "
-                "has no store that writes DeepSpeed's partitions and their fp32 copies. Load the "
-                "model with fully_shard (FSDP2), a tensor-parallel plan "
-                "(DistributedConfig(tp_plan='auto')) or a device_map"
-            )
-
-
-def refuse_training(model: nn.Module) -> None:
-    """Raise TrainingError for a base model that FSDP2 splits: a training process has texts of its
-    own and ends some forward passes early, and FSDP2 needs the same passes in every process."""
-    if any(_gathers(module) for module in model.modules()):
-        raise TrainingError(
-            "the base model is sharded by fully_shard (FSDP2), over which no hypernetwork can be "
-            "trained yet, though it can be edited: load it with a device_map, or whole in each "
-            "process"
-        )
 
 
 def refuse_stages(mesh: Any, of: str) -> None:
@@ -99,17 +77,7 @@ def refuse_stages(mesh: Any, of: str) -> None:
         )
 
 
-def _gathers(module: nn.Module) -> bool:
+def is_split(module: nn.Module) -> bool:
     """Whether `fully_shard` was applied to the module itself."""
     kind = type(module)
     return hasattr(kind, "unshard") and hasattr(kind, "reshard")
-
-
-def modules_around(model: nn.Module, layer_name: str) -> Iterator[nn.Module]:
-    """The modules in whose parameters those of the layer are, outermost first: the model, the
-    modules on the way, and the layer."""
-    module = model
-    yield module
-    for step in layer_name.split(".") if layer_name else []:
-        module = module.get_submodule(step)
-        yield module

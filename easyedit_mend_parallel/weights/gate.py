@@ -23,7 +23,7 @@ from easyedit_mend_parallel.weights.compiled import never_traced
 from easyedit_mend_parallel.weights.reading import Reading, real_tokens
 from easyedit_mend_parallel.weights.scope import ScopedRequest
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory
-from easyedit_mend_parallel.weights.sharding import whole_tensor
+from easyedit_mend_parallel.weights.whole import whole_tensor
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.weights.ranks import Ranks
-from easyedit_mend_parallel.weights.sharding import whole_tensor
+from easyedit_mend_parallel.weights.whole import whole_tensor
 
 DONE = 0
 """Sent by the first process at the end, instead of the number of a tensor (from 1)."""

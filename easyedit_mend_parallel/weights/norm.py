@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import PlacementError, UpdateError
 from easyedit_mend_parallel.weights.offload import kept_weight
 from easyedit_mend_parallel.weights.placement import place
-from easyedit_mend_parallel.weights.sharding import stored_part
+from easyedit_mend_parallel.weights.stored import stored_part
 from easyedit_mend_parallel.weights.stores import store_for
 from easyedit_mend_parallel.weights.stores.protocol import WeightStore
 from easyedit_mend_parallel.weights.target import Target

@@ -17,8 +17,9 @@ from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import PlacementError
-from easyedit_mend_parallel.weights.fully_sharded import reshard
+from easyedit_mend_parallel.weights.engines import reshard
 from easyedit_mend_parallel.weights.overlay import Overlays
+from easyedit_mend_parallel.weights.partitions import is_partitioned
 from easyedit_mend_parallel.weights.target import parameter_of
 
 RAM, DAT, SAFETENSORS, UNKNOWN = "ram", "dat", "safetensors", "unknown"
@@ -70,7 +71,8 @@ def kept_weight(model: nn.Module, name: str) -> Tensor | None:
 
     Do not write to it. A weight on disk is read from its file, or from this package's overlay. The
     result is None if the parameter has no values and no hook of accelerate holds any. A weight that
-    FSDP2 left whole is put back into its shards.
+    an engine left whole is put back into its parts; the result says how it is split (`whole_tensor`
+    gathers it): a DTensor, or the parameter itself if ZeRO-3 partitions it.
     """
     name, expert = parameter_of(name)
     reshard(model, name.rpartition(".")[0])
@@ -80,6 +82,8 @@ def kept_weight(model: nn.Module, name: str) -> Tensor | None:
         if holder is None:
             return None
         weight = holder.container[holder.key]
+    if is_partitioned(weight):
+        return weight
     weight = weight.detach()
     return weight if expert is None else weight[expert]
 

@@ -1,14 +1,12 @@
-"""How a target's layer computes and its weight is stored in a model that is split between
-processes, and how its token rows are gathered.
+"""How a target's layer computes in a model that is split between processes, and how its token
+rows are gathered.
 
-Reads this from the weight (a DTensor), not from the plan that loaded it. An edit sends only token
-rows between processes; weights are gathered to be saved or checksummed. Knows nothing of
-hypernetworks or stores.
+Reads this from the weight, not from the plan that loaded it. An edit sends only token rows between
+processes. Knows nothing of hypernetworks or stores.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,14 +16,17 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from easyedit_mend_parallel.errors import PlacementError
-from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded, refuse_stages, reshard
+from easyedit_mend_parallel.weights.engines import reshard
+from easyedit_mend_parallel.weights.fully_sharded import is_fully_sharded, refuse_stages
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.whole import is_distributed, is_sharded, whole_tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Side = Literal["in", "out"]
-STRIDED = "split_factor"  # what a _StridedShard has, and no other placement
+STRIDED = "split_factor"
+"""What a _StridedShard has, and no other placement."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class Shard:
 def shard_of(model: nn.Module, target: Target) -> Shard | None:
     """How the layer of `target` computes: on which part of its weight; None for all of it.
 
-    FSDP2 gathers what it splits before the layer computes, though it is stored in shards
+    FSDP2 and ZeRO-3 gather what they split before the layer computes, though it is stored in parts
     (`stored_part`): what is left is tensor parallelism, if there is any. Raises PlacementError for
     other splits: several dimensions of tensor parallelism, interleaved slices.
     """
     reshard(model, target.layer_name)
     layer, weight = target.layer(model), target.parameter(model)
-    if not is_distributed(weight):
+    if not is_sharded(weight):
         return None
     if is_fully_sharded(model, target.layer_name):
         dimension = _tensor_parallel_dimension(weight, target)
@@ -114,7 +115,7 @@ def shard_of(model: nn.Module, target: Target) -> Shard | None:
 def shard_of_layer(layer: nn.Module, target: Target) -> Shard | None:
     """`shard_of` the target's layer by itself, while it computes or in a model without FSDP2."""
     weight = layer.get_parameter(target.attribute)
-    if not is_distributed(weight):
+    if not is_sharded(weight):
         return None
     split: Any = weight
     flat_mesh(split.device_mesh, target.name)
@@ -147,72 +148,9 @@ def _shard_over(weight: Any, mesh_dimension: int, target: Target) -> Shard:
         )
     dimension = placement.dim % 2
     width = weight.shape[dimension]
-    here = _slice(width, group, mesh.get_local_rank(mesh_dimension))
+    here = slice_of(width, group, mesh.get_local_rank(mesh_dimension))
     side: Side = "in" if (dimension == 0) == target.transposed else "out"
     return Shard(target.name, group, side, width, here)
-
-
-@dataclass(frozen=True)
-class StoredPart:
-    """The part of a target's weight that this process stores: its `rows` and `columns`.
-
-    `groups` are the groups of processes over which it is split, which communicate on devices of the
-    type `device`; other processes have copies.
-    """
-
-    rows: slice
-    columns: slice
-    groups: tuple[Any, ...]
-    device: str
-
-    def summed(self, number: Tensor) -> Tensor:
-        """The sum of all parts' numbers. Every process must call this; may change `number`."""
-        number = number.to(self.device)
-        for group in self.groups:
-            dist.all_reduce(number, group=group)
-        return number
-
-
-def stored_part(model: nn.Module, target: Target) -> StoredPart | None:
-    """The part of the weight of `target` in this process; None for a weight that is not split.
-
-    Raises PlacementError as `shard_of` does, and for a part that has another size than its DTensor
-    says.
-    """
-    shard_of(model, target)  # refuses unknown splits
-    weight: Any = target.parameter(model)
-    if not is_distributed(weight):
-        return None
-    mesh, here, groups = weight.device_mesh, [slice(0, width) for width in weight.shape], []
-    # Where both split one side, FSDP2's _StridedShard is a part of tensor parallelism's slice.
-    dimensions = sorted(enumerate(weight.placements), key=lambda one: hasattr(one[1], STRIDED))
-    for dimension, placement in dimensions:
-        if not hasattr(placement, "dim"):
-            continue
-        group, side = mesh.get_group(dimension), placement.dim % 2
-        outer = here[side]
-        part = _slice(outer.stop - outer.start, group, mesh.get_local_rank(dimension))
-        here[side] = slice(outer.start + part.start, outer.start + part.stop)
-        groups.append(group)
-    sizes = tuple(part.stop - part.start for part in here)
-    if tuple(weight.to_local().shape) != sizes:
-        raise PlacementError(
-            f"{target.name} has a part of shape {tuple(weight.to_local().shape)} on this process, "
-            f"where its DTensor ({weight.placements}) says {sizes}: it cannot be edited in this "
-            "split"
-        )
-    return StoredPart(here[0], here[1], tuple(groups), mesh.device_type)
-
-
-def split_code(model: nn.Module) -> int:
-    """A number that is the same on two processes if they split `model` in the same way."""
-    reshard(model)
-    code = 0
-    for name, parameter in model.named_parameters():
-        split: Any = parameter
-        how = (split.placements, split.device_mesh.shape) if is_distributed(split) else ()
-        code = zlib.crc32(str((name, how)).encode(), code)
-    return code
 
 
 def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
@@ -242,49 +180,6 @@ def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
     return copies + 1 if others else None
 
 
-def whole_logits(model: nn.Module, logits: Tensor) -> Tensor:
-    """`logits` (B, T, vocabulary) with all columns, also if the model leaves them split.
-
-    Raises PlacementError if each process has some columns and it is not known which.
-    """
-    if is_distributed(logits):
-        return whole_tensor(logits)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    weight = getattr(head, "weight", None)
-    if weight is not None and is_distributed(weight) and logits.shape[-1] < weight.shape[0]:
-        raise PlacementError(
-            f"the model's logits have {logits.shape[-1]} of {weight.shape[0]} columns on this "
-            "process: give its output layer the style colwise_gather_output in the plan"
-        )
-    return logits
-
-
-def whole_tensor(part: Tensor, like: Tensor | None = None) -> Tensor:
-    """The whole tensor of `part`, the same on every process. Do not write to it.
-
-    `part` is a DTensor, or this process's share of a tensor that is split like `like`. A tensor
-    that is not split is returned unchanged. Every process must call this.
-    """
-    split: Any = part if like is None else like
-    if not is_distributed(split):
-        return part
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(part, DTensor):
-        part = DTensor.from_local(
-            part, split.device_mesh, split.placements, shape=split.shape, stride=split.stride()
-        )
-    if part.device.type != part.device_mesh.device_type:  # FSDP2's CPUOffloadPolicy
-        part = part.to(part.device_mesh.device_type)
-    whole: Tensor = part.full_tensor()  # type: ignore[attr-defined]
-    return whole
-
-
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor. Does not import DTensor (half a second)."""
-    return hasattr(tensor, "to_local")
-
-
 def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
     """`mesh`. Raises PlacementError if it has more than one dimension, or is one of several with
     pipeline stages."""
@@ -302,7 +197,7 @@ def _chunk(width: int, group: Any) -> int:
     return -(-width // dist.get_world_size(group))
 
 
-def _slice(width: int, group: Any, rank: int) -> slice:
+def slice_of(width: int, group: Any, rank: int) -> slice:
     """The slice of the process with this rank in `group`, as `torch.chunk` makes it."""
     chunk = _chunk(width, group)
     start = min(width, rank * chunk)

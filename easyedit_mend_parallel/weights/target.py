@@ -16,6 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from easyedit_mend_parallel.errors import PlacementError, TargetError, suggestion
+from easyedit_mend_parallel.weights.partitions import whole_shape
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 EXPERT = re.compile(r"(.+)\[(\d+)\]")
 """The name of one expert's weight in a stack: a parameter's name and the expert's number."""
@@ -116,12 +118,12 @@ def weights_named(model: nn.Module, name: str) -> list[str]:
         return [name]  # `find_target` says what is wrong
     if parameter is None or not is_stack(model.get_submodule(layer_name), parameter):
         return [name]
-    return [f"{name}[{number}]" for number in range(len(parameter))]
+    return [f"{name}[{number}]" for number in range(whole_shape(parameter)[0])]
 
 
 def is_stack(layer: nn.Module, parameter: Tensor) -> bool:
     """Whether a layer's parameter is a stack of weights, one for each expert."""
-    return parameter.dim() == 3 and not isinstance(layer, _ConvNd)
+    return len(whole_shape(parameter)) == 3 and not isinstance(layer, _ConvNd)
 
 
 def _refuse_shared(model: nn.Module, targets: Sequence[Target]) -> None:
@@ -167,7 +169,7 @@ def find_target(model: nn.Module, name: str) -> Target:
         )
     if is_stack(layer, parameters[parameter_name]):
         return _find_expert(name, layer, parameters[parameter_name])
-    dimensions = parameters[parameter_name].dim()
+    dimensions = len(whole_shape(parameters[parameter_name]))
     if expert is not None:
         raise TargetError(
             f"{name} names a slice, and {parameter} has {dimensions} dimension(s), not the three "
@@ -182,12 +184,12 @@ def find_target(model: nn.Module, name: str) -> Target:
     weight = parameters[parameter_name]
     _refuse_plain_slices(name, layer, weight)
     if isinstance(layer, Conv1D):
-        rows, columns = weight.shape if hasattr(weight, "to_local") else (layer.nx, layer.nf)
+        rows, columns = whole_shape(weight) if is_distributed(weight) else (layer.nx, layer.nf)
         return Target(name, rows, columns, transposed=True)
     if isinstance(layer, nn.Linear):
         rows, columns = (
-            weight.shape  # of a DTensor: the shape of the whole weight
-            if hasattr(weight, "to_local")
+            whole_shape(weight)  # of a DTensor: that of the whole weight
+            if is_distributed(weight)
             else (layer.out_features, layer.in_features)
         )
         return Target(name, columns, rows)
@@ -204,12 +206,13 @@ def _find_expert(name: str, layer: nn.Module, stack: nn.Parameter) -> Target:
     pass that uses it otherwise is refused.
     """
     parameter, expert = parameter_of(name)
-    if expert is None or expert >= len(stack):
+    count = whole_shape(stack)[0]
+    if expert is None or expert >= count:
         raise TargetError(
-            f"{name} is a stack of the weights of {len(stack)} experts: name one of them, "
-            f"{parameter}[0] to {parameter}[{len(stack) - 1}]"
+            f"{name} is a stack of the weights of {count} experts: name one of them, "
+            f"{parameter}[0] to {parameter}[{count - 1}]"
         )
-    if hasattr(stack, "to_local") or getattr(layer, "_is_expert_parallel", False):
+    if is_distributed(stack) or getattr(layer, "_is_expert_parallel", False):
         raise PlacementError(
             f"{name} is split between processes, and experts can be edited only where each process "
             "has them whole: load the model with a device_map, or leave the experts out of the plan"
@@ -225,7 +228,7 @@ def _refuse_plain_slices(name: str, layer: nn.Module, weight: nn.Parameter) -> N
     """Raise PlacementError for a weight that a tensor-parallel plan of transformers split without
     saying so: some of its versions leave each process a plain tensor, and mark the layer."""
     plan, mesh = getattr(layer, "_hf_tp_plan", None), getattr(layer, "_hf_device_mesh", None)
-    if plan is None or hasattr(weight, "to_local") or (mesh is not None and mesh.size() == 1):
+    if plan is None or is_distributed(weight) or (mesh is not None and mesh.size() == 1):
         return
     raise PlacementError(
         f"{name} is split between processes ({plan}), and this version of transformers leaves a "

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_mend_parallel.errors import UpdateError
-from easyedit_mend_parallel.weights.sharding import Shard, is_distributed, shard_of
+from easyedit_mend_parallel.weights.sharding import Shard, shard_of
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.uses import See, Use, watch
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 WRITE_LIMIT = 1 << 19
 """Elements of ΔW (fp32) computed at once when an update is written: as many as fit in a cache."""
@@ -64,6 +65,12 @@ class LowRankUpdate:
     def numbered_from(self, first: int) -> LowRankUpdate:
         """The same rows, with `first` added to the number of each request."""
         return LowRankUpdate(self.keys, self.values, self.request + first, self.unit_keys)
+
+    def of_part(self, rows: slice, columns: slice, transposed: bool) -> LowRankUpdate:
+        """The update of these rows and columns of the stored weight, which is in × out if
+        `transposed`. Shares the memory of this one."""
+        inputs, outputs = (rows, columns) if transposed else (columns, rows)
+        return LowRankUpdate(self.keys[:, inputs], self.values[:, outputs], self.request)
 
     def is_finite(self) -> Tensor:
         """A boolean scalar on the update's device; reading it waits for that device.

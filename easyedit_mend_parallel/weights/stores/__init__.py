@@ -12,7 +12,7 @@ from torch import nn
 
 from easyedit_mend_parallel.errors import PlacementError
 from easyedit_mend_parallel.plugins.manager import plugin_manager
-from easyedit_mend_parallel.weights.fully_sharded import modules_around
+from easyedit_mend_parallel.weights.modules import modules_around
 from easyedit_mend_parallel.weights.offload import refuse_lost_files, send_back
 from easyedit_mend_parallel.weights.placement import (
     Placement,
@@ -20,15 +20,32 @@ from easyedit_mend_parallel.weights.placement import (
     refuse_shared,
     refuse_split_tie,
 )
-from easyedit_mend_parallel.weights.stores import output, overlay, ram, resident, scoped, sharded
+from easyedit_mend_parallel.weights.stores import (
+    output,
+    overlay,
+    partitioned,
+    ram,
+    resident,
+    scoped,
+    sharded,
+)
 from easyedit_mend_parallel.weights.stores.memory import free_spare_memory
 from easyedit_mend_parallel.weights.stores.overlay import limit_overlays
 from easyedit_mend_parallel.weights.stores.protocol import Staged, Store, WeightPlace
 from easyedit_mend_parallel.weights.target import Target
+from easyedit_mend_parallel.weights.zero3 import say_of_copies
 
 __all__ = ["Staged", "Store", "free_spare_memory", "prepare", "store_for"]
 
-OFFERS = (output.offer, scoped.offer, sharded.offer, resident.offer, ram.offer, overlay.offer)
+OFFERS = (
+    output.offer,
+    scoped.offer,
+    partitioned.offer,
+    sharded.offer,
+    resident.offer,
+    ram.offer,
+    overlay.offer,
+)
 """This package's own stores, in the order in which they are tried."""
 KINDS = tuple(offer.__module__.rpartition(".")[2] for offer in OFFERS)
 """Their names."""
@@ -47,6 +64,7 @@ def _offered(model: nn.Module, target: Target, apply: str) -> tuple[Placement, S
     where = WeightPlace(model, target, place(model, target), apply)
     if apply == "weight":
         refuse_split_tie(model, target, where.placement)
+        say_of_copies(model, target.parameter_name)
     offered: Store | None = plugin_manager().hook.weight_store(place=where)
     if offered is not None:
         return where.placement, offered

@@ -82,7 +82,10 @@ class WeightStore(Store, Protocol):
         """The current weight. Do not write to it."""
 
     def put(self, bits: Tensor) -> None:
-        """Set the weight to `bits` (on any device), cast to its dtype. Wholly or not at all."""
+        """Set the weight to `bits` (on any device), cast to its dtype. Wholly or not at all.
+
+        Of a weight that is split between processes, `bits` are this process's part, or the whole.
+        """
 
 
 class CurrentStore(ModelReference):

@@ -18,6 +18,7 @@ from easyedit_mend_parallel.weights.stores.protocol import (
     refuse_unwritable,
 )
 from easyedit_mend_parallel.weights.update import LowRankUpdate
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 
 def offer(place: WeightPlace) -> ResidentStore | None:
@@ -47,20 +48,35 @@ class ResidentStore:
 
     @property
     def is_here(self) -> bool:
-        """Whether the layer still has the weight, on any device, and it is not offloaded."""
-        return self.weight.device.type != "meta"
+        """Whether the layer still has the weight, on any device, and it is neither offloaded nor
+        split between processes since."""
+        parameter = self.target.parameter(self.current_store.model)
+        return parameter.device.type != "meta" and not is_distributed(parameter)
 
     def read(self) -> Tensor:
         return self.weight
 
+    def to_keep(self) -> Tensor:
+        """What a backup is made of: the weight, or what it is rounded from."""
+        return self.weight
+
     def stage(self, update: LowRankUpdate) -> ResidentStaged:
-        """Back the weight up on its own device. Raises UpdateError if fp16 would overflow."""
-        refuse_overflow(self.target, self.weight, update)
+        """Back the weight up on its own device. Raises UpdateError as `refuse` does."""
+        self.refuse(update)
         return ResidentStaged(self, update)
+
+    def refuse(self, update: LowRankUpdate) -> None:
+        """Raise UpdateError for an update that cannot be written: fp16 would overflow."""
+        refuse_overflow(self.target, self.weight, update)
 
     @torch.no_grad()
     def put(self, bits: Tensor) -> None:
         self.weight.copy_(bits)
+
+    @torch.no_grad()
+    def add(self, update: LowRankUpdate) -> None:
+        """Add `update` to the weight in place."""
+        update.write(self.weight, self.target.transposed)
 
 
 class ResidentStaged:
@@ -71,23 +87,27 @@ class ResidentStaged:
     def __init__(self, store: ResidentStore, update: LowRankUpdate) -> None:
         self._store = store
         self._update = update
-        weight = store.weight
-        self.before: Tensor | None = room_for(store.current_store.layer, weight).copy_(weight)
+        self._dtype = store.weight.dtype
+        bits = store.to_keep()
+        self._kept: Tensor | None = room_for(store.current_store.layer, bits).copy_(bits)
 
-    @torch.no_grad()
+    @property
+    def before(self) -> Tensor | None:
+        return None if self._kept is None else self._kept.to(self._dtype)
+
     def commit(self) -> None:
         if self._store.is_here:
-            self._update.write(self._store.weight, self._store.target.transposed)
+            self._store.add(self._update)
         else:
             self._store.current_store.write(self._update)
 
     def undo(self) -> None:
-        if self.before is None:
+        if self._kept is None:
             raise let_go(self._store.target)
         if self._store.is_here:
-            self._store.put(self.before)
+            self._store.put(self._kept)
         else:
-            self._store.current_store.put(self.before)
+            self._store.current_store.put(self._kept)
 
     def forget(self) -> None:
-        self.before = None
+        self._kept = None

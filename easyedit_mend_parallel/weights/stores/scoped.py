@@ -20,11 +20,12 @@ from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.row_keeper import KeptRows
 from easyedit_mend_parallel.weights.scope import ScopedRequest, ScopedUpdate
 from easyedit_mend_parallel.weights.scoped_memory import ScopedMemory, refuse_other_scope
-from easyedit_mend_parallel.weights.sharding import is_distributed, shard_of, shard_of_layer
+from easyedit_mend_parallel.weights.sharding import shard_of, shard_of_layer
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace
 from easyedit_mend_parallel.weights.stores.references import LayerReference
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 log = logging.getLogger(__name__)
 
