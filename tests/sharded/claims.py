@@ -39,7 +39,7 @@ from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.weights.fully_sharded import reshard
+from easyedit_mend_parallel.weights.engines import reshard
 from easyedit_mend_parallel.weights.norm import weight_norm
 from easyedit_mend_parallel.weights.target import find_targets
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached

@@ -45,8 +45,8 @@ from easyedit_mend_parallel.edits import checkpoint, journal_index
 from easyedit_mend_parallel.edits import journal as journals
 from easyedit_mend_parallel.edits.journal_index import JournalEntry, write_index
 from easyedit_mend_parallel.weights import gathering
-from easyedit_mend_parallel.weights.sharding import whole_tensor
 from easyedit_mend_parallel.weights.stores.resident import ResidentStaged
+from easyedit_mend_parallel.weights.whole import whole_tensor
 
 
 def a_saved_model_is_an_ordinary_checkpoint_with_the_edits_in_it() -> None:

@@ -35,7 +35,7 @@ from transformers.distributed import DistributedConfig
 
 from easyedit_mend_parallel import MendParallel, UpdateError
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.weights.fully_sharded import reshard
+from easyedit_mend_parallel.weights.engines import reshard
 
 CHECKPOINTS = Path(os.environ["SHARDED_CHECKPOINTS"])
 EVEN, UNEVEN = 24, 25
@@ -114,14 +114,19 @@ def editors(
     return editor_of(sharded, network, names), editor_of(plain, network, names)
 
 
-def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local(tensor: Any) -> Tensor:
+    """What this process holds of a parameter, with the padding of ZeRO-3."""
+    if hasattr(tensor, "ds_tensor"):
+        part: Tensor = tensor.ds_tensor.detach()
+        return part
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard.detach()
 
 
 def shards(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what this process holds of every parameter."""
     reshard(model)
-    return {name: local(weight.detach()).clone() for name, weight in model.named_parameters()}
+    return {name: local(weight).clone() for name, weight in model.named_parameters()}
 
 
 def assert_shards(model: nn.Module, expected: dict[str, Tensor]) -> None:
@@ -134,9 +139,14 @@ def assert_shards(model: nn.Module, expected: dict[str, Tensor]) -> None:
 def full(model: nn.Module, name: str) -> Tensor:
     """The whole weight, gathered from every process."""
     reshard(model)
-    weight: Any = model.get_parameter(name).detach()
+    weight: Any = model.get_parameter(name)
+    if hasattr(weight, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
     whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return whole
+    return whole.detach()
 
 
 def exact_sums(model: Any, network: Hypernetwork, names: list[str]) -> dict[str, OracleSum]:

@@ -1,7 +1,7 @@
 """One process of a split model: runs and records the claims. Ends with an error where one fails.
 
 Started by tests/test_sharded.py. By hand, all of them or those that are named (those of HSDP with
-four processes):
+four processes, those of ZeRO-3 with SHARDED_CLAIMS=partitioned DS_ACCELERATOR=cpu):
 
     PYTHONPATH=tests SHARDED_CHECKPOINTS=/tmp OMP_NUM_THREADS=1 python -m torch.distributed.run \
         --standalone --nproc-per-node 2 tests/sharded/worker.py only_rows_travel
@@ -10,6 +10,8 @@ four processes):
 from __future__ import annotations
 
 import datetime
+import importlib
+import os
 import sys
 import time
 import traceback
@@ -21,19 +23,20 @@ from torch import distributed as dist
 
 COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 """A process that waits in vain for the other fails after this."""
+KINDS = {2: "claims failures keeping scoped fully", 4: "copies"}
+"""{number of processes: modules of claims}. SHARDED_CLAIMS names others, such as `partitioned`."""
 
 
 def main(names: list[str]) -> None:
-    from sharded import claims, copies, failures, fully, keeping, scoped
-
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     dist.init_process_group("gloo", timeout=COLLECTIVE_LIMIT)
-    two = (claims, failures, keeping, scoped, fully)
+    kinds = os.environ.get("SHARDED_CLAIMS") or KINDS[dist.get_world_size()]
+    modules = [importlib.import_module(f"sharded.{kind}") for kind in kinds.split()]
     chosen = [
         claim
-        for module in (two if dist.get_world_size() == 2 else (copies,))
+        for module in modules
         for claim in module.CLAIMS
         if not names or claim.__name__ in names
     ]
