@@ -59,7 +59,8 @@ class MendParallel:
     their layers.
 
     `model` is any transformers model, dispatched by accelerate or not, or split between processes
-    by a tensor-parallel plan or by torch's `fully_shard`; then every process makes the same calls.
+    by a tensor-parallel plan, torch's `fully_shard` or DeepSpeed's ZeRO-3 (`engine.module`); then
+    every process makes the same calls.
     `tokenizer` is not changed. `hparams` name the targets, the network's options and the trained
     archive. With `network` no archive is read: it is a hypernetwork, or the `trained` of an earlier
     editor of the same model.

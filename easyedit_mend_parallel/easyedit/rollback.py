@@ -11,13 +11,14 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyedit_mend_parallel.easyedit.host import NAME
 from easyedit_mend_parallel.editor import EditResult
 from easyedit_mend_parallel.edits.base import kept_weight
 from easyedit_mend_parallel.errors import UpdateError
 from easyedit_mend_parallel.method.sequence_entry import SequenceEntry
+from easyedit_mend_parallel.weights.whole import local_part
 
 _Dictionary: Any = dict  # its methods are Mapping's here, whose signatures differ from dict's
 
@@ -71,7 +72,7 @@ class Rollback(Mapping[str, Tensor], _Dictionary):  # type: ignore[misc]
             return
         entry = self.result.entry
         before, model = entry.before(), entry.model
-        if before and all(torch.equal(kept_weight(model, name), before[name]) for name in before):
+        if before and all(_has(model, name, bits) for name, bits in before.items()):
             if isinstance(entry, SequenceEntry):
                 entry.accept_bits()
             entry.undo()
@@ -128,7 +129,12 @@ class Rollback(Mapping[str, Tensor], _Dictionary):  # type: ignore[misc]
         if entry.applied:
             before = entry.before()  # may solve the other edits again: once for all names
             return {name: before[name] for name in names}
-        return {name: kept_weight(entry.model, name).detach() for name in names}
+        return {name: local_part(kept_weight(entry.model, name)) for name in names}
+
+
+def _has(model: nn.Module, name: str, bits: Tensor) -> bool:
+    """Whether this process stores these bits of the weight `name`."""
+    return torch.equal(local_part(kept_weight(model, name)), bits)
 
 
 def _is_easyedits(module: str | None) -> bool:

@@ -24,10 +24,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local_part(parameter: Tensor) -> Tensor:
-    """What this process stores of a parameter that is split between processes, which shares its
-    memory: a DTensor's shard (2-D), or ZeRO-3's part (flat, without its padding)."""
+    """What this process stores of a parameter, detached, in the same memory: a DTensor's shard,
+    ZeRO-3's part (flat, without its padding), or all of a parameter that is not split."""
     if is_partitioned(parameter):
         return flat_part(parameter)
+    if not is_sharded(parameter):
+        return parameter.detach()
     shard: Tensor = parameter.detach().to_local()  # type: ignore[attr-defined]
     return shard
 

@@ -202,6 +202,34 @@ def the_optimizers_values_and_the_weights_rounded_from_them_are_edited() -> None
         assert all(same_bits(now, exact[name]) for name, now in masters(model).items())
 
 
+def where_the_optimizer_has_no_values_of_its_own_an_edit_is_written_once_and_stays() -> None:
+    def of_others(parameters: Any) -> Any:
+        return ADAM([one for one in parameters if one.requires_grad])
+
+    # In fp32 the optimizer changes the weights themselves; frozen ones it does not know.
+    for dtype, frozen in ((torch.float32, False), (torch.bfloat16, True)):
+        plain = plain_model(UNEVEN, dtype=dtype)
+        names = names_of(plain)
+        network, before = network_of(plain, names), weights(plain, names)
+        model = copy.deepcopy(plain)
+        for name in names:
+            model.get_parameter(name).requires_grad_(not frozen)
+        engine = engine_of(model.eval(), optimizer=of_others)
+        held = shards(model)
+        editor_of(plain, network, names).edit(REQUEST)
+        result = editor_of(model, network, names).edit(REQUEST)
+        edited = shards(model)
+        assert all(not same_bits(edited[name], held[name]) for name in names)
+        assert all(model.get_parameter(name).requires_grad != frozen for name in names)
+        if not frozen:
+            assert_equal_edits(model, plain, before)
+        step(engine, scale=0.0)
+        assert_shards(model, edited)
+        model.eval()
+        result.rollback()
+        assert_shards(model, held)
+
+
 def an_edit_that_breaks_off_between_the_two_leaves_both_as_they_were() -> None:
     plain = plain_model(dtype=torch.bfloat16)
     names = names_of(plain)
@@ -461,6 +489,7 @@ CLAIMS = (
     a_conv1d_is_edited_as_in_one_process,
     a_part_with_padding_is_edited_and_gathered,
     the_optimizers_values_and_the_weights_rounded_from_them_are_edited,
+    where_the_optimizer_has_no_values_of_its_own_an_edit_is_written_once_and_stays,
     an_edit_that_breaks_off_between_the_two_leaves_both_as_they_were,
     training_goes_on_as_if_there_had_been_no_edit,
     an_edit_from_before_the_engine_is_undone_after_it,
