@@ -13,7 +13,7 @@ from easyedit_mend_parallel.files import read_tensors
 from easyedit_mend_parallel.plugins.hookspecs import hookimpl
 from easyedit_mend_parallel.weights.placement import RESIDENT
 from easyedit_mend_parallel.weights.scratch_files import WEIGHT, ScratchFile, write_scratch
-from easyedit_mend_parallel.weights.sharding import shard_of
+from easyedit_mend_parallel.weights.stored import stored_part
 from easyedit_mend_parallel.weights.stores.protocol import WeightPlace, let_go, refuse_overflow
 from easyedit_mend_parallel.weights.stores.resident import ResidentStore
 from easyedit_mend_parallel.weights.update import LowRankUpdate
@@ -24,7 +24,7 @@ def weight_store(place: WeightPlace) -> DiskBackupStore | None:
     """Offer the store for whole weights on their layer's device, if the user asked for it."""
     if os.environ.get("EASYEDIT_BACKUPS") != "disk" or place.apply != "weight":
         return None
-    if place.placement.kept != RESIDENT or shard_of(place.model, place.target) is not None:
+    if place.placement.kept != RESIDENT or stored_part(place.model, place.target) is not None:
         return None
     return DiskBackupStore(place)
 
