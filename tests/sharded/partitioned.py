@@ -355,7 +355,7 @@ def saved_edits_go_from_one_process_to_partitions_and_back() -> None:
 
 def a_solved_sequence_is_verified_as_in_one_process() -> None:
     plain = plain_model()
-    names = names_of(plain)
+    names = [MLP.format(5, "up"), MLP.format(5, "down")]
     network, model = network_of(plain, names), partition(plain)
     found = []
     for one in (plain, model):
