@@ -11,6 +11,7 @@ from sharded.models import (
     EVEN,
     HEAD,
     MLP,
+    SEED,
     UNEVEN,
     assert_equal_edits,
     assert_equal_sums,
@@ -46,7 +47,7 @@ from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
 
 def _equals(inner: int) -> None:
-    sharded, plain = editors(inner)
+    sharded, plain = editors(inner, seed=SEED)
     names = [target.name for target in plain.targets]
     before, held = weights(plain.model, names), shards(sharded.model)
     addresses = {name: local(sharded.model.get_parameter(name)).data_ptr() for name in names}
