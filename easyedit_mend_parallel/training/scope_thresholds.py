@@ -18,10 +18,11 @@ from easyedit_mend_parallel.training.scope_training import States
 from easyedit_mend_parallel.weights.scope import Scope, Thresholds, stands_in, words_of
 
 FALSE_FIRING = 0.005
-"""Maximum share of neighbours' texts in which a request that names its subject fires."""
+"""Maximum share of neighbours' texts in which a request that names its subject fires, though the
+text lacks it; if no subject has several facts, also of those that contain it."""
 FALSE_FIRING_WITHOUT_SUBJECT = 0.05
 """The same for requests that name none."""
-OTHER_RELATION = 0.45
+OTHER_RELATION = 0.4
 """Maximum share of pairs of a text and a request about another fact of the same subject in which
 the request fires, if the text's own fact has no edit."""
 LEAST = 0.005
@@ -64,8 +65,11 @@ def choose_thresholds(
         for named in (False, True)
     )
     lowest = torch.full_like(wrong, -torch.inf)
-    subject = _threshold(torch.where(standing, asked, lowest), FALSE_FIRING, least_asked)
-    subject = max(subject, _other_relations(scope, examples, states))
+    # A text in which a request's subject stands asks something else of it.
+    subject = _other_relations(scope, examples, states)
+    if subject is None:
+        subject = _threshold(torch.where(standing, asked, lowest), FALSE_FIRING, least_asked)
+    subject = max(subject, least_asked)
     alias = _threshold(torch.where(~standing & known, wrong, lowest), FALSE_FIRING, least)
     plain = _threshold(wrong, FALSE_FIRING_WITHOUT_SUBJECT, least)
     return replace(scope, thresholds=Thresholds(subject, alias, plain))
@@ -105,8 +109,9 @@ def _least(logits: Tensor, rephrases: Sequence[tuple[str, int]]) -> float:
     return float(own.quantile(LEAST))
 
 
-def _other_relations(scope: Scope, examples: Sequence[Example], states: States) -> float:
-    """The threshold above which texts about a subject seldom fire the subject's other facts."""
+def _other_relations(scope: Scope, examples: Sequence[Example], states: States) -> float | None:
+    """The threshold above which texts about a subject seldom fire the subject's other facts; None
+    if no subject has several facts."""
     texts, prompts, pairs = [], [], []
     for number, one in enumerate(examples):
         for other in examples[number + 1 :]:
@@ -114,7 +119,7 @@ def _other_relations(scope: Scope, examples: Sequence[Example], states: States) 
                 for request, text in ((one, other), (other, one)):
                     pairs.append((text.request.prompt, request.request.prompt))
     if not pairs:
-        return -float("inf")
+        return None
     texts = list(dict.fromkeys(text for text, _ in pairs))
     prompts = list(dict.fromkeys(prompt for _, prompt in pairs))
     logits = logits_of(scope, prompts, texts, states, named=True)

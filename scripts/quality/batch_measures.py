@@ -36,6 +36,7 @@ class Fact:
     rephrases: Sequence[str]
     neighbours: Sequence[str]
     subject: str | None = None
+    relation: str | None = None
 
     @property
     def request(self) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def read_facts(paths: Sequence[Path], split: str | None) -> tuple[list[Fact], li
             unrelated.update(dict.fromkeys(texts))
             if "prompt" in record and split in (None, record.get("split")):
                 names = ("prompt", "target_new", "rephrases", "neighbours")
-                fact = Fact(*(record[name] for name in names), record.get("subject"))
+                about = (record.get("subject"), record.get("relation"))
+                fact = Fact(*(record.get(name, []) for name in names), *about)
                 facts.setdefault(fact.prompt, fact)
     return list(facts.values()), list(unrelated)
 

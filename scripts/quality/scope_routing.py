@@ -14,10 +14,19 @@ from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in
 
 
 class Routing:
-    """Which request fires for each text, with some of all requests in the memory."""
+    """Which request fires for each text, with some of all requests in the memory.
+
+    `found` are the words of each request's subject where it does not name it; empty if none were
+    found.
+    """
 
     def __init__(
-        self, scope: Scope, requests: Sequence[ScopedRequest], texts: Sequence[str], states: Any
+        self,
+        scope: Scope,
+        requests: Sequence[ScopedRequest],
+        found: Sequence[tuple[str, ...]],
+        texts: Sequence[str],
+        states: Any,
     ) -> None:
         width = max(len(request.weights) for request in requests)
         keys = torch.zeros(len(requests), width, len(requests[0].keys[0]))
@@ -28,9 +37,13 @@ class Routing:
         words = [words_of(text) for text in texts]
         self._places = {text: place for place, text in enumerate(texts)}
         self._limits = scope.thresholds
-        self._standing = torch.tensor(
-            [[bool(r.subject) and stands_in(one, r.subject) for r in requests] for one in words]
-        )
+        self._subjects = {True: [one.subject for one in requests], False: list(found)}
+        self._standing = {
+            named: torch.tensor(
+                [[bool(one) and stands_in(text, one) for one in subjects] for text in words]
+            )
+            for named, subjects in self._subjects.items()
+        }
         logits, asked = [], []
         for text in texts:
             encoded = scope.encoded(states[text][1:] if scope.skip_first else states[text])
@@ -45,13 +58,14 @@ class Routing:
         """For each text the request that fires of those `among`, or -1."""
         rows = torch.tensor([self._places[text] for text in texts])
         logits = self._logits[rows][:, list(among)]
-        limits = torch.full_like(logits, self._limits.states)
-        if named:
-            standing = self._standing[rows][:, list(among)]
-            logits = torch.where(standing, self._asked[rows][:, list(among)], logits)
-            limits = torch.where(
-                standing, torch.tensor(self._limits.subject), torch.tensor(self._limits.alias)
-            )
+        standing = self._standing[named][rows][:, list(among)]
+        known = torch.tensor([bool(self._subjects[named][one]) for one in among])
+        limits = torch.where(
+            standing,
+            torch.tensor(self._limits.subject),
+            torch.where(known, self._limits.alias, self._limits.states),
+        )
+        logits = torch.where(standing, self._asked[rows][:, list(among)], logits)
         over, which = (logits - limits).max(1)
         return [
             among[w] if o > 0 else -1 for o, w in zip(over.tolist(), which.tolist(), strict=True)

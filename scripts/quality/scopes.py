@@ -35,6 +35,7 @@ from easyedit_mend_parallel.forward.text_batch import make_text_batch
 from easyedit_mend_parallel.weights.gate import base_of
 from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
 from easyedit_mend_parallel.weights.stores.scoped import scoped_memory
+from easyedit_mend_parallel.weights.subject_words import found_subject
 
 AT_ONCE = 16
 
@@ -74,6 +75,11 @@ class Bench:
         if kept and new:
             torch.save(found, kept)
         return {text: found[text].float() for text in texts}
+
+    def found(self, prompt: str, states: Tensor) -> tuple[str, ...]:
+        """The words of the subject that the scope finds in a prompt."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        return found_subject(self.scope, states, ids, self.tokenizer.decode)
 
     def answered(self, asked: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether every token of its target is the argmax after each prompt."""
@@ -128,6 +134,7 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true")
     parser.add_argument("--facts", type=Path, required=True)
     parser.add_argument("--first", type=int, help="how many of them")
+    parser.add_argument("--skip", type=int, default=0, help="how many of them to leave out before")
     parser.add_argument("--more", type=Path, help="further requests, to fill the memory")
     parser.add_argument("--n", type=int, default=1000, help="requests in the memory")
     parser.add_argument("--free", type=int, default=60, help="facts that are asked in free text")
@@ -138,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     facts, unrelated = read_facts([asked.facts], None)
-    facts = random.Random(0).sample(facts, len(facts))[: asked.first]
+    facts = random.Random(0).sample(facts, len(facts))[asked.skip :][: asked.first]
     more = [] if asked.more is None else read_facts([asked.more], None)[0]
     known = {fact.prompt for fact in facts}
     more = [f for f in more if f.prompt not in known]
@@ -169,8 +176,13 @@ def measured(
     texts = list(dict.fromkeys([*(f.prompt for f in every), *texts, *unrelated]))
     states = bench.states(texts, kept)
     requests = [scoped(bench.scope, fact, states[fact.prompt]) for fact in every]
-    routing = Routing(bench.scope, requests, texts, states)
-    shown: dict[str, Any] = {"thresholds": vars(bench.scope.thresholds)}
+    found = [bench.found(fact.prompt, states[fact.prompt]) for fact in every]
+    routing = Routing(bench.scope, requests, found, texts, states)
+    right = [a == b for a, b in zip(found, (one.subject for one in requests), strict=True)]
+    shown: dict[str, Any] = {
+        "thresholds": vars(bench.scope.thresholds),
+        "subject found": score(right),
+    }
     own_edit, own_rephrase = [True] * len(facts), [True] * len(rephrases)
     if not routing_only:
         own_edit, own_rephrase = effects(bench, routing, every, facts, rephrases, texts, shown)
@@ -182,7 +194,25 @@ def measured(
                     routing, facts, rephrases, neighbours, unrelated, own_edit, own_rephrase,
                     len(every), size, named,
                 )  # fmt: skip
+        key = f"another fact of the subject, {'named' if named else 'not named'}"
+        shown[key] = score(leaks(routing, facts, named))
     return shown
+
+
+def leaks(routing: Routing, facts: list[Fact], named: bool) -> list[bool]:
+    """Whether each prompt about a subject that an edit has, and that asks something else, fires
+    that edit, alone in the memory."""
+    by_subject: dict[str, list[int]] = {}
+    for number, fact in enumerate(facts):
+        if fact.subject:
+            by_subject.setdefault(fact.subject, []).append(number)
+    return [
+        routing.fired([facts[asked].prompt], [edited], named)[0] == edited
+        for numbers in by_subject.values()
+        for edited in numbers
+        for asked in numbers
+        if facts[asked].relation != facts[edited].relation
+    ]
 
 
 def effects(
