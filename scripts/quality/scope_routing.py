@@ -56,7 +56,7 @@ class Routing:
 
     def fired(self, texts: Sequence[str], among: Sequence[int], named: bool) -> list[int]:
         """For each text the request that fires of those `among`, or -1."""
-        rows = torch.tensor([self._places[text] for text in texts])
+        rows = torch.tensor([self._places[text] for text in texts], dtype=torch.long)
         logits = self._logits[rows][:, list(among)]
         standing = self._standing[named][rows][:, list(among)]
         known = torch.tensor([bool(self._subjects[named][one]) for one in among])

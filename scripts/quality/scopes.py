@@ -195,7 +195,9 @@ def measured(
                     len(every), size, named,
                 )  # fmt: skip
         key = f"another fact of the subject, {'named' if named else 'not named'}"
-        shown[key] = score(leaks(routing, facts, named))
+        other = leaks(routing, facts, named)
+        if other:
+            shown[key] = score(other)
     return shown
 
 
@@ -275,7 +277,7 @@ def with_n(
         counts["neighbours"] += [one < 0 for one in routing.fired(near, memory, named)]
         if start == 0 or size >= 100:
             counts["unrelated"] += [one < 0 for one in routing.fired(unrelated, memory, named)]
-    return {name: score(values) for name, values in counts.items()}
+    return {name: score(values) for name, values in counts.items() if values}
 
 
 def forced(bench: Bench, rephrases: list[Asked], facts: list[Fact]) -> list[bool]:
