@@ -34,7 +34,7 @@ from easyedit_mend_parallel.training.scope_training import (
 )
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.weights.gate import base_of
-from easyedit_mend_parallel.weights.scope import Thresholds, words_of
+from easyedit_mend_parallel.weights.scope import Thresholds, starts_of, words_of
 from easyedit_mend_parallel.weights.subject_words import word_of_each_token
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -134,16 +134,12 @@ def _subject_tokens(
 ) -> SubjectTokens:
     """Which tokens of one of these texts belong to its subject."""
 
-    @cache
-    def places(text: str) -> list[int | None]:
-        return word_of_each_token(ids[text], read)
-
+    @cache  # a text is drawn again and again
     def tokens(text: str, subject: str) -> Tensor:
-        words, named = words_of(read(list(ids[text]))), words_of(subject)
-        n = len(named)
-        starts = [i for i in range(len(words) - n + 1) if words[i : i + n] == named and n]
-        inside = {i + offset for i in starts for offset in range(n)}
-        return torch.tensor([place in inside for place in places(text)])
+        named = words_of(subject)
+        starts = starts_of(words_of(read(list(ids[text]))), named)
+        inside = {start + offset for start in starts for offset in range(len(named))}
+        return torch.tensor([place in inside for place in word_of_each_token(ids[text], read)])
 
     return tokens
 

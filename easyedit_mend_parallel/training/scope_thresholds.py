@@ -54,7 +54,6 @@ def choose_thresholds(
         )
     subjects = [words_of(example.subject or "") for example in examples]
     wrong = logits_of(scope, prompts, negatives, states)
-    asked = logits_of(scope, prompts, negatives, states, named=True)
     # Prompts without a subject serve only as competitors.
     named = [*subjects, *((),) * (len(prompts) - len(subjects))]
     standing = _standing(negatives, named)
@@ -68,6 +67,7 @@ def choose_thresholds(
     # A text in which a request's subject stands asks something else of it.
     subject = _other_relations(scope, examples, states)
     if subject is None:
+        asked = logits_of(scope, prompts, negatives, states, named=True)
         subject = _threshold(torch.where(standing, asked, lowest), FALSE_FIRING, least_asked)
     subject = max(subject, least_asked)
     alias = _threshold(torch.where(~standing & known, wrong, lowest), FALSE_FIRING, least)

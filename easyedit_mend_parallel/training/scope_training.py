@@ -139,7 +139,8 @@ def train_scope(
         n_unrelated=options.unrelated,
         rephrases=options.rephrases,
     )
-    finds_subjects = subject_tokens is not None and draw.has_subjects
+    if not draw.has_subjects:
+        subject_tokens = None
 
     def standardised(texts: Sequence[str]) -> list[Tensor]:
         return [(states[text].float() - mean) / std for text in texts]
@@ -155,7 +156,7 @@ def train_scope(
             asked = draw.relations()
             found = encoder.relations(standardised(asked.texts), standardised(asked.requests))
             loss = loss + _relation_loss(found, asked)
-        if subject_tokens is not None and finds_subjects:
+        if subject_tokens is not None:
             loss = loss + _subject_loss(encoder, draw.subjects(), standardised, subject_tokens)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -177,8 +178,8 @@ def train_scope(
         relation_hidden=(
             encoder.relation_hidden.weight.detach().clone() if draw.has_relations else None
         ),
-        subject=encoder.subject.weight.detach()[0].clone() if finds_subjects else None,
-        subject_bias=float(encoder.subject.bias.detach()) if finds_subjects else 0.0,
+        subject=None if subject_tokens is None else encoder.subject.weight.detach()[0].clone(),
+        subject_bias=0.0 if subject_tokens is None else float(encoder.subject.bias.detach()),
     )
 
 

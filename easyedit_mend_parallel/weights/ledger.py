@@ -139,10 +139,9 @@ class Ledger:
             ranks = Ranks.of(self._model())
             with ranks.agree("stage the way back"):
                 guards = guards_of(self._live_model(), record) if covers(record, later) else {}
-            done, former = False, Rewritten()
+            done, former, again = False, Rewritten(), Rewritten()
             try:
                 with interrupts_held():
-                    again: Rewritten = []
                     take_out(self._model(), record, later, ranks, self._adapters, again)
                     former += [(other, name, other.staged[name]) for other, name, _ in again]
                     for other, name, staged in again:
@@ -251,7 +250,7 @@ class Ledger:
                 return
             later = self._records[index + 1 :]
             ranks = Ranks() if alone else Ranks.of(self._model())
-            again: Rewritten = []
+            again = Rewritten()
             note = partial(twice, partial(self._note_out, record, again))
             is_in = partial(self._has, record)
             take_out(self._model(), record, later, ranks, self._adapters, again, note, is_in)

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -266,5 +266,12 @@ def words_of(text: str) -> tuple[str, ...]:
 
 def stands_in(words: Sequence[str], subject: Sequence[str]) -> bool:
     """Whether `words` contain the words of `subject`, one after the other."""
+    return any(True for _ in starts_of(words, subject))
+
+
+def starts_of(words: Sequence[str], subject: Sequence[str]) -> Iterator[int]:
+    """The indices in `words` at which the words of `subject` begin, one after the other."""
     n = len(subject)
-    return any(tuple(words[i : i + n]) == tuple(subject) for i in range(len(words) - n + 1))
+    for i in range(len(words) - n + 1):
+        if tuple(words[i : i + n]) == tuple(subject):
+            yield i

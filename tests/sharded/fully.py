@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ from easyedit_mend_parallel import Journal, PlacementError, save_edited
 from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import as_requests
+from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.training.trainer import Trainer
 
 
@@ -122,16 +124,24 @@ def however_its_weights_are_gathered_an_edit_is_that_of_one_process() -> None:
 
 def a_model_that_transformers_splits_is_edited_and_saved() -> None:
     plain = plain_model()
-    names = names_of(plain)
-    network, before = network_of(plain, names), weights(plain, names)
+    network = network_of(plain, names_of(plain))
     model = models.load(plain, distributed_config=DistributedConfig(fsdp_size=2))
     held = shards(model)
     assert any(hasattr(module, "reshard") for module in model.modules())
     assert sum(weight.numel() for weight in held.values()) < 0.6 * plain.num_parameters()
+    is_edited_and_saved(model, plain, network, models.CHECKPOINTS / "edited-fully")
+
+
+def is_edited_and_saved(
+    model: Any, plain: Any, network: Hypernetwork, folder: Path, **options: Any
+) -> None:
+    """An edit of `model` is that of `plain`, the checkpoint in `folder` has the edited weights, and
+    an undo restores the bits."""
+    names = names_of(plain)
+    before, held = weights(plain, names), shards(model)
     editor_of(plain, network, names).edit(REQUEST)
     result = editor_of(model, network, names).edit(REQUEST)
-    folder = save_edited(model, models.CHECKPOINTS / "edited-fully")
-    loaded = type(plain).from_pretrained(folder)
+    loaded = type(plain).from_pretrained(save_edited(model, folder, **options))
     for name, weight in loaded.named_parameters():
         assert same_bits(weight.detach(), full(model, name)), name
     assert_equal_edits(model, plain, before)
@@ -166,14 +176,14 @@ def edits_of_outputs_are_felt_saved_and_removed() -> None:
     plain = plain_model()
     names = names_of(plain)
     network, before = network_of(plain, names), weights(plain, names)
-    model = split(plain)
+    model = models.load(plain)
     held, logits = shards(model), run(model)
     written = editor_of(plain, network, names)
     written.edit(REQUEST)
     editor = editor_of(model, network, names, apply="output")
     result = editor.edit(REQUEST)
     torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-4)
-    folder = save_edited(model, models.CHECKPOINTS / "edited-outputs")
+    folder = save_edited(model, keeping.CHECKPOINTS / "edited-outputs")
     assert_equal_edits(type(plain).from_pretrained(folder), plain, before)
     assert_shards(model, held)
     result.rollback()
@@ -321,12 +331,12 @@ CLAIMS = (
             scoped.scoped_edits_are_felt_as_in_one_process,
             scoped.generation_is_that_of_one_process_with_a_cache_and_without,
             scoped.a_scope_without_training_is_the_same_on_each_process,
+            edits_of_outputs_are_felt_saved_and_removed,
         ),
     ),
     however_its_weights_are_gathered_an_edit_is_that_of_one_process,
     a_model_that_transformers_splits_is_edited_and_saved,
     of_a_model_that_computes_in_bfloat16_the_fp32_weights_are_edited,
-    edits_of_outputs_are_felt_saved_and_removed,
     a_journal_goes_from_one_process_to_shards_and_back,
     a_forward_pass_that_fails_on_every_rank_leaves_the_model_usable,
     training_goes_on_as_if_there_had_been_no_edit,

@@ -52,7 +52,6 @@ from easyedit_mend_parallel import (
     PlacementError,
     UpdateError,
     load_edit,
-    save_edited,
 )
 from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.forward.batch import make_batch
@@ -98,6 +97,10 @@ def engine_of(model: Any, optimizer: Any = None, **options: Any) -> Any:
 def partition(model: Any, **options: Any) -> Any:
     """A copy of `model` that ZeRO-3 partitions over all processes."""
     return engine_of(copy.deepcopy(model), **options).module.eval()
+
+
+partitioned = partial(again, load=partition, kind="partitioned")
+"""The claim of a model that ZeRO-3 partitions."""
 
 
 def masters(model: nn.Module) -> dict[str, Tensor]:
@@ -289,7 +292,7 @@ def an_edit_from_before_the_engine_is_undone_after_it() -> None:
 def a_model_that_transformers_partitions_is_edited_and_saved() -> None:
     plain = plain_model()
     names = names_of(plain)
-    network, before = network_of(plain, names), weights(plain, names)
+    network = network_of(plain, names)
     folder = models.CHECKPOINTS / "to-partition"
     if dist.get_rank() == 0:
         plain.save_pretrained(folder)
@@ -302,31 +305,8 @@ def a_model_that_transformers_partitions_is_edited_and_saved() -> None:
     model = engine_of(model).module.eval()
     held = shards(model)
     assert sum(part.numel() for part in held.values()) < 0.6 * plain.num_parameters()
-    editor_of(plain, network, names).edit(REQUEST)
-    result = editor_of(model, network, names).edit(REQUEST)
-    edited = save_edited(model, models.CHECKPOINTS / "edited-partitioned", max_shard_size="8KB")
-    loaded = type(plain).from_pretrained(edited)
-    for name, weight in loaded.named_parameters():
-        assert same_bits(weight.detach(), full(model, name)), name
-    assert_equal_edits(model, plain, before)
-    result.rollback()
-    assert_shards(model, held)
-
-
-def edits_of_outputs_are_felt_saved_and_removed() -> None:
-    plain = plain_model()
-    names = names_of(plain)
-    network, before = network_of(plain, names), weights(plain, names)
-    model = partition(plain)
-    held, logits = shards(model), run(model)
-    editor_of(plain, network, names).edit(REQUEST)
-    result = editor_of(model, network, names, apply="output").edit(REQUEST)
-    torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-4)
-    folder = save_edited(model, models.CHECKPOINTS / "edited-partitioned-outputs")
-    assert_equal_edits(type(plain).from_pretrained(folder), plain, before)
-    assert_shards(model, held)
-    result.rollback()
-    assert same_bits(run(model), logits)
+    folder = models.CHECKPOINTS / "edited-partitioned"
+    fully.is_edited_and_saved(model, plain, network, folder, max_shard_size="8KB")
 
 
 def saved_edits_go_from_one_process_to_partitions_and_back() -> None:
@@ -494,7 +474,6 @@ CLAIMS = (
     training_goes_on_as_if_there_had_been_no_edit,
     an_edit_from_before_the_engine_is_undone_after_it,
     a_model_that_transformers_partitions_is_edited_and_saved,
-    edits_of_outputs_are_felt_saved_and_removed,
     saved_edits_go_from_one_process_to_partitions_and_back,
     a_solved_sequence_is_verified_as_in_one_process,
     a_forward_pass_that_fails_on_every_rank_leaves_the_model_usable,
@@ -502,7 +481,7 @@ CLAIMS = (
     of_zero_1_it_is_said_that_the_next_step_takes_the_edit_out,
     ranks_with_different_engines_are_refused,
     *map(
-        partial(again, load=partition, kind="partitioned"),
+        partitioned,
         (
             claims.so_it_does_in_bfloat16_within_the_stated_bound,
             claims.edits_solved_together_equal_those_of_one_process,
@@ -516,6 +495,7 @@ CLAIMS = (
             keeping.nothing_is_saved_where_one_process_cannot,
             keeping.a_journal_is_that_of_one_process,
             scoped.scoped_edits_are_felt_as_in_one_process,
+            fully.edits_of_outputs_are_felt_saved_and_removed,
         ),
     ),
     a_model_that_accelerate_prepares_is_edited,  # last: it sets up the whole process
