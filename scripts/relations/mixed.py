@@ -1,8 +1,9 @@
-"""Mixes the facts on which the scope that ships was trained, and those that set its thresholds.
+"""Mixes the facts on which the pair for scopes was trained, and those that choose and set it.
 
     python scripts/relations/mixed.py OUT --relations OUT --quality OUT --makes OUT
 
-writes train_scope.jsonl and validation_scope.jsonl. The folders are those that relations.py,
+writes train_scope.jsonl and validation_scope.jsonl for the scope, and train_pair.jsonl and
+validation_pair.jsonl for the hypernetwork. The folders are those that relations.py,
 scripts/quality/facts.py and scripts/makes/makes.py wrote. Knows no tokenizer and no model.
 """
 
@@ -14,6 +15,10 @@ from pathlib import Path
 
 SEED, FACTS = 21, 4200
 """As many facts as a scope is trained on, together with those that only fill its memory."""
+MAKES, ANSWERED = 4, 2
+"""How often the hypernetwork's training has each fact of the makes and each answered relation."""
+MEASURED = 80
+"""Facts of each make on which the hypernetwork is chosen."""
 
 
 def main() -> None:
@@ -25,16 +30,31 @@ def main() -> None:
     wide = lines(asked.quality / "train_wide.jsonl")
     facts = [line for line in wide if '"prompt"' in line]
     unrelated = [line for line in wide if '"prompt"' not in line]
-    makes = lines(asked.makes / "train_makes.jsonl")
-    train = lines(asked.relations / "train_relations.jsonl")
-    train += [line for line in makes if '"prompt"' in line]
-    train += random.Random(SEED).sample(facts, FACTS - len(train)) + unrelated
-    validation = [
-        *lines(asked.quality / "validation.jsonl"),
-        *lines(asked.makes / "validation_makes.jsonl"),
-        *lines(asked.relations / "validation_relations.jsonl"),
+    makes = [line for line in lines(asked.makes / "train_makes.jsonl") if '"prompt"' in line]
+    validation = {
+        "relations": lines(asked.relations / "validation_relations.jsonl"),
+        "answered": lines(asked.relations / "validation_answered.jsonl"),
+        "quality": lines(asked.quality / "validation.jsonl"),
+        "makes": lines(asked.makes / "validation_makes.jsonl"),
+    }
+    rng = random.Random(SEED)
+    scope = lines(asked.relations / "train_relations.jsonl") + makes
+    scope += rng.sample(facts, FACTS - len(scope)) + unrelated
+    answered = lines(asked.relations / "train_answered.jsonl")
+    pair = facts + makes * MAKES + answered * ANSWERED + unrelated
+    drawn = [
+        line
+        for make in ("quality", "makes", "answered")
+        for line in rng.sample([one for one in validation[make] if '"prompt"' in one], MEASURED)
     ]
-    for name, rows in (("train_scope", train), ("validation_scope", validation)):
+    texts = [line for line in validation["quality"] if '"prompt"' not in line]
+    files = {
+        "train_scope": scope,
+        "validation_scope": validation["quality"] + validation["makes"] + validation["relations"],
+        "train_pair": pair,
+        "validation_pair": drawn + texts,
+    }
+    for name, rows in files.items():
         (asked.out / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
         print(f"{name}.jsonl: {len(rows)} lines")
 
