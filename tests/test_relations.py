@@ -1,4 +1,4 @@
-"""The questions about subjects are those on which the scope that ships was trained."""
+"""The facts about subjects are those on which the pair that ships was trained."""
 
 from __future__ import annotations
 
@@ -34,15 +34,31 @@ def test_they_are_the_files_of_the_split(written: dict[str, list[dict[str, objec
 def test_no_text_is_in_both_parts_and_a_prompt_names_its_subject(
     written: dict[str, list[dict[str, object]]],
 ) -> None:
-    parts = [
-        {text for row in rows for text in (row["prompt"], *row["rephrases"])}  # type: ignore[misc]
-        for rows in written.values()
-    ]
-    assert len(parts) == 2
-    assert not parts[0] & parts[1]
+    train, validation = (
+        {
+            text
+            for name, rows in written.items()
+            for row in rows
+            for text in (row["prompt"], *row["rephrases"])  # type: ignore[misc]
+            if name.startswith(part)
+        }
+        for part in ("train", "validation")
+    )
+    assert train and validation
+    assert not train & validation
     for rows in written.values():
         for row in rows:
             assert str(row["subject"]).lower() in str(row["prompt"]).lower()
+
+
+def test_answered_facts_have_answers_of_their_relation(
+    written: dict[str, list[dict[str, object]]],
+) -> None:
+    years = [row for row in written["train_answered.jsonl"] if row["relation"] == "founded"]
+    assert years
+    assert all(str(row["target_new"]).isdigit() for row in years)
+    filled = [str(row["target_new"]) for row in written["train_answered.jsonl"]]
+    assert not any(mark in target for target in filled for mark in "{}#")
 
 
 def test_most_subjects_are_asked_several_questions(

@@ -1,8 +1,8 @@
 """Facts of three makes that share no template: invented, true records, written by hand.
 
-`python scripts/makes/makes.py OUT --check` writes train_makes.jsonl, validation_makes.jsonl and
-test_makes.jsonl, and says whether each is the file that split.json names. Knows files of wordings
-and values, no tokenizer and no model.
+`python scripts/makes/makes.py OUT --check` writes the files of training, validation and two tests,
+and says whether each is the one that split.json names. Knows files of wordings and values, no
+tokenizer and no model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,19 @@ HERE = Path(__file__).parent
 DATA = HERE / "data"
 SEED = 31
 PARTS = ("train", "validation", "test")
-INVENTED = {"train": 60, "validation": 12, "test": 13}
+LATER = ("test_again",)
+"""Parts that were drawn later, from what the others left."""
+INVENTED = {"train": 60, "validation": 12, "test": 13, "test_again": 13}
 """Facts of each invented relation; two of their subjects are neighbours that nothing edits."""
-RECORDS = {"train": 60, "validation": 14, "test": 14}
+RECORDS = {"train": 60, "validation": 14, "test": 14, "test_again": 14}
 """Records of each relation at most, and as many again of those that only one part has."""
 NEIGHBOURS = 4
 """Subjects of each part and relation that nothing edits, where it is evaluated."""
 Fact = dict[str, Any]
+
+
+def seed_of(make: str, parts: Sequence[str]) -> str:
+    return f"{SEED}/{make}" if parts == PARTS else f"{SEED}/{make}/{parts[0]}"
 
 
 def read(name: str) -> Any:
@@ -49,8 +55,16 @@ def read_records() -> dict[str, list[list[str]]]:
 
 def invented() -> Iterator[tuple[str, Fact]]:
     """Facts of invented subjects; a fact has wordings of one style and one of the other."""
-    data, rng = read("generated.yaml"), random.Random(f"{SEED}/invented")
-    pools = data["pools"]
+    data, taken = read("generated.yaml"), set[str]()
+    for parts in (PARTS, LATER):
+        yield from invented_in(parts, data, taken)
+
+
+def invented_in(
+    parts: Sequence[str], data: dict[str, Any], taken: set[str]
+) -> Iterator[tuple[str, Fact]]:
+    """The facts of these parts, about subjects that are not in `taken`, which are put there."""
+    pools, rng = data["pools"], random.Random(seed_of("invented", parts))
 
     def filled(pattern: str) -> str:
         def drawn(match: re.Match[str]) -> str:
@@ -61,10 +75,9 @@ def invented() -> Iterator[tuple[str, Fact]]:
 
         return re.sub(r"\{(\w+)\}", drawn, pattern)
 
-    taken: set[str] = set()
     for relation, about in data["relations"].items():
         words = data["wordings"][relation]
-        for part in PARTS:
+        for part in parts:
             subjects: list[str] = []
             count = INVENTED[part] + (0 if part == "train" else NEIGHBOURS)
             while len(subjects) < count:
@@ -84,13 +97,14 @@ def invented() -> Iterator[tuple[str, Fact]]:
 def records() -> Iterator[tuple[str, Fact]]:
     """Facts of true records; the new object is another record's."""
     values = read_records()
-    rng = random.Random(f"{SEED}/records")
+    first, later = (random.Random(seed_of("records", parts)) for parts in (PARTS, LATER))
     for relation, words in read("records.yaml").items():
         pairs = [tuple(pair) for pair in values[relation]]
-        rng.shuffle(pairs)
+        first.shuffle(pairs)
         only = words.get("part")
-        for part in reversed(PARTS):  # training has what is left
-            if only not in (None, part):
+        for part in (*reversed(PARTS), *LATER):  # training has what the tests left
+            rng = later if part in LATER else first
+            if only not in (None, part) or len(pairs) <= NEIGHBOURS:
                 continue
             others = [] if part == "train" else [pairs.pop()[0] for _ in range(NEIGHBOURS)]
             count = RECORDS[part] * (2 if only else 1)
@@ -118,9 +132,12 @@ def other_object(rng: random.Random, pairs: list[list[str]], subject: str, truth
 
 def handwritten() -> Iterator[tuple[str, Fact]]:
     """Facts of prompts written by hand: six subjects of each, two neighbours."""
-    data, rng = read("handwritten.yaml"), random.Random(f"{SEED}/handwritten")
-    for part in PARTS:
-        for pool, targets, *prompts in data["frames"][part]:
+    data = read("handwritten.yaml")
+    for parts in (PARTS, LATER):
+        rng = random.Random(seed_of("handwritten", parts))
+        for part, (pool, targets, *prompts) in (
+            (part, frame) for part in parts for frame in data["frames"][part]
+        ):
             subjects = data["pools"][pool][part]
             for number, subject in enumerate(subjects[:6]):
                 target = targets[(number + rng.randrange(2)) % len(targets)]
@@ -170,7 +187,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with split.json")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    lines: dict[str, list[str]] = {part: [] for part in PARTS}
+    lines: dict[str, list[str]] = {part: [] for part in (*PARTS, *LATER)}
     for make, facts in (
         ("invented", invented()),
         ("records", records()),
@@ -181,7 +198,7 @@ def main() -> None:
             lines[part].append(json.dumps(found | split, ensure_ascii=False) + "\n")
     known = json.loads((HERE / "split.json").read_text()) if options.check else {}
     wrong = []
-    for part in PARTS:
+    for part in (*PARTS, *LATER):
         path = options.out / f"{part}_makes.jsonl"
         path.write_text("".join(lines[part]), "utf-8")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
