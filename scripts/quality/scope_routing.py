@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, stands_in, words_of
+from easyedit_mend_parallel.weights.scope import Scope, ScopedRequest, words_of
 
 
 class Routing:
@@ -39,10 +40,7 @@ class Routing:
         self._limits = scope.thresholds
         self._subjects = {True: [one.subject for one in requests], False: list(found)}
         self._standing = {
-            named: torch.tensor(
-                [[bool(one) and stands_in(text, one) for one in subjects] for text in words]
-            )
-            for named, subjects in self._subjects.items()
+            named: standing(words, subjects) for named, subjects in self._subjects.items()
         }
         logits, asked = [], []
         for text in texts:
@@ -70,3 +68,19 @@ class Routing:
         return [
             among[w] if o > 0 else -1 for o, w in zip(over.tolist(), which.tolist(), strict=True)
         ]
+
+
+def standing(texts: Sequence[tuple[str, ...]], subjects: Sequence[tuple[str, ...]]) -> Tensor:
+    """(texts, subjects): whether each text, as words, contains each subject's words."""
+    numbers: dict[tuple[str, ...], list[int]] = {}
+    for number, subject in enumerate(subjects):
+        if subject:
+            numbers.setdefault(subject, []).append(number)
+    longest = max(map(len, numbers), default=0)
+    found = torch.zeros(len(texts), len(subjects), dtype=torch.bool)
+    for row, words in zip(found, texts, strict=True):
+        for start in range(len(words)):
+            for end in range(start + 1, min(start + longest, len(words)) + 1):
+                for number in numbers.get(words[start:end], ()):
+                    row[number] = True
+    return found

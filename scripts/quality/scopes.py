@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from batch_measures import Fact, read_facts
+from scope_names import aliases, near_names
 from scope_routing import Routing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -133,9 +134,10 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, default=demo_archive())
     parser.add_argument("--untrained", action="store_true")
     parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--split", help="only facts of this split")
     parser.add_argument("--first", type=int, help="how many of them")
     parser.add_argument("--skip", type=int, default=0, help="how many of them to leave out before")
-    parser.add_argument("--more", type=Path, help="further requests, to fill the memory")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="to fill the memory")
     parser.add_argument("--n", type=int, default=1000, help="requests in the memory")
     parser.add_argument("--free", type=int, default=60, help="facts that are asked in free text")
     parser.add_argument("--states", type=Path, help="a file that keeps hidden states of texts")
@@ -144,9 +146,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    facts, unrelated = read_facts([asked.facts], None)
+    facts = read_facts([asked.facts], asked.split)[0]
+    unrelated = read_facts([asked.facts], None)[1]
     facts = random.Random(0).sample(facts, len(facts))[asked.skip :][: asked.first]
-    more = [] if asked.more is None else read_facts([asked.more], None)[0]
+    more = read_facts(asked.more, None)[0]
     known = {fact.prompt for fact in facts}
     more = [f for f in more if f.prompt not in known]
     more = random.Random(1).sample(more, min(len(more), max(0, asked.n - len(facts))))
@@ -172,9 +175,12 @@ def measured(
     every = [*facts, *more]
     rephrases = [Asked(text, n) for n, fact in enumerate(facts) for text in fact.rephrases]
     neighbours = [Asked(text, n) for n, fact in enumerate(facts) for text in fact.neighbours]
-    texts = [one.text for one in (*rephrases, *neighbours)]
-    texts = list(dict.fromkeys([*(f.prompt for f in every), *texts, *unrelated]))
-    states = bench.states(texts, kept)
+    rng, known = random.Random(2), [fact.subject or "" for fact in every]
+    near = [Asked(text, n) for n, fact in enumerate(facts) for text in near_names(fact, known, rng)]
+    short = [Asked(text, n) for n, fact in enumerate(facts) for text in aliases(fact)]
+    texts = [one.text for one in (*rephrases, *neighbours, *near, *short)]
+    texts = list(dict.fromkeys([*(fact.prompt for fact in facts), *texts, *unrelated]))
+    states = bench.states([*dict.fromkeys([*texts, *(fact.prompt for fact in every)])], kept)
     requests = [scoped(bench.scope, fact, states[fact.prompt]) for fact in every]
     found = [bench.found(fact.prompt, states[fact.prompt]) for fact in every]
     routing = Routing(bench.scope, requests, found, texts, states)
@@ -187,13 +193,20 @@ def measured(
     if not routing_only:
         own_edit, own_rephrase = effects(bench, routing, every, facts, rephrases, texts, shown)
     for named in (True, False):
-        for size in (1, 10, 100, len(facts), len(every)):
+        for size in sorted({1, 10, 100, len(facts), 1000, len(every)}):
             if size <= len(every):
                 key = f"{size} in memory, subjects {'named' if named else 'not named'}"
                 shown[key] = with_n(
                     routing, facts, rephrases, neighbours, unrelated, own_edit, own_rephrase,
                     len(every), size, named,
                 )  # fmt: skip
+        whole = range(len(every))
+        fired = routing.fired([one.text for one in near], whole, named)
+        key = f"{{}}, {len(every)} in memory, subjects {'named' if named else 'not named'}"
+        shown[key.format("a near name fires none")] = score([one < 0 for one in fired])
+        fired = routing.fired([one.text for one in short], whole, named)
+        mine = [one == asked.fact for one, asked in zip(fired, short, strict=True)]
+        shown[key.format("the last word of the name fires its own")] = score(mine)
         key = f"another fact of the subject, {'named' if named else 'not named'}"
         other = leaks(routing, facts, named)
         if other:
@@ -309,16 +322,21 @@ def free(bench: Bench, facts: list[Fact], tokens: int = 24) -> dict[str, Any]:
     """Whether free text begins with the answer, and how much of it repeats itself."""
     prompts = [fact.prompt for fact in facts]
     after = bench.written(prompts, tokens)
+    targets = [Request(fact.prompt, fact.target_new).target_text for fact in facts]
+    answers = [bench.tokenizer(target)["input_ids"] for target in targets]
+    told = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
     with base_of(bench.model):
         before = bench.written(prompts, tokens)
-    first = []
-    for fact, ids in zip(facts, after, strict=True):
-        answer = bench.tokenizer(Request(fact.prompt, fact.target_new).target_text)["input_ids"]
-        first.append(ids[: len(answer)] == answer)
+        given = [
+            [*answer, *ids][:tokens]
+            for answer, ids in zip(answers, bench.written(told, tokens), strict=True)
+        ]
+    first = [ids[: len(one)] == one for one, ids in zip(answers, after, strict=True)]
     return {
         "answer first": score(first),
         "repetition": sum(map(repeated, after)) / len(after),
         "repetition of the base": sum(map(repeated, before)) / len(before),
+        "repetition of the base, given the answer": sum(map(repeated, given)) / len(given),
         "examples": [
             [prompt, bench.tokenizer.decode(ids)]
             for prompt, ids in zip(prompts[:5], after, strict=False)
