@@ -5,11 +5,9 @@ the order of `CLAIMS`."""
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from sharded import models
-from sharded.fully import split, split_twice
-from sharded.models import assert_shards, patched, plain_model, same_everywhere, shards
+from sharded.fully import run, split, split_twice
+from sharded.models import UNEVEN, assert_shards, patched, plain_model, same_everywhere, shards
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from trained import runs
-from trained.runs import data, facts, furthest, state
+from trained.runs import data, furthest, state
 
 from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.training import trainer as trainer_module
@@ -78,22 +78,30 @@ def moved(run: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return changed, statistics
 
 
-def assert_same_learning(name: str, plain: Any, model: Any, **options: Any) -> None:
+def assert_same_learning(
+    name: str, plain: Any, model: Any, *, bound: float = BOUND, **options: Any
+) -> None:
     """All processes learn over `model` what one learns with `plain`, and change no weight."""
     held = shards(model)
     shared = trainer(f"{name}-shared", model, **options)
     changed, statistics = moved(shared)
-    expected, of_one = moved(trainer(f"{name}-alone", copy.deepcopy(plain), alone=True, **options))
-    assert furthest(statistics, of_one) < BOUND
-    steps, now = shared.progress.step, state(shared)
-    for tensor, change in expected.items():
-        # What moved by less than its own rounding is compared to one unit in the last place.
-        last_place = torch.finfo(change.dtype).eps * now[tensor].abs().max()
-        apart = (changed[tensor] - change).abs().max()
-        assert apart <= BOUND * steps * change.abs().max() + last_place, (name, tensor, apart)
+    alone = trainer(f"{name}-alone", copy.deepcopy(plain), alone=True, **options)
+    expected, of_one = moved(alone)
+    assert furthest(statistics, of_one) < bound
+    assert_same_change(changed, expected, state(alone), bound * shared.progress.step)
     assert all(map(same_everywhere, state(shared).values()))
     assert_shards(model, held)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def assert_same_change(
+    changed: dict[str, Tensor], expected: dict[str, Tensor], now: dict[str, Tensor], bound: float
+) -> None:
+    """Within `bound` of a tensor's largest change, and one unit in the last place of the tensor."""
+    for tensor, change in expected.items():
+        last_place = torch.finfo(change.dtype).eps * now[tensor].abs().max()
+        apart = (changed[tensor] - change).abs().max()
+        assert apart <= bound * change.abs().max() + last_place, (tensor, apart)
 
 
 def processes_learn_over_shards_what_one_learns() -> None:
@@ -110,4 +118,148 @@ def processes_learn_over_shards_what_one_learns() -> None:
         assert_same_learning(f"options-{number}", plain, split(plain), **options)
 
 
-CLAIMS = (processes_learn_over_shards_what_one_learns,)
+def however_its_weights_are_gathered_they_learn_the_same() -> None:
+    plain = plain_model(UNEVEN)
+    for number, options in enumerate(
+        (
+            {"reshard_after_forward": False},
+            {"root": False},
+            {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+        )
+    ):
+        model = split(plain, **options)
+        run(model)  # leaves some weights whole, and not frozen
+        assert_same_learning(f"gathered-{number}", plain, model, max_iters=1)
+        model = split(plain, **options)
+        assert_same_learning(f"gathered-whole-{number}", plain, model, max_iters=1, trunk_memory=0)
+
+
+def a_model_that_computes_in_bfloat16_is_trained_on_as_in_one_process() -> None:
+    plain = plain_model()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replica", "only"))["only"]
+    own = trainer("half-alone", split(plain, mp_policy=policy, mesh=mesh), alone=True, max_iters=1)
+    expected, of_one = moved(own)
+    changed, statistics = moved(trainer("half", split(plain, mp_policy=policy), max_iters=1))
+    bound = 16 * torch.finfo(torch.bfloat16).eps
+    assert furthest(statistics, of_one) < bound
+    assert_same_change(changed, expected, state(own), bound)
+
+
+def blocks_below_the_targets_are_not_gathered_by_a_step() -> None:
+    plain = plain_model()
+    gathered = {steps: gathered_blocks(split(plain), steps) for steps in (1, 3)}
+    lowest = 3
+    assert all(map(int.__ge__, gathered[1][:lowest], gathered[3][:lowest]))
+    assert all(map(int.__lt__, gathered[1][lowest:], gathered[3][lowest:]))
+
+
+def gathered_blocks(model: Any, steps: int) -> list[int]:
+    """How often the weights of each block are gathered in a run of some steps."""
+    blocks = list(model.model.layers)
+    counts = [0] * len(blocks)
+    unshards = FSDPParamGroup.unshard
+
+    def unshard(group: Any, *args: Any) -> None:
+        if not group.is_unsharded:
+            for module in set(group.modules) & set(blocks):
+                counts[blocks.index(module)] += 1
+        unshards(group, *args)
+
+    with patched(FSDPParamGroup, "unshard", unshard):
+        trainer(f"gathered-{steps}", model, max_iters=steps).run()
+    return counts
+
+
+def edits_that_are_solved_together_are_those_of_processes_with_whole_models() -> None:
+    plain = plain_model()
+    options = {
+        "solved_edits": 2,
+        "aggregate": "least_squares",
+        "aggregate_options": {"preserved_text_weight": 0.1, "continuation_weight": 1.0},
+    }
+    learnt = []
+    for name, model in (("copies", copy.deepcopy(plain)), ("shards", split(plain))):
+        one = trainer(f"solved-{name}", model, **options)
+        changed, _ = moved(one)
+        learnt.append((changed, state(one)))
+    (expected, now), (changed, _) = learnt
+    assert_same_change(changed, expected, now, 2 * BOUND)
+
+
+def processes_with_fewer_facts_measure_what_one_measures() -> None:
+    plain = plain_model()
+    for number in (5, 1):  # the last process has two, or none
+        held = data(validation=data().validation[:number])
+        options = {"of": held, "val_batch_size": 2, "val_interval": 1, "max_iters": 1}
+        shared = trainer(f"measured-{number}", split(plain), **options)
+        shared.run()
+        alone = trainer(f"measured-{number}-alone", copy.deepcopy(plain), alone=True, **options)
+        alone.run()
+        [found], [expected] = shared.evaluations, alone.evaluations
+        assert found.flat() == pytest.approx(expected.flat(), rel=1e-3, abs=1e-5)
+
+
+def a_run_is_resumed_with_another_number_of_processes() -> None:
+    plain = plain_model()
+    options = {"max_iters": 4, "model_save_pt": 2}
+    whole = trainer("whole", copy.deepcopy(plain), alone=True, **options)
+    expected, _ = moved(whole)
+    for name, first, second in (("fewer", False, True), ("more", True, False)):
+        begun = trainer(
+            name, split(plain) if not first else copy.deepcopy(plain), alone=first, **options
+        )
+        before = state(begun)
+        with patched(Trainer, "_is_over", lambda run, _: run.progress.step == 2):
+            begun.run()
+        dist.barrier()
+        for rank in range(dist.get_world_size()):
+            target = folder(name, own=False) if first else folder(f"{name}-{rank}")
+            source = folder(f"{name}-0") if first else folder(name)
+            if dist.get_rank() == 0 and not target.exists():
+                shutil.copytree(source, target)
+        dist.barrier()
+        model = copy.deepcopy(plain) if second else split(plain)
+        resumed = trainer(name, model, alone=second, resume=True, **options)
+        resumed.run()
+        assert resumed.progress.step == 4
+        now = state(resumed)
+        changed = {tensor: now[tensor] - before[tensor] for tensor in expected}
+        assert_same_change(changed, expected, state(whole), 4 * BOUND)
+        with pytest.raises(TrainingError, match="other hyperparameters or data"):
+            trainer(name, model, alone=second, resume=True, **options, accumulate_bs=3).run()
+        dist.barrier()
+
+
+def what_cannot_be_trained_on_is_refused_by_its_name() -> None:
+    plain = plain_model()
+    with pytest.raises(TrainingError, match=r"embed_tokens\.weight is split by tensor parallelism"):
+        trainer("refused", models.load(plain))
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    with pytest.raises(TrainingError, match=r"asks for FSDP \(use_fsdp\), .* fsdp_size"):
+        trainer("refused", copy.deepcopy(plain))
+    del os.environ["ACCELERATE_USE_FSDP"]
+
+
+def a_model_that_is_split_twice_is_refused() -> None:
+    with pytest.raises(TrainingError, match="is split by tensor parallelism"):
+        trainer("refused", split_twice(plain_model()))
+
+
+CLAIMS: tuple[Callable[[], None], ...]
+if dist.is_initialized() and dist.get_world_size() == 4:
+    CLAIMS = (
+        processes_learn_over_shards_what_one_learns,
+        a_model_that_is_split_twice_is_refused,
+    )
+else:
+    CLAIMS = (
+        processes_learn_over_shards_what_one_learns,
+        however_its_weights_are_gathered_they_learn_the_same,
+        a_model_that_computes_in_bfloat16_is_trained_on_as_in_one_process,
+        blocks_below_the_targets_are_not_gathered_by_a_step,
+        edits_that_are_solved_together_are_those_of_processes_with_whole_models,
+        processes_with_fewer_facts_measure_what_one_measures,
+        a_run_is_resumed_with_another_number_of_processes,
+        what_cannot_be_trained_on_is_refused_by_its_name,
+    )
