@@ -33,9 +33,9 @@ LAUNCHERS = {
 """Variables that `accelerate launch` sets, and what its configuration asks for with each."""
 
 
-def refuse_untrainable(model: nn.Module, accelerator: Accelerator) -> None:
-    """Raise TrainingError for a base model, or a configuration of accelerate, with which no
-    hypernetwork can be trained in these processes."""
+def refuse_untrainable(model: nn.Module) -> None:
+    """Raise TrainingError for a base model that is split between processes in a way in which no
+    hypernetwork can be trained."""
     if zero3.gathers(model, ""):
         raise TrainingError(
             "the base model is partitioned by DeepSpeed ZeRO-3, over which no hypernetwork can be "
@@ -49,6 +49,11 @@ def refuse_untrainable(model: nn.Module, accelerator: Accelerator) -> None:
             "and each training process has texts of its own: load the model with a device_map, "
             f"whole in each process, or {SPLIT_IT}"
         )
+
+
+def refuse_launcher(accelerator: Accelerator, model: nn.Module) -> None:
+    """Raise TrainingError for a configuration of accelerate that asks for an engine, unless it is
+    FSDP2 and splits `model` already."""
     asked = [what for name, what in LAUNCHERS.items() if os.environ.get(name, "").lower() == "true"]
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None or (asked and (asked != ["FSDP (use_fsdp)"] or not is_gathered(model))):

@@ -36,7 +36,11 @@ from easyedit_mend_parallel.training.checkpoint import (
 )
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.length_filter import Data, fitting_data
-from easyedit_mend_parallel.training.lockstep import ask_in_step, refuse_untrainable
+from easyedit_mend_parallel.training.lockstep import (
+    ask_in_step,
+    refuse_launcher,
+    refuse_untrainable,
+)
 from easyedit_mend_parallel.training.metrics import Metrics, selection_value
 from easyedit_mend_parallel.training.objective import Measured, measure_step, request_of
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
@@ -93,9 +97,10 @@ class Trainer:
         resume: bool = False,
         quiet: bool = False,
     ) -> None:
-        self.processes = Processes(accelerator or Accelerator())
-        refuse_untrainable(model, self.processes.accelerator)
+        refuse_untrainable(model)
         self.hparams, self.folder, self.minutes, self.resume = hparams, folder, minutes, resume
+        self.processes = Processes(accelerator or Accelerator())
+        refuse_launcher(self.processes.accelerator, model)
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
         reshard(model)  # of weights that FSDP2 left whole, the shards are parameters of their own
         self.model = model.requires_grad_(False).eval()

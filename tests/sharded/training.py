@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +111,15 @@ def processes_learn_over_shards_what_one_learns() -> None:
             {"max_iters": 1, "trunk_memory": 0},
             {"trunk_memory": 1500},  # room for some texts, in each process for others
             {"continuation_positions": 2},
-            {"accumulated": 2} if dist.get_world_size() == 2 else {"locality_examples": 2},
+            {"accumulated": 2},
         )
     ):
         assert_same_learning(f"options-{number}", plain, split(plain), **options)
+
+
+def copies_of_shards_learn_what_one_process_learns() -> None:
+    plain = plain_model()
+    assert_same_learning("copies", plain, split(plain), max_iters=1)
 
 
 def however_its_weights_are_gathered_they_learn_the_same() -> None:
@@ -236,7 +240,7 @@ def what_cannot_be_trained_on_is_refused_by_its_name() -> None:
     with pytest.raises(TrainingError, match=r"embed_tokens\.weight is split by tensor parallelism"):
         trainer("refused", models.load(plain))
     os.environ["ACCELERATE_USE_FSDP"] = "true"
-    with pytest.raises(TrainingError, match=r"asks for FSDP \(use_fsdp\), .* fsdp_size"):
+    with pytest.raises(TrainingError, match=r"asks for FSDP \(use_fsdp\), .*fsdp_size"):
         trainer("refused", copy.deepcopy(plain))
     del os.environ["ACCELERATE_USE_FSDP"]
 
@@ -246,20 +250,13 @@ def a_model_that_is_split_twice_is_refused() -> None:
         trainer("refused", split_twice(plain_model()))
 
 
-CLAIMS: tuple[Callable[[], None], ...]
-if dist.is_initialized() and dist.get_world_size() == 4:
-    CLAIMS = (
-        processes_learn_over_shards_what_one_learns,
-        a_model_that_is_split_twice_is_refused,
-    )
-else:
-    CLAIMS = (
-        processes_learn_over_shards_what_one_learns,
-        however_its_weights_are_gathered_they_learn_the_same,
-        a_model_that_computes_in_bfloat16_is_trained_on_as_in_one_process,
-        blocks_below_the_targets_are_not_gathered_by_a_step,
-        edits_that_are_solved_together_are_those_of_processes_with_whole_models,
-        processes_with_fewer_facts_measure_what_one_measures,
-        a_run_is_resumed_with_another_number_of_processes,
-        what_cannot_be_trained_on_is_refused_by_its_name,
-    )
+CLAIMS = (
+    processes_learn_over_shards_what_one_learns,
+    however_its_weights_are_gathered_they_learn_the_same,
+    a_model_that_computes_in_bfloat16_is_trained_on_as_in_one_process,
+    blocks_below_the_targets_are_not_gathered_by_a_step,
+    edits_that_are_solved_together_are_those_of_processes_with_whole_models,
+    processes_with_fewer_facts_measure_what_one_measures,
+    a_run_is_resumed_with_another_number_of_processes,
+    what_cannot_be_trained_on_is_refused_by_its_name,
+)

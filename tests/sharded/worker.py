@@ -23,7 +23,7 @@ from torch import distributed as dist
 
 COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 """A process that waits in vain for the other fails after this."""
-KINDS = {2: "claims failures keeping scoped fully", 4: "copies"}
+KINDS = {2: "claims failures keeping scoped fully training", 4: "copies"}
 """{number of processes: modules of claims}. SHARDED_CLAIMS names others, such as `partitioned`."""
 
 
