@@ -53,7 +53,7 @@ from easyedit_mend_parallel.training.preparation import (
     options_to_keep,
     solve_options,
 )
-from easyedit_mend_parallel.training.processes import Processes
+from easyedit_mend_parallel.training.processes import Processes, accelerator_of
 from easyedit_mend_parallel.training.run_configuration import comparable, configuration_of
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
@@ -99,7 +99,7 @@ class Trainer:
     ) -> None:
         refuse_untrainable(model)
         self.hparams, self.folder, self.minutes, self.resume = hparams, folder, minutes, resume
-        self.processes = Processes(accelerator or Accelerator())
+        self.processes = Processes(accelerator or accelerator_of())
         refuse_launcher(self.processes.accelerator, model)
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
         reshard(model)  # of weights that FSDP2 left whole, the shards are parameters of their own
@@ -141,6 +141,8 @@ class Trainer:
         self.solving: Aggregate | None = None
         self.evaluations: list[Scores] = []
         self._value = partial(selection_value, hparams)
+        if self.data.validation:
+            self._value([])  # refuses another trainer's key now, not after the first evaluation
 
     @interrupts_held()
     def run(self) -> Path:

@@ -5,13 +5,16 @@ the order of `CLAIMS`."""
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from sharded import models
 from sharded.fully import run, split, split_twice
@@ -21,10 +24,16 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from toys import toy_targets, toy_tokenizer
 from trained import runs
-from trained.runs import data, furthest, state
+from trained.runs import data, facts, furthest, state
 
-from easyedit_mend_parallel.errors import TrainingError
+from easyedit_mend_parallel import load_archive
+from easyedit_mend_parallel.cli.loading import load_model
+from easyedit_mend_parallel.cli.train import command
+from easyedit_mend_parallel.errors import HparamsError, TrainingError
+from easyedit_mend_parallel.files import read_tensors
+from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
 from easyedit_mend_parallel.training import trainer as trainer_module
 from easyedit_mend_parallel.training.processes import Processes
 from easyedit_mend_parallel.training.trainer import Trainer
@@ -34,6 +43,7 @@ BOUND = 1e-5
 """The largest difference, of the largest change of its tensor, after one step; twice that after
 two."""
 EDITS_PER_STEP = 4
+EXAMPLE = Path(__file__).parents[2] / "hparams/TRAINING/MEND_PARALLEL/llama-7b-fsdp2.yaml"
 
 
 class Alone(Processes):
@@ -235,10 +245,62 @@ def a_run_is_resumed_with_another_number_of_processes() -> None:
         dist.barrier()
 
 
+def the_example_file_splits_a_model_and_trains_on_it() -> None:
+    model = plain_model()
+    target, base = folder("example"), folder("example-base")
+    if dist.get_rank() == 0:
+        model.save_pretrained(base)
+        toy_tokenizer().save_pretrained(base)
+        write_facts(base / "facts.jsonl")
+        values = yaml.safe_load(EXAMPLE.read_text()) | {
+            "model_name": str(base),
+            "tokenizer_name": str(base),
+            "tokenizer_class": "AutoTokenizer",
+            "inner_params": toy_targets(model),
+            "rank": 8,
+            "max_iters": 2,
+            "accumulate_bs": 1,
+        }
+        (base / "run.yaml").write_text(yaml.safe_dump(values))
+    dist.barrier()
+    hparams = MENDParallelTrainingHparams.from_hparams(base / "run.yaml")
+    loaded, _ = load_model(hparams, torch.device("cpu"))
+    held = sum(part.numel() for part in shards(loaded).values())
+    assert held < 0.6 * model.num_parameters()
+    assert next(loaded.parameters()).dtype == torch.bfloat16
+    facts_file = base / "facts.jsonl"
+    with patched(Accelerator, "end_training", lambda _: None):  # it ends all communication
+        command(base / "run.yaml", facts_file, facts_file, target, None, False, None, None)
+    dist.barrier()
+    assert load_archive(target / "archive.safetensors").header["step"] == 2
+    _, header = read_tensors(target / "last.safetensors")
+    assert header["progress"]["configuration"]["edits_per_step"] == 2, "one of each process"
+    values = yaml.safe_load((base / "run.yaml").read_text())
+    values["model_kwargs"]["distributed_config"]["fsdp_size"] = 3
+    with pytest.raises(HparamsError, match=r"cannot be split as .* processes, but world_size is 2"):
+        load_model(MENDParallelTrainingHparams(**values))
+
+
+def write_facts(path: Path) -> None:
+    lines = [
+        {
+            "prompt": fact.request.prompt,
+            "target_new": fact.request.target_new,
+            "rephrases": list(fact.rephrases),
+            "subject": fact.subject,
+            "relation": fact.relation,
+        }
+        for fact in facts()
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
 def what_cannot_be_trained_on_is_refused_by_its_name() -> None:
     plain = plain_model()
     with pytest.raises(TrainingError, match=r"embed_tokens\.weight is split by tensor parallelism"):
         trainer("refused", models.load(plain))
+    with pytest.raises(TrainingError, match=r"2 processes were started .* knows of 1: each would"):
+        Processes(SimpleNamespace(num_processes=1))  # as accelerate is by itself without a GPU
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     with pytest.raises(TrainingError, match=r"asks for FSDP \(use_fsdp\), .*fsdp_size"):
         trainer("refused", copy.deepcopy(plain))
@@ -258,5 +320,6 @@ CLAIMS = (
     edits_that_are_solved_together_are_those_of_processes_with_whole_models,
     processes_with_fewer_facts_measure_what_one_measures,
     a_run_is_resumed_with_another_number_of_processes,
+    the_example_file_splits_a_model_and_trains_on_it,
     what_cannot_be_trained_on_is_refused_by_its_name,
 )
