@@ -65,15 +65,15 @@ def _loaded(
     try:
         with _quiet():
             return loader.from_pretrained(name, **options_for(field, name, known), **options)
-    except (OSError, ValueError) as error:
-        raise HparamsError(f"{field} {name!r} cannot be loaded: {error}") from error
-    except RuntimeError as error:
-        if "distributed_config" not in options:
+    except (OSError, ValueError, RuntimeError) as error:
+        if "distributed_config" in options:
+            raise HparamsError(
+                f"{field} {name!r} cannot be split as distributed_config says: {error}. Start as "
+                "many processes as it names (torchrun --nproc-per-node N), or change it"
+            ) from error
+        if isinstance(error, RuntimeError):
             raise
-        raise HparamsError(
-            f"{field} {name!r} cannot be split as distributed_config says: {error}. Start as many "
-            "processes as it names (torchrun --nproc-per-node N), or change it"
-        ) from error
+        raise HparamsError(f"{field} {name!r} cannot be loaded: {error}") from error
 
 
 @contextmanager
