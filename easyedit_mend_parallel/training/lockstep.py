@@ -1,5 +1,5 @@
-"""Keeps the processes of a run in step where they share one base model (FSDP2): each has texts of
-its own, and all make the same forward passes.
+"""Keeps the processes of a run in step where they share one base model (FSDP2, ZeRO-3): each has
+texts of its own, and all make the same forward passes.
 
 Refuses base models and launchers with which they could not. Knows no losses and no optimizer.
 """
@@ -18,8 +18,7 @@ from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.forward.batch import batch_of
 from easyedit_mend_parallel.forward.layout import ask_beforehand
 from easyedit_mend_parallel.forward.texts import Text, Texts
-from easyedit_mend_parallel.weights import zero3
-from easyedit_mend_parallel.weights.engines import is_gathered
+from easyedit_mend_parallel.weights.engines import is_gathered, refuse_engines
 from easyedit_mend_parallel.weights.sharding import tensor_parallel_name
 from easyedit_mend_parallel.weights.target import Target
 
@@ -34,14 +33,9 @@ LAUNCHERS = {
 
 
 def refuse_untrainable(model: nn.Module) -> None:
-    """Raise TrainingError for a base model that is split between processes in a way in which no
-    hypernetwork can be trained."""
-    if zero3.gathers(model, ""):
-        raise TrainingError(
-            "the base model is partitioned by DeepSpeed ZeRO-3, over which no hypernetwork can be "
-            "trained yet, though it can be edited: load it with a device_map, whole in each "
-            f"process, or {SPLIT_IT}"
-        )
+    """Raise TrainingError for a base model that tensor parallelism splits between processes, and
+    PlacementError for one that an engine splits in a way that this package does not know."""
+    refuse_engines(model)
     name = tensor_parallel_name(model)
     if name is not None:
         raise TrainingError(

@@ -1,7 +1,8 @@
 """Communication of training processes: statistics, gradients and measurements.
 
-Each process has the whole base model (on its devices), or a part of one that FSDP2 splits, and a
-copy of the hypernetwork; accelerate does the communication. A single process communicates nothing.
+Each process has the whole base model (on its devices), or a part of one that an engine splits, and
+a copy of the hypernetwork; accelerate does the communication. A single process communicates
+nothing.
 """
 
 from __future__ import annotations

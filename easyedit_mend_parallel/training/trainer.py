@@ -81,7 +81,7 @@ class Trainer:
     same steps as an uninterrupted run. `archive` names a network to start from.
 
     The model's weights are frozen and do not change. Raises DataError, HparamsError,
-    ArchiveError or TrainingError.
+    ArchiveError, PlacementError or TrainingError.
     """
 
     def __init__(
