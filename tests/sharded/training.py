@@ -201,6 +201,26 @@ def edits_that_are_solved_together_are_those_of_processes_with_whole_models() ->
     assert_same_change(changed, expected, now, 2 * BOUND)
 
 
+def what_one_process_lost_of_the_kept_states_is_computed_again() -> None:
+    plain = plain_model()
+    options = {
+        "trunk_folder": str(folder("kept")),
+        "trunk_memory": 0,
+        "trunk_disk": "1MiB",
+        "continuation_positions": 2,
+        "max_iters": 1,
+    }
+    first = trainer("kept-first", split(plain), **options)
+    expected, _ = moved(first)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        assert list((folder("kept") / "process-1").iterdir())
+        shutil.rmtree(folder("kept") / "process-1")
+    dist.barrier()
+    changed, _ = moved(trainer("kept-second", split(plain), **options))
+    assert_same_change(changed, expected, state(first), BOUND)
+
+
 def processes_with_fewer_facts_measure_what_one_measures() -> None:
     plain = plain_model()
     for number in (5, 1):  # the last process has two, or none
@@ -318,6 +338,7 @@ CLAIMS = (
     a_model_that_computes_in_bfloat16_is_trained_on_as_in_one_process,
     blocks_below_the_targets_are_not_gathered_by_a_step,
     edits_that_are_solved_together_are_those_of_processes_with_whole_models,
+    what_one_process_lost_of_the_kept_states_is_computed_again,
     processes_with_fewer_facts_measure_what_one_measures,
     a_run_is_resumed_with_another_number_of_processes,
     the_example_file_splits_a_model_and_trains_on_it,
