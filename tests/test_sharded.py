@@ -23,10 +23,19 @@ def test_everything_holds_on_a_split_model(
     _run(processes, tmp_path, subtests)
 
 
+def test_everything_holds_of_training_on_a_split_model(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    _run(2, tmp_path, subtests, SHARDED_CLAIMS="training")
+
+
+@pytest.mark.parametrize("claims", ["partitioned", "partitioned_training"])
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_everything_holds_on_a_partitioned_model(tmp_path: Path, subtests: pytest.Subtests) -> None:
+def test_everything_holds_on_a_partitioned_model(
+    claims: str, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
     # DeepSpeed replaces functions of torch, so its claims have processes of their own.
-    _run(2, tmp_path, subtests, SHARDED_CLAIMS="partitioned", DS_ACCELERATOR="cpu")
+    _run(2, tmp_path, subtests, SHARDED_CLAIMS=claims, DS_ACCELERATOR="cpu")
 
 
 def _run(processes: int, folder: Path, subtests: pytest.Subtests, **variables: str) -> None:

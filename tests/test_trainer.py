@@ -246,6 +246,12 @@ def test_what_cannot_be_run_is_refused(
         trainer(tmp_path, **options).run()
 
 
+def test_a_key_of_another_trainer_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(HparamsError, match="early_stop_key is 'edit/acc_val'"):
+        trainer(tmp_path, early_stop_key="edit/acc_val")
+    trainer(tmp_path, early_stop_key="edit/acc_val", of=data(validation=()))
+
+
 def test_an_example_without_a_text_that_shall_stay_is_refused() -> None:
     lonely = [replace(facts()[0], relation=None)]
     with pytest.raises(DataError, match="has no text that must not change"):

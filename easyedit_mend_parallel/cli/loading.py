@@ -17,6 +17,7 @@ from easyedit_mend_parallel.cli.hub import TOKENIZER_FILES, options_for
 from easyedit_mend_parallel.errors import HparamsError
 from easyedit_mend_parallel.hparams import MendHparams
 from easyedit_mend_parallel.weights.placement import as_device
+from easyedit_mend_parallel.weights.whole import is_distributed
 
 UNUSED = ("torchvision", "timm")
 """Packages that transformers imports where they are installed; no text model needs them."""
@@ -27,7 +28,8 @@ def load_model(hparams: MendHparams, device: torch.device | None = None) -> tupl
 
     `model_kwargs` are passed to `from_pretrained`. If they have no device map, `model_parallel`
     means `device_map="auto"`. Without a map, the model goes to `device`; by default to
-    `hparams.device` if this machine has an accelerator, else to the CPU.
+    `hparams.device` if this machine has an accelerator, else to the CPU. A `distributed_config`
+    splits it over the processes, and each part stays on the device of its process.
 
     Raises HparamsError for a class that transformers does not have, or for a model or a tokenizer
     that cannot be loaded; without a network at once.
@@ -36,7 +38,7 @@ def load_model(hparams: MendHparams, device: torch.device | None = None) -> tupl
         model, tokenizer = hparams.model_name
         return model.eval(), tokenizer
     options = dict(hparams.model_kwargs or {})
-    if hparams.model_parallel:
+    if hparams.model_parallel and "distributed_config" not in options:
         options.setdefault("device_map", "auto")
     if hparams.half:
         options.setdefault("dtype", torch.float16)
@@ -51,7 +53,7 @@ def load_model(hparams: MendHparams, device: torch.device | None = None) -> tupl
         tokenizer_class, field, hparams.tokenizer_name or hparams.model_name, TOKENIZER_FILES, {}
     )
     model = _loaded(model_class, "model_name", hparams.model_name, ("config.json",), options)
-    if "device_map" not in options:
+    if "device_map" not in options and not any(map(is_distributed, model.parameters())):
         model.to(device if device is not None else _own_device(hparams))
     return model.eval(), tokenizer
 
@@ -63,7 +65,14 @@ def _loaded(
     try:
         with _quiet():
             return loader.from_pretrained(name, **options_for(field, name, known), **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if "distributed_config" in options:
+            raise HparamsError(
+                f"{field} {name!r} cannot be split as distributed_config says: {error}. Start as "
+                "many processes as it names (torchrun --nproc-per-node N), or change it"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
         raise HparamsError(f"{field} {name!r} cannot be loaded: {error}") from error
 
 

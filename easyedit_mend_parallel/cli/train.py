@@ -43,13 +43,12 @@ def command(
     With --scope-only no hypernetwork is trained: OUT gets the archive that CONFIG names with a
     scope in it, which `apply: scoped` uses.
     """
-    from accelerate import Accelerator
-
     from easyedit_mend_parallel.cli.loading import load_model
     from easyedit_mend_parallel.evaluation.data import read_examples
     from easyedit_mend_parallel.hparams import MENDParallelTrainingHparams
     from easyedit_mend_parallel.training.curves import draw_curves
     from easyedit_mend_parallel.training.length_filter import Data
+    from easyedit_mend_parallel.training.processes import accelerator_of
     from easyedit_mend_parallel.training.scope_only import train_scope_only
     from easyedit_mend_parallel.training.trainer import Trainer
 
@@ -58,7 +57,7 @@ def command(
         hparams.model_name = hparams.tokenizer_name = model
     folder = out or Path(hparams.results_dir)
     data = Data(*read_examples(train), *(read_examples(evaluation) if evaluation else ()))
-    accelerator = Accelerator(
+    accelerator = accelerator_of(
         mixed_precision=mixed_precision,
         log_with="tensorboard" if tensorboard else None,
         project_dir=folder,

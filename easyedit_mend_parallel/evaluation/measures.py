@@ -31,6 +31,7 @@ from easyedit_mend_parallel.evaluation.questions import (
 from easyedit_mend_parallel.forward.texts import Text, Texts
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
 from easyedit_mend_parallel.method.mend import propose
+from easyedit_mend_parallel.weights.engines import is_gathered
 from easyedit_mend_parallel.weights.target import Target
 from easyedit_mend_parallel.weights.update import LowRankUpdate, attached
 
@@ -103,7 +104,8 @@ def measure_edits(
 
     `editing` is a trained network, or a function from requests to updates. Each example is
     also compared on one of its unrelated texts, or else on one of `unrelated`, in turn. With
-    `share` (i, n), only every n-th example from the i-th on is measured: the part of process i.
+    `share` (i, n), only every n-th example from the i-th on is measured: the part of process i. If
+    the processes hold one model together, all make as many forward passes as the one with the most.
     """
     if isinstance(editing, Hypernetwork):
         network = editing
@@ -113,10 +115,13 @@ def measure_edits(
 
     found: list[Measurement] = []
     numbered = list(enumerate(examples))[share[0] :: share[1]]
+    together = share[1] > 1 and is_gathered(texts.model)
+    count = -(-len(examples) // share[1]) if together else len(numbered)
     with torch.no_grad():
-        for start in range(0, len(numbered), batch_size):
+        for start in range(0, count, batch_size):
             part = numbered[start : start + batch_size]
-            found += _measured(texts, targets, editing, part, unrelated)
+            measured = _measured(texts, targets, editing, part or [(0, examples[0])], unrelated)
+            found += measured if part else []
             progress(start + len(part))
     return found
 

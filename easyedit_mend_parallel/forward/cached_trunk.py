@@ -21,6 +21,7 @@ from easyedit_mend_parallel.forward.batch import IGNORED, Batch
 from easyedit_mend_parallel.forward.calling import called_with
 from easyedit_mend_parallel.forward.capture import evaluating
 from easyedit_mend_parallel.forward.hidden_state_cache import HiddenStateCache
+from easyedit_mend_parallel.forward.label_logits import LabelLogits
 from easyedit_mend_parallel.forward.trunk import (
     ForwardStopped,
     Resumed,
@@ -28,10 +29,12 @@ from easyedit_mend_parallel.forward.trunk import (
     is_above,
     nearly_equal,
 )
+from easyedit_mend_parallel.weights.engines import gathers, reshard
 from easyedit_mend_parallel.weights.gate import Gate
 from easyedit_mend_parallel.weights.offload import RAM, find_holder, kept_weight
+from easyedit_mend_parallel.weights.ranks import Ranks
 from easyedit_mend_parallel.weights.target import Target
-from easyedit_mend_parallel.weights.whole import whole_tensor
+from easyedit_mend_parallel.weights.whole import local_part, whole_tensor
 
 MEMORY_LIMIT = 1 << 30
 """Default memory for hidden states, in bytes."""
@@ -56,6 +59,9 @@ class CachedTrunk(Trunk):
 
     Raises NoTrunkError for targets that are not in one list of blocks, and for an encoder-decoder
     model; TrunkError for a folder with states of another model.
+
+    Several processes that hold one model resume batches of their own, but all make the same calls:
+    where one of them has a text without states, the others pass the trunk, too.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class CachedTrunk(Trunk):
             disk_limit=disk_limit,
             folder=folder,
         )
+        self._ranks = Ranks.of(model)
         self._versions = self._seen_versions(model)
         self._causal: bool | None = None
         self._checked = False
@@ -133,23 +140,30 @@ class CachedTrunk(Trunk):
             self._causal = nearly_equal(whole[: len(beginning)], beginning)
         found = {ids: self.kept.get(ids) for ids, _ in texts}
         missing = [(ids, prompt) for ids, prompt in dict(texts).items() if found[ids] is None]
-        if missing:
-            computed = self._computed(model, [ids for ids, _ in missing])
-            for (ids, prompt), states in zip(missing, computed, strict=True):
+        if self._ranks.any(bool(missing)):
+            computed = self._computed(model, [ids for ids, _ in missing or texts[:1]])
+            for (ids, prompt), states in zip(missing, computed[: len(missing)], strict=True):
                 found[ids] = states
                 self.kept.put(ids, states, beginning=prompt if self._causal else 0)
         return [states for ids, _ in texts for states in [found[ids]] if states is not None]
 
     @torch.no_grad()
     def _computed(self, model: nn.Module, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """The states of texts, from a forward that ends where the lowest target's block begins."""
+        """The states of texts, from a forward that ends where the lowest target's block begins.
+
+        An engine that gathers weights has to see the end of the pass: the output layer then gets
+        one token.
+        """
         width = max(map(len, texts))
         padding = [[0] * (width - len(ids)) for ids in texts]
         padded = [[*ids, *rest] for ids, rest in zip(texts, padding, strict=True)]
         mask = [[1] * len(ids) + rest for ids, rest in zip(texts, padding, strict=True)]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+        whole = gathers(model, f"{self.blocks}.{self.lowest}")
+        shape, one = inputs["input_ids"].shape, torch.zeros(1, dtype=torch.long)
         with (
-            self.caught(model, stop=True) as caught,
+            self.caught(model, stop=not whole) as caught,
+            LabelLogits(shape, one, one).before_output_layer(model),
             evaluating(model),
             suppress(ForwardStopped),
             interrupts_pass(),
@@ -181,11 +195,13 @@ class CachedTrunk(Trunk):
     def _seen_versions(self, model: nn.Module) -> list[Any]:
         """Values that change with any weight of the trunk. Cheap; valid in this process only."""
         seen: list[Any] = []
+        reshard(model)
         for name, parameter in model.named_parameters():
             if is_above(name, f"{self.blocks}.", self.lowest):
                 continue
             if parameter.device.type != "meta":
-                seen.append((name, parameter.data_ptr(), parameter._version))
+                here = local_part(parameter)
+                seen.append((name, here.data_ptr(), here._version))
                 continue
             holder = find_holder(model, name)
             if holder is not None and holder.kept == RAM:

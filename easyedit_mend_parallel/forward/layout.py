@@ -118,6 +118,19 @@ def refuse_felt_padding(model: nn.Module, batch: Batch, losses: Tensor) -> None:
     _reads_masks.add(model)
 
 
+@torch.no_grad()
+def ask_beforehand(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
+    """Ask the model now, with `batch`, all that `refuse_felt_padding` and `refuse_other_layout` may
+    ask of a later batch. `batch` has two sequences, of different lengths.
+
+    For processes that hold one model together and give it batches of their own: whether a batch
+    makes the model run once more depends on its texts. All of them call this with the same batch.
+    Raises TargetError as `refuse_felt_padding` does.
+    """
+    refuse_felt_padding(model, batch, batch.losses_on(model))
+    _look(model, [target for target in targets if target.expert is None], batch)
+
+
 def _answered(labels: Tensor) -> Tensor:
     """(B, T): true up to the last label of each sequence."""
     return (labels.cpu() != IGNORED).flip(1).cumsum(1).flip(1) > 0
@@ -125,6 +138,14 @@ def _answered(labels: Tensor) -> Tensor:
 
 def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
     """Let the model read one sequence at two places of a batch: its rows have to be the same."""
+    _look(model, targets, batch)
+    for target in targets:
+        if not _in_order.get(target.layer(model), True):
+            raise _mixed(target, "does not see the tokens of one sequence after those of another")
+
+
+def _look(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
+    """Note for each target's layer whether its rows are in order, if that is not known."""
     new = {target.name: target for target in targets if target.layer(model) not in _in_order}
     ids = batch.inputs.get("input_ids")
     if new and ids is not None:  # a batch that starts from hidden states was checked whole
@@ -142,9 +163,6 @@ def _ask(model: nn.Module, targets: Sequence[Target], batch: Batch) -> None:
             batch.taken(chosen, torch.arange(3)).call(model)
         for name, target in new.items():
             _in_order[target.layer(model)] = name in seen and _same_ends(seen[name])
-    for target in targets:
-        if not _in_order.get(target.layer(model), True):
-            raise _mixed(target, "does not see the tokens of one sequence after those of another")
 
 
 def _same_ends(rows: Tensor) -> bool:

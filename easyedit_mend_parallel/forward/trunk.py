@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easyedit_mend_parallel.errors import NoTrunkError
 from easyedit_mend_parallel.forward.batch import Batch
 from easyedit_mend_parallel.forward.calling import takes
+from easyedit_mend_parallel.weights.engines import left_out
 from easyedit_mend_parallel.weights.placement import execution_hook
 from easyedit_mend_parallel.weights.target import Target
 
@@ -94,7 +95,8 @@ class Trunk:
             return args, {**kwargs, "hidden_states": here}
 
         before = [block.__dict__.get("forward") for block in below]
-        with lowest.register_forward_pre_hook(enter, with_kwargs=True, prepend=True):
+        entering = lowest.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        with entering, left_out(below):
             try:
                 for block in below:
                     block.forward = _HandingOn(self._in_tuple)

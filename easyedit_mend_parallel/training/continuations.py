@@ -17,6 +17,7 @@ from easyedit_mend_parallel.files import written_whole
 from easyedit_mend_parallel.forward.cached_trunk import checksum
 from easyedit_mend_parallel.forward.continuing import AT_ONCE, TOKENS, generated
 from easyedit_mend_parallel.forward.texts import Text, Texts
+from easyedit_mend_parallel.weights.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class Continuations:
         """
         wanted = {text: wanted[text] for text in wanted if not self._ends_itself(text)}
         missing = [text for text in wanted if _key(text, wanted[text]) not in self._kept]
+        ranks = Ranks.of(self._texts.model)
+        if not ranks.alone and ranks.any(bool(missing)):
+            missing = list(wanted)  # processes that hold one model generate the same texts
         missing.sort(key=lambda text: (wanted[text], len(self._ids(text))))
         done = 0
         while done < len(missing):

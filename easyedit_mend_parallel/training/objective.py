@@ -127,6 +127,11 @@ def measure_edited(
         for number, sample in enumerate(chosen)
         for text in sample.locality
     ]
+    # Positions are drawn for each text of an example, whatever else is in its batch.
+    seeds = [f"{sample.seed}/{n}" for sample in chosen for n in range(len(sample.locality))]
+    after_seeds = [
+        f"{sample.seed}/after{n}" for sample in chosen for n in range(len(sample.prompts))
+    ]
     batch = texts.batch([text for _, text in tried + preserved])
     route = edited_by[[number for number, _ in tried + preserved]]
     labelled = [target_positions(batch, row) for row in range(len(tried))]
@@ -135,9 +140,7 @@ def measure_edited(
             len(tried) + row,
             number,
             text,
-            some_positions(
-                batch, len(tried) + row, how.locality_positions, f"{chosen[number].seed}/{row}"
-            ),
+            some_positions(batch, len(tried) + row, how.locality_positions, seeds[row]),
             after=False,
         )
         for row, (number, text) in enumerate(preserved)
@@ -147,11 +150,7 @@ def measure_edited(
             row,
             number,
             text,
-            _first_and_some(
-                continuation_positions(batch, row),
-                how.n_continued,
-                f"{chosen[number].seed}/after{row}",
-            ),
+            _first_and_some(continuation_positions(batch, row), how.n_continued, after_seeds[row]),
             after=True,
         )
         for row, (number, text) in enumerate(tried)

@@ -1,13 +1,15 @@
 """Communication of training processes: statistics, gradients and measurements.
 
-Each process has the whole base model (on its devices) and a copy of the hypernetwork; accelerate
-does the communication. A single process communicates nothing.
+Each process has the whole base model (on its devices), or a part of one that an engine splits, and
+a copy of the hypernetwork; accelerate does the communication. A single process communicates
+nothing.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +21,29 @@ from easyedit_mend_parallel.errors import TrainingError
 Item = TypeVar("Item")
 
 
+def accelerator_of(**options: Any) -> Accelerator:
+    """accelerate's `Accelerator` of this process, made with `options`.
+
+    On a machine without an accelerator it is told so: started by torchrun there, accelerate would
+    otherwise take each process for the only one.
+    """
+    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+
+
 class Processes:
-    """The processes of one run, as accelerate started them."""
+    """The processes of one run, as accelerate started them.
+
+    Raises TrainingError if accelerate does not know of all that were started together.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        started = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+        if started != accelerator.num_processes:
+            raise TrainingError(
+                f"{started} processes were started together, and accelerate knows of "
+                f"{accelerator.num_processes}: each would train alone. Without an accelerator, use "
+                "Accelerator(cpu=True); or start the processes with `accelerate launch`"
+            )
         self.accelerator = accelerator
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ from easyedit_mend_parallel.training.checkpoint import (
 )
 from easyedit_mend_parallel.training.gradient_watch import GradientWatch
 from easyedit_mend_parallel.training.length_filter import Data, fitting_data
+from easyedit_mend_parallel.training.lockstep import (
+    ask_in_step,
+    refuse_launcher,
+    refuse_untrainable,
+)
 from easyedit_mend_parallel.training.metrics import Metrics, selection_value
-from easyedit_mend_parallel.training.objective import Measured, measure_step
+from easyedit_mend_parallel.training.objective import Measured, measure_step, request_of
 from easyedit_mend_parallel.training.optimization import Rates, make_optimizer
 from easyedit_mend_parallel.training.preparation import (
     draw_continuations,
@@ -47,12 +53,13 @@ from easyedit_mend_parallel.training.preparation import (
     options_to_keep,
     solve_options,
 )
-from easyedit_mend_parallel.training.processes import Processes
+from easyedit_mend_parallel.training.processes import Processes, accelerator_of
+from easyedit_mend_parallel.training.run_configuration import comparable, configuration_of
 from easyedit_mend_parallel.training.sampling import Sample, Sampler
 from easyedit_mend_parallel.training.screen import Screen
 from easyedit_mend_parallel.training.solved_step import measure_solved_step
 from easyedit_mend_parallel.training.solving import StepSolver, group_sizes
-from easyedit_mend_parallel.weights.engines import refuse_training
+from easyedit_mend_parallel.weights.engines import reshard
 from easyedit_mend_parallel.weights.placement import network_home
 from easyedit_mend_parallel.weights.target import find_targets
 
@@ -74,7 +81,7 @@ class Trainer:
     same steps as an uninterrupted run. `archive` names a network to start from.
 
     The model's weights are frozen and do not change. Raises DataError, HparamsError,
-    ArchiveError or TrainingError.
+    ArchiveError, PlacementError or TrainingError.
     """
 
     def __init__(
@@ -90,10 +97,12 @@ class Trainer:
         resume: bool = False,
         quiet: bool = False,
     ) -> None:
-        refuse_training(model)
+        refuse_untrainable(model)
         self.hparams, self.folder, self.minutes, self.resume = hparams, folder, minutes, resume
-        self.processes = Processes(accelerator or Accelerator())
+        self.processes = Processes(accelerator or accelerator_of())
+        refuse_launcher(self.processes.accelerator, model)
         self.screen = Screen(quiet or not self.processes.accelerator.is_main_process)
+        reshard(model)  # of weights that FSDP2 left whole, the shards are parameters of their own
         self.model = model.requires_grad_(False).eval()
         names, config = hparams.targets_and_network()
         self.targets = find_targets(model, names)
@@ -119,12 +128,21 @@ class Trainer:
         self.network.to(network_home(model, self.targets, hparams.network_device))
         self.optimizer = make_optimizer(hparams.opt, self.network, hparams.lr, hparams.lr_lr)
         self.rates = Rates(hparams.lr_schedule, self.optimizer, self.steps)
-        self.progress = Progress(configuration=self._configuration())
+        identity = configuration_of(
+            hparams,
+            self.targets,
+            processes=self.processes.count,
+            examples=len(self.data.train),
+            steps=self.steps,
+        )
+        self.progress = Progress(configuration=identity)
         self.continued: dict[Text, Text] = {}
         self.solver: StepSolver | None = None
         self.solving: Aggregate | None = None
         self.evaluations: list[Scores] = []
         self._value = partial(selection_value, hparams)
+        if self.data.validation:
+            self._value([])  # refuses another trainer's key now, not after the first evaluation
 
     @interrupts_held()
     def run(self) -> Path:
@@ -219,12 +237,12 @@ class Trainer:
         checkpoint = self.folder / CHECKPOINT
         if self.resume:
             found = load_checkpoint(checkpoint, self.network, self.optimizer)
-            if found.configuration != self.progress.configuration:
+            if comparable(found.configuration) != self.progress.configuration:
                 raise TrainingError(
                     f"{checkpoint} was made with other hyperparameters or data: give those, or "
                     "another folder"
                 )
-            self.progress = found
+            self.progress = replace(found, configuration=self.progress.configuration)
         elif checkpoint.exists():
             raise TrainingError(
                 f"{self.folder} already has a run: continue it (--resume), or name another folder"
@@ -235,6 +253,7 @@ class Trainer:
         # A resumed run also computes the states of earlier steps: in other batches, bits differ.
         drawn = partial(self.sampling.drawn, self.steps)
         self.solving = options = solve_options(self.hparams)
+        ask_in_step(self.texts, self.targets, request_of(self.sampling.step(0)[0]))
         self.continued = draw_continuations(self.texts, drawn(), options, *given)
         keep_states(self.texts, self.targets, drawn(), self.continued, *given)
         self.solver = make_solver(self.texts, self.targets, self.continued, options, self.hparams)
@@ -321,20 +340,3 @@ class Trainer:
         if self.hparams.max_epochs is not None:
             return self.hparams.max_epochs * self.sampling.steps_per_epoch
         raise HparamsError("give max_iters (steps) or max_epochs: how long to train")
-
-    def _configuration(self) -> dict[str, Any]:
-        """What must be equal in a resumed run and in the run that it continues."""
-        names = ["batch_size", "accumulate_bs", "seed", "opt", "lr", "lr_lr"]
-        names += ["cedit", "cloc", "locality_examples", "neighbour_share", "locality_positions"]
-        names += ["lr_schedule", "continuation_positions", "target_space", "chat", "chat_share"]
-        if self.hparams.solved_edits > 1:
-            names += ["solved_edits", "aggregate", "aggregate_options"]
-        other_labels = {} if self.hparams.special_tokens_in_labels else {"special_tokens": False}
-        return {
-            **other_labels,
-            "inner_params": [target.name for target in self.targets],
-            **{name: getattr(self.hparams, name) for name in names},
-            "processes": self.processes.count,
-            "examples": len(self.data.train),
-            "steps": self.steps,
-        }

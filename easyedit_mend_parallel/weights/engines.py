@@ -4,12 +4,11 @@ DeepSpeed's ZeRO-3. Asks each of them, and refuses others. Knows nothing of how 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
-from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.weights import fully_sharded, zero3
 
 
@@ -18,6 +17,12 @@ def gathers(model: nn.Module, layer_name: str) -> bool:
     to see the end of the pass."""
     of_fsdp = fully_sharded.is_fully_sharded(model, layer_name)
     return of_fsdp or zero3.gathers(model, layer_name)
+
+
+def is_gathered(model: nn.Module) -> bool:
+    """Whether an engine gathers weights of the model, so that each process that holds a part of it
+    has to make the same forward passes."""
+    return any(map(fully_sharded.is_split, model.modules())) or zero3.gathers(model, "")
 
 
 def reshard(model: nn.Module, layer_name: str | None = None) -> None:
@@ -29,6 +34,14 @@ def reshard(model: nn.Module, layer_name: str | None = None) -> None:
     """
     fully_sharded.reshard(model, layer_name)
     zero3.reshard(model, layer_name)
+
+
+@contextmanager
+def left_out(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """While the context lasts, `modules` return what they are given: FSDP2 gathers no weights for
+    them. ZeRO-3 does."""
+    with fully_sharded.left_out(modules):
+        yield
 
 
 @contextmanager
@@ -44,19 +57,3 @@ def refuse_engines(model: nn.Module) -> None:
     write."""
     fully_sharded.refuse_flat_parameters(model)
     zero3.refuse(model)
-
-
-def refuse_training(model: nn.Module) -> None:
-    """Raise TrainingError for a base model whose weights an engine gathers: a training process has
-    texts of its own and ends some forward passes early, and an engine needs the same passes in
-    every process."""
-    by_engine = {
-        "sharded by fully_shard (FSDP2)": any(map(fully_sharded.is_split, model.modules())),
-        "partitioned by DeepSpeed ZeRO-3": zero3.gathers(model, ""),
-    }
-    for how, found in by_engine.items():
-        if found:
-            raise TrainingError(
-                f"the base model is {how}, over which no hypernetwork can be trained yet, though "
-                "it can be edited: load it with a device_map, or whole in each process"
-            )

@@ -6,7 +6,8 @@ while its layer computes. Knows nothing of how a weight is split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -35,6 +36,31 @@ def reshard(model: nn.Module, layer_name: str | None = None) -> None:
     for module in modules:
         if is_split(module):
             module.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def left_out(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """While the context lasts, a call of one of `modules` gathers no weights, since it needs none.
+
+    Modules that share a group with others (`fully_shard([one, other])`) are still gathered: FSDP2
+    has to see a call of each.
+    """
+    hooked = [module for module in modules if is_split(module) and _is_alone(module)]
+    names = ("_forward_pre_hooks", "_forward_hooks")
+    kept = [{name: vars(module)[name] for name in names} for module in hooked]
+    try:
+        for module in hooked:
+            vars(module).update({name: OrderedDict() for name in names})
+        yield
+    finally:
+        for module, hooks in zip(hooked, kept, strict=True):
+            vars(module).update(hooks)
+
+
+def _is_alone(module: nn.Module) -> bool:
+    """Whether FSDP2 gathers the weights of `module` for it alone. False if it does not say."""
+    state = getattr(module, "_get_fsdp_state", lambda: None)()
+    return len(getattr(state, "_modules", ())) == 1
 
 
 @contextmanager

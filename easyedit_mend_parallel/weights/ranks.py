@@ -131,6 +131,10 @@ class Ranks:
         apart = numbers.max() - numbers.min()
         return bool(apart <= tolerance * numbers.abs().max())
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any process; the same on all of them. Waits for all."""
+        return bool(self.gathered(float(mine)).any())
+
     def gathered(self, number: float) -> Tensor:
         """The numbers of all processes (ranks,), in order, in fp64. Waits for all of them."""
         if self._all is None:

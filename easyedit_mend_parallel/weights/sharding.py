@@ -180,6 +180,22 @@ def _tensor_parallel_dimension(weight: Any, target: Target) -> int | None:
     return copies + 1 if others else None
 
 
+def tensor_parallel_name(model: nn.Module) -> str | None:
+    """The first parameter that is split by more than FSDP2 and its copies; None if none is."""
+    from torch.distributed.tensor import Replicate
+
+    reshard(model)
+    for name, weight in model.named_parameters():
+        if not is_sharded(weight):
+            continue
+        split: Any = weight
+        copies = int(split.device_mesh.ndim > 1 and isinstance(split.placements[0], Replicate))
+        of_fsdp = is_fully_sharded(model, name.rpartition(".")[0])
+        if not of_fsdp or split.device_mesh.ndim > copies + 1:
+            return name
+    return None
+
+
 def flat_mesh(mesh: DeviceMesh, of: str) -> DeviceMesh:
     """`mesh`. Raises PlacementError if it has more than one dimension, or is one of several with
     pipeline stages."""

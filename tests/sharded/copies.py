@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from sharded import claims, failures, keeping
+from sharded import claims, failures, keeping, training
 from sharded.fully import again, run, split, split_twice
 from sharded.models import (
     CHECKPOINTS,
@@ -124,4 +124,6 @@ CLAIMS = (
         ),
     ),
     what_is_kept_of_a_model_that_is_split_twice_is_as_of_one_process,
+    training.copies_of_shards_learn_what_one_process_learns,
+    training.a_model_that_is_split_twice_is_refused,
 )

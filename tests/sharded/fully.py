@@ -41,11 +41,9 @@ from toys import OBSERVED, REQUEST, REQUESTS, same_bits, tokenizer_for, toy_mode
 from transformers.distributed import DistributedConfig
 
 from easyedit_mend_parallel import Journal, PlacementError, save_edited
-from easyedit_mend_parallel.errors import TrainingError
 from easyedit_mend_parallel.forward.batch import make_batch
 from easyedit_mend_parallel.forward.requests import as_requests
 from easyedit_mend_parallel.method.hypernetwork import Hypernetwork
-from easyedit_mend_parallel.training.trainer import Trainer
 
 
 def split(model: Any, root: bool = True, **options: Any) -> Any:
@@ -272,12 +270,6 @@ def what_cannot_be_edited_is_refused_by_its_name() -> None:
             editor_of(model, network, names)
 
 
-def no_hypernetwork_is_trained_over_shards() -> None:
-    nothing: Any = None
-    with pytest.raises(TrainingError, match=r"sharded by fully_shard \(FSDP2\)"):
-        Trainer(split(plain_model()), nothing, nothing, nothing, models.CHECKPOINTS)
-
-
 def a_model_on_a_mesh_of_one_process_is_edited_alone() -> None:
     plain = plain_model()
     names = [name for name in names_of(plain) if ".5." in name]
@@ -341,7 +333,6 @@ CLAIMS = (
     a_forward_pass_that_fails_on_every_rank_leaves_the_model_usable,
     training_goes_on_as_if_there_had_been_no_edit,
     what_cannot_be_edited_is_refused_by_its_name,
-    no_hypernetwork_is_trained_over_shards,
     a_model_on_a_mesh_of_one_process_is_edited_alone,
     ranks_that_split_the_model_in_different_ways_are_refused,
 )

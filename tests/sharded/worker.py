@@ -1,7 +1,8 @@
 """One process of a split model: runs and records the claims. Ends with an error where one fails.
 
 Started by tests/test_sharded.py. By hand, all of them or those that are named (those of HSDP with
-four processes, those of ZeRO-3 with SHARDED_CLAIMS=partitioned DS_ACCELERATOR=cpu):
+four processes, those of training with SHARDED_CLAIMS=training, those of ZeRO-3 with
+SHARDED_CLAIMS=partitioned or partitioned_training and DS_ACCELERATOR=cpu):
 
     PYTHONPATH=tests SHARDED_CHECKPOINTS=/tmp OMP_NUM_THREADS=1 python -m torch.distributed.run \
         --standalone --nproc-per-node 2 tests/sharded/worker.py only_rows_travel
@@ -24,7 +25,8 @@ from torch import distributed as dist
 COLLECTIVE_LIMIT = datetime.timedelta(seconds=40)
 """A process that waits in vain for the other fails after this."""
 KINDS = {2: "claims failures keeping scoped fully", 4: "copies"}
-"""{number of processes: modules of claims}. SHARDED_CLAIMS names others, such as `partitioned`."""
+"""{number of processes: modules of claims}. SHARDED_CLAIMS names others: `training`, and
+those of ZeRO-3."""
 
 
 def main(names: list[str]) -> None:
