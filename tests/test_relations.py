@@ -44,7 +44,8 @@ def test_no_text_is_in_both_parts_and_a_prompt_names_its_subject(
         }
         for part in ("train", "validation")
     )
-    assert train and validation
+    assert train
+    assert validation
     assert not train & validation
     for rows in written.values():
         for row in rows:

@@ -135,9 +135,8 @@ def handwritten() -> Iterator[tuple[str, Fact]]:
     data = read("handwritten.yaml")
     for parts in (PARTS, LATER):
         rng = random.Random(seed_of("handwritten", parts))
-        for part, (pool, targets, *prompts) in (
-            (part, frame) for part in parts for frame in data["frames"][part]
-        ):
+        frames = [(part, frame) for part in parts for frame in data["frames"][part]]
+        for part, (pool, targets, *prompts) in frames:
             subjects = data["pools"][pool][part]
             for number, subject in enumerate(subjects[:6]):
                 target = targets[(number + rng.randrange(2)) % len(targets)]
